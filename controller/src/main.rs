@@ -1,0 +1,2 @@
+//! The `imprint` command.
+fn main() {}

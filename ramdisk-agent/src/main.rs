@@ -1,0 +1,2 @@
+//! The `imprint-agent` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The end-to-end lab: machines, network and servers of the tests.
