@@ -1,0 +1,281 @@
+//! Work, its progress and its outcome.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ErrorKind;
+
+/// The answer to `GET /v1/agent/work`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Work {
+    /// Nothing to do now: ask again.
+    Idle,
+    /// Run this job, report, send the outcome.
+    Job(Box<JobSpec>),
+    /// Leave: the job is over.
+    Finish {
+        /// How to leave.
+        how: Finish,
+    },
+    /// A kind that a newer controller knows: treated as [`Work::Idle`].
+    #[serde(other)]
+    Unknown,
+}
+
+/// How a machine leaves the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// Restart; the firmware and the controller's boot script choose what boots next.
+    Reboot,
+    /// Power off.
+    PowerOff,
+    /// A way that a newer controller knows: treated as [`Finish::Reboot`].
+    #[serde(other)]
+    Unknown,
+}
+
+/// One job, as the worker gets it. The worker needs nothing else: the same text works by hand with `imprint-agent run -`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The job's id.
+    pub id: String,
+    /// The disk: a device path or a selector such as `serial=VBLK01`. `None`: the machine's only fixed disk, refused when there
+    /// are two.
+    #[serde(default)]
+    pub disk: Option<String>,
+    /// URL of the image, such as `nfs://10.0.0.5/images/debian-12.img.zst`.
+    pub image_url: String,
+    /// What to do.
+    #[serde(flatten)]
+    pub action: JobAction,
+}
+
+/// Capture or restore, with its options.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", content = "options", rename_all = "snake_case")]
+pub enum JobAction {
+    /// Save the disk as an image.
+    Capture(CaptureOptions),
+    /// Write the image to the disk.
+    Restore(RestoreOptions),
+}
+
+/// Options of a capture; the same names as on the command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CaptureOptions {
+    /// zstd level, 1 to 19.
+    pub level: i32,
+    /// What to do with a filesystem that was not shut down cleanly.
+    pub dirty: DirtyPolicy,
+    /// Free text kept in the manifest.
+    pub description: Option<String>,
+}
+
+impl Default for CaptureOptions {
+    fn default() -> Self {
+        Self { level: 3, dirty: DirtyPolicy::Refuse, description: None }
+    }
+}
+
+/// What to do with a filesystem that was not shut down cleanly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DirtyPolicy {
+    /// End with `source_not_clean`.
+    #[default]
+    Refuse,
+    /// Copy that partition whole, every block.
+    Raw,
+}
+
+/// Options of a restore; the same names as on the command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RestoreOptions {
+    /// The image's root hash in hex: anything else at the URL is refused. `None` trusts the file.
+    pub expect_root: Option<String>,
+    /// Write zeros to free space, so that a previous owner's data do not stay.
+    pub scrub_free: bool,
+}
+
+/// What the worker is busy with. In the order of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Looking at disks, mapping used blocks, making the plan.
+    Planning,
+    /// Capture: reading the disk, compressing, storing.
+    Capturing,
+    /// Restore: fetching, checking, writing.
+    Restoring,
+    /// Waiting until written bytes are durable.
+    Flushing,
+    /// Reading back what was stored or written and comparing it.
+    Verifying,
+    /// Publishing the image, or making the disk bootable.
+    Committing,
+    /// A stage that a newer agent knows.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Stage {
+    /// The text form, as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Planning => "planning",
+            Self::Capturing => "capturing",
+            Self::Restoring => "restoring",
+            Self::Flushing => "flushing",
+            Self::Verifying => "verifying",
+            Self::Committing => "committing",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// How far a stage has come. Also the line format of `--progress json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageProgress {
+    /// The stage.
+    pub stage: Stage,
+    /// Bytes of the disk that are done, holes included, so that `done_bytes / total_bytes` is the share.
+    pub done_bytes: u64,
+    /// Bytes of the disk to do; 0 if the stage does not count.
+    pub total_bytes: u64,
+    /// Bytes that went to or came from the store so far.
+    pub stored_bytes: u64,
+    /// Milliseconds since the stage began.
+    pub elapsed_ms: u64,
+    /// What the stage waits for, if it is stalled: `nfs server 10.0.0.5 does not answer (12 s)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalled: Option<String>,
+}
+
+/// Progress of a job, sent at most once a second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Grows by one with every report of one boot: older ones are dropped.
+    pub sequence: u64,
+    /// Where the job stands.
+    pub progress: StageProgress,
+}
+
+/// The end of a job. Sent again until the controller has answered 200.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum Outcome {
+    /// Everything was done, flushed, read back and committed.
+    Succeeded(Box<Summary>),
+    /// It was not; the target does not boot, or the image was not published.
+    Failed(Failure),
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// For machines.
+    pub kind: ErrorKind,
+    /// For people: the chain of causes, in order.
+    pub message: String,
+}
+
+/// What a finished job did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Summary {
+    /// Of a capture.
+    Capture(CaptureSummary),
+    /// Of a restore.
+    Restore(RestoreSummary),
+}
+
+/// What a capture did. Times are wall clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CaptureSummary {
+    /// Root hash of the image, hex.
+    pub root: String,
+    /// Image id (UUID).
+    pub image_id: String,
+    /// Size of the disk.
+    pub disk_bytes: u64,
+    /// Bytes that the filesystems say they use, plus what was taken raw.
+    pub used_bytes: u64,
+    /// Bytes of the disk kept as data.
+    pub data_bytes: u64,
+    /// Size of the image.
+    pub stored_bytes: u64,
+    /// Stored bytes that were read again and compared before publishing.
+    pub reread_bytes: u64,
+    /// Reading, compressing and storing, in ms.
+    pub capture_ms: u64,
+    /// Waiting for durability, in ms.
+    pub flush_ms: u64,
+    /// Re-reading the store, in ms.
+    pub verify_ms: u64,
+    /// From start to published, in ms.
+    pub total_ms: u64,
+    /// Partitions that were taken raw, each with its reason.
+    pub raw: Vec<String>,
+}
+
+/// What a restore did. Times are wall clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RestoreSummary {
+    /// Root hash of the image, hex.
+    pub root: String,
+    /// Size of the image's disk.
+    pub disk_bytes: u64,
+    /// Size of the target.
+    pub target_bytes: u64,
+    /// Bytes fetched from the store.
+    pub fetched_bytes: u64,
+    /// Bytes written to the disk.
+    pub written_bytes: u64,
+    /// Bytes read back from the disk and compared.
+    pub readback_bytes: u64,
+    /// Fetching, checking and writing, in ms.
+    pub restore_ms: u64,
+    /// Waiting for durability, in ms.
+    pub flush_ms: u64,
+    /// Reading back, in ms.
+    pub verify_ms: u64,
+    /// From start to committed, in ms.
+    pub total_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_from_the_future_is_unknown() {
+        let work: Work = serde_json::from_str(r#"{"kind":"dance","tempo":3}"#).unwrap();
+        assert_eq!(work, Work::Unknown);
+    }
+
+    #[test]
+    fn a_job_survives_the_wire() {
+        let job = JobSpec {
+            id: "j1".into(),
+            disk: Some("serial=VBLK01".into()),
+            image_url: "nfs://10.0.0.5/images/a.img.zst".into(),
+            action: JobAction::Restore(RestoreOptions::default()),
+        };
+        let work = Work::Job(Box::new(job));
+        let text = serde_json::to_string(&work).unwrap();
+        assert_eq!(serde_json::from_str::<Work>(&text).unwrap(), work);
+    }
+
+    #[test]
+    fn options_may_be_left_out() {
+        let text = r#"{"id":"j","image_url":"/x","action":"capture","options":{}}"#;
+        let job: JobSpec = serde_json::from_str(text).unwrap();
+        assert_eq!(job.action, JobAction::Capture(CaptureOptions::default()));
+    }
+}
