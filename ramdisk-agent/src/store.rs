@@ -1,0 +1,178 @@
+//! Stores: where images lie.
+//!
+//! A store is a folder-like place named by a URL ([`StoreUrl`]): a path, or a share of an NFS server. Everything here blocks and
+//! is positional: [`open`] gives an [`ImageFile`] that several threads read at once, [`create`] a [`StoreWriter`] that only
+//! appends. A writer writes `NAME.partial`; only [`StoreWriter::publish`] gives it its name, and never over something that is
+//! there. What [`StoreWriter::commit`] reports is on stable storage as far as the server tells the truth;
+//! [`StoreWriter::reader`] reads it again so that a caller can see for itself.
+//!
+//! Servers that go away are waited for within a budget ([`Options`]); an [`Observer`] hears of it. Deliberately absent: caches,
+//! writing in the middle, credentials in URLs. `docs/stores.md` is the user's side of this.
+
+mod error;
+mod file;
+mod nfs;
+mod url;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+pub use error::StoreError;
+pub use url::{NfsUrl, StoreUrl, UrlError};
+
+/// What this module's functions return.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// What a writer adds to the final name while the image is not yet published.
+pub const PARTIAL_SUFFIX: &str = ".partial";
+
+/// Positional reads from something that does not change.
+pub trait ReadAt: Send + Sync {
+    /// Fills `buf` from `offset`.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()>;
+    /// Its length in bytes.
+    fn len(&self) -> std::io::Result<u64>;
+}
+
+/// An image in a store, opened for reading from any number of threads.
+///
+/// Reads fail with a [`std::io::Error`] that holds a [`StoreError`]; [`StoreError::find`] gets it back.
+pub trait ImageFile: ReadAt {
+    /// How long the image is, in bytes.
+    fn len_bytes(&self) -> u64;
+}
+
+/// An image being written.
+///
+/// Dropping a writer that was not published removes what it wrote, as far as the store can be reached.
+pub trait StoreWriter: Send {
+    /// Appends `data`. It may stay in memory until [`commit`](Self::commit); an error may belong to an earlier call.
+    fn append(&mut self, data: &[u8]) -> Result<()>;
+
+    /// Waits until everything appended is on stable storage and returns its length.
+    fn commit(&mut self) -> Result<u64>;
+
+    /// How many bytes were appended.
+    fn len(&self) -> u64;
+
+    /// Whether nothing was appended yet.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Opens what is committed for reading, past the caches of this side: a new connection, or a fresh file handle.
+    fn reader(&self) -> Result<Box<dyn ImageFile>>;
+
+    /// Commits what is left and gives the image its name. Fails, and leaves no image, when the name is taken by now.
+    fn publish(self: Box<Self>) -> Result<()>;
+
+    /// Gives up: removes what was written.
+    fn abort(self: Box<Self>) -> Result<()>;
+}
+
+/// Hears when a store does not answer.
+pub trait Observer: Send + Sync {
+    /// The store has not answered for a while; said again every few seconds with the new figure.
+    fn stalled(&self, what: &str);
+    /// It answers again.
+    fn resumed(&self);
+}
+
+/// How patient a store is, and who hears of it.
+#[derive(Clone)]
+pub struct Options {
+    /// How long a server may make no progress before an operation fails.
+    pub budget: Duration,
+    /// The same for the first contact, where a wrong address is likelier than an outage.
+    pub connect_budget: Duration,
+    /// How long a connection may be silent with a request outstanding before it is replaced.
+    pub silence: Duration,
+    /// Connections per open image or writer.
+    pub connections: usize,
+    /// Requests in flight over all connections of an open image or writer.
+    pub requests_in_flight: usize,
+    /// The largest read or write request in bytes; the server may want smaller ones.
+    pub request_bytes: u32,
+    /// Hears of stalls.
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            budget: Duration::from_secs(600),
+            connect_budget: Duration::from_secs(60),
+            silence: Duration::from_secs(60),
+            connections: 2,
+            requests_in_flight: 16,
+            request_bytes: 1 << 20,
+            observer: None,
+        }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("budget", &self.budget)
+            .field("connect_budget", &self.connect_budget)
+            .field("silence", &self.silence)
+            .field("connections", &self.connections)
+            .field("requests_in_flight", &self.requests_in_flight)
+            .field("request_bytes", &self.request_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A file in a store's folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name in the folder.
+    pub name: String,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+}
+
+/// Opens an image for reading, with the default [`Options`].
+pub fn open(url: &StoreUrl) -> Result<Box<dyn ImageFile>> {
+    open_with(url, &Options::default())
+}
+
+/// Opens an image for reading.
+pub fn open_with(url: &StoreUrl, options: &Options) -> Result<Box<dyn ImageFile>> {
+    match url {
+        StoreUrl::File(path) => file::open(path),
+        StoreUrl::Nfs(nfs) => nfs::open(nfs, options),
+    }
+}
+
+/// Starts to write an image: refuses when the name is taken, or when somebody else is writing it.
+///
+/// `image_id` tells this writer's file from another's after a cut-off.
+pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<dyn StoreWriter>> {
+    match url {
+        StoreUrl::File(path) => file::create(path),
+        StoreUrl::Nfs(nfs) => nfs::create(nfs, image_id, options),
+    }
+}
+
+/// Lists the files of a folder, `.partial` ones included, by name.
+pub fn list(folder: &StoreUrl) -> Result<Vec<Entry>> {
+    let mut entries = match folder {
+        StoreUrl::File(path) => file::list(path),
+        StoreUrl::Nfs(nfs) => nfs::list(nfs),
+    }?;
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+/// Removes an image.
+pub fn remove(url: &StoreUrl) -> Result<()> {
+    match url {
+        StoreUrl::File(path) => file::remove(path),
+        StoreUrl::Nfs(nfs) => nfs::remove(nfs),
+    }
+}

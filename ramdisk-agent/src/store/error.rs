@@ -1,0 +1,202 @@
+//! What can go wrong with a store, in words for people and a kind for machines.
+//!
+//! Every message names the image or server, the cause and what to do. URLs hold no secrets (the parser refuses them), so they
+//! may be shown.
+
+use std::io;
+
+use agent_api::ErrorKind;
+
+use super::url::UrlError;
+
+/// Why an operation on a store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The text is not a store URL.
+    #[error(transparent)]
+    Url(#[from] UrlError),
+    /// The final name is taken.
+    #[error(
+        "{url} exists already; images are never overwritten: choose another name or remove it first"
+    )]
+    Exists {
+        /// The image.
+        url: String,
+    },
+    /// Another writer holds the partial file.
+    #[error("{url} is being written by somebody else; wait for that capture or end it")]
+    Busy {
+        /// The partial image.
+        url: String,
+    },
+    /// Nothing of that name.
+    #[error("{url} does not exist; `imprint-agent ls` shows what is there")]
+    NotFound {
+        /// The image or folder.
+        url: String,
+    },
+    /// The store said no.
+    #[error("{doing} {url}: not permitted: {reason}")]
+    Denied {
+        /// What was being done, as a gerund.
+        doing: &'static str,
+        /// The image, folder or server.
+        url: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// No room, or over quota.
+    #[error(
+        "{url}: the store is full or over its quota; make room and start again (what was written has no image's name)"
+    )]
+    NoSpace {
+        /// The image.
+        url: String,
+    },
+    /// The server did not answer within the budget.
+    #[error("{what} for {seconds} s; check that the server runs and that this network reaches it")]
+    Unreachable {
+        /// Who does not answer, as a sentence without end.
+        what: String,
+        /// How long it was tried.
+        seconds: u64,
+        /// The last thing that went wrong.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The host name has no address.
+    #[error(
+        "the name {host} cannot be resolved; check its spelling and this machine's name servers"
+    )]
+    Resolve {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The local system failed an operation.
+    #[error("{doing} {url}")]
+    Io {
+        /// What was being done, as a gerund.
+        doing: &'static str,
+        /// The image or folder.
+        url: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The server answered with an error.
+    #[error("{doing} {url}: the server answered {status}")]
+    Server {
+        /// What was being done, as a gerund.
+        doing: &'static str,
+        /// The image or folder.
+        url: String,
+        /// The server's status.
+        status: String,
+    },
+    /// The server answered something that is not the protocol.
+    #[error("{doing} {url}: the server's answer is not valid: {reason}")]
+    Protocol {
+        /// What was being done, as a gerund.
+        doing: &'static str,
+        /// The image or folder.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The image is another one, or has another length, than when it was opened.
+    #[error("{url} was replaced or changed while it was being read; start again")]
+    Replaced {
+        /// The image.
+        url: String,
+    },
+    /// A read past the end.
+    #[error(
+        "{url} ends at byte {len_bytes}, but bytes up to {wanted} were asked for; it is truncated"
+    )]
+    PastEnd {
+        /// The image.
+        url: String,
+        /// Its length.
+        len_bytes: u64,
+        /// The end of the read.
+        wanted: u64,
+    },
+    /// The server keeps forgetting unstable data.
+    #[error(
+        "{url}: the server lost unwritten data {times} times in a row without once keeping it; it restarts again and again or is faulty: check its log"
+    )]
+    KeepsForgetting {
+        /// The image.
+        url: String,
+        /// How often.
+        times: u32,
+    },
+    /// The writer failed earlier, or was used wrongly.
+    #[error("{url}: the writer cannot go on after an earlier error")]
+    Dead {
+        /// The image.
+        url: String,
+    },
+}
+
+impl StoreError {
+    /// The kind that a job reports.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Url(_) | Self::Exists { .. } | Self::Busy { .. } | Self::Denied { .. } => {
+                ErrorKind::Refused
+            }
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::NoSpace { .. } => ErrorKind::NoSpace,
+            Self::Unreachable { .. } | Self::Resolve { .. } => ErrorKind::Network,
+            Self::PastEnd { .. } => ErrorKind::ImageCorrupt,
+            Self::Io { .. }
+            | Self::Server { .. }
+            | Self::Protocol { .. }
+            | Self::Replaced { .. }
+            | Self::KeepsForgetting { .. } => ErrorKind::Store,
+            Self::Dead { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// The store error that an I/O error from [`ReadAt`](super::ReadAt) carries.
+    #[must_use]
+    pub fn find(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
+
+    /// A local I/O error with its place, sorted into the variants that have their own words.
+    pub(super) fn local(doing: &'static str, url: impl ToString, source: io::Error) -> Self {
+        let url = url.to_string();
+        let denied =
+            |reason: &str| Self::Denied { doing, url: url.clone(), reason: reason.to_owned() };
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::NotFound { url },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { url },
+            io::ErrorKind::ReadOnlyFilesystem => denied("the file system is mounted read-only"),
+            io::ErrorKind::PermissionDenied => {
+                denied("this user may not; run as root or correct the folder's owner and mode")
+            }
+            _ => Self::Io { doing, url, source },
+        }
+    }
+}
+
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> Self {
+        let kind = match &error {
+            StoreError::NotFound { .. } => io::ErrorKind::NotFound,
+            StoreError::NoSpace { .. } => io::ErrorKind::StorageFull,
+            StoreError::Denied { .. } => io::ErrorKind::PermissionDenied,
+            StoreError::PastEnd { .. } => io::ErrorKind::UnexpectedEof,
+            StoreError::Unreachable { .. } => io::ErrorKind::TimedOut,
+            StoreError::Io { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
