@@ -1,0 +1,142 @@
+//! Images for the tests: a disk described by pieces, its image, and the bytes that the image must decompress to.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use image_format::{
+    Compression, Disk, Encoder, Header, ImageWriter, Manifest, PartitionTable, Run, RunKind, Runs,
+    Summary, TableKind, Taken, UNIT_LEN, Volume,
+};
+use uuid::Uuid;
+
+pub const PRODUCER: &str = "imprint-agent 0.1.0";
+
+/// A part of a disk.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// A span for one data frame: its bytes (zero where the runs are not data) and its runs.
+    Span(Vec<u8>, Runs),
+    /// A hole.
+    Hole(u64, RunKind),
+}
+
+impl Piece {
+    /// A span that is all data.
+    pub fn data(bytes: Vec<u8>) -> Self {
+        let len = u32::try_from(bytes.len()).unwrap();
+        Self::Span(bytes, Runs::uniform(RunKind::Data, len))
+    }
+
+    /// A span of data, a zero run and a free run of so many units each, filled from a generator.
+    pub fn mixed(seed: u64, units: [u32; 3]) -> Self {
+        let kinds = [RunKind::Data, RunKind::Zero, RunKind::Free];
+        let runs: Runs =
+            kinds.into_iter().zip(units).map(|(kind, units)| Run { kind, units }).collect();
+        let mut bytes = noise(seed, (units[0] * UNIT_LEN) as usize);
+        bytes.resize((units.iter().sum::<u32>() * UNIT_LEN) as usize, 0);
+        Self::Span(bytes, runs)
+    }
+
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Span(bytes, _) => bytes.len() as u64,
+            Self::Hole(len, _) => *len,
+        }
+    }
+}
+
+/// Bytes that do not compress, the same every time.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 24).to_le_bytes()[0]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Bytes that compress like text.
+pub fn text(seed: u64, len: usize) -> Vec<u8> {
+    let words = [b"frame ".as_slice(), b"page ", b"disk ", b"hole ", b"imprint ", b"root\n"];
+    noise(seed, len)
+        .into_iter()
+        .flat_map(|n| words[usize::from(n) % words.len()])
+        .copied()
+        .take(len)
+        .collect()
+}
+
+pub fn disk_len(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(Piece::len).sum()
+}
+
+pub fn manifest(image_id: Uuid, size_bytes: u64, span_len: u32) -> Manifest {
+    Manifest {
+        format_version: image_format::VERSION,
+        image_id,
+        created: "2026-11-23T12:00:00Z".to_owned(),
+        producer: PRODUCER.to_owned(),
+        name: Some("small".to_owned()),
+        description: None,
+        disk: Disk {
+            model: Some("Test disk".to_owned()),
+            size_bytes,
+            logical_sector_bytes: 512,
+            ..Disk::default()
+        },
+        span_len,
+        compression: Compression::zstd(3),
+        table: PartitionTable { kind: TableKind::None, ..PartitionTable::default() },
+        volumes: vec![Volume {
+            number: None,
+            start_bytes: 0,
+            len_bytes: size_bytes,
+            type_id: None,
+            part_uuid: None,
+            part_name: None,
+            attributes: 0,
+            bootable: false,
+            filesystem: Some("ext4".to_owned()),
+            fs_uuid: None,
+            fs_label: Some("root".to_owned()),
+            block_bytes: Some(4096),
+            used_bytes: size_bytes / 2,
+            taken: Taken::Map,
+            raw_reason: None,
+        }],
+        bad_sectors: Vec::new(),
+    }
+}
+
+/// Writes the pieces as an image.
+pub fn image(pieces: &[Piece], span_len: u32) -> (Vec<u8>, Summary) {
+    let image_id = Uuid::from_u128(0x1234_5678_9abc_4def_8123_4567_89ab_cdef);
+    let disk_len = disk_len(pieces);
+    let header = Header::new(image_id, PRODUCER);
+    let mut writer = ImageWriter::create(Vec::new(), header, disk_len, span_len).unwrap();
+    let mut encoder = Encoder::new(3).unwrap();
+    let mut stored = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Span(bytes, runs) => {
+                let frame = encoder.encode(bytes, runs.clone(), &mut stored).unwrap();
+                writer.append(&frame, &stored).unwrap();
+            }
+            Piece::Hole(len, kind) => writer.append_hole(*len, *kind).unwrap(),
+        }
+    }
+    writer.finish(&manifest(image_id, disk_len, span_len)).unwrap()
+}
+
+/// What the image must decompress to. Only for disks that fit into memory.
+pub fn content(pieces: &[Piece]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Span(bytes, _) => out.extend_from_slice(bytes),
+            Piece::Hole(len, _) => out.resize(out.len() + usize::try_from(*len).unwrap(), 0),
+        }
+    }
+    out
+}
