@@ -21,6 +21,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 pub use error::StoreError;
+pub use image_format::ReadAt;
 pub use url::{NfsUrl, StoreUrl, UrlError};
 
 /// What this module's functions return.
@@ -28,14 +29,6 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// What a writer adds to the final name while the image is not yet published.
 pub const PARTIAL_SUFFIX: &str = ".partial";
-
-/// Positional reads from something that does not change.
-pub trait ReadAt: Send + Sync {
-    /// Fills `buf` from `offset`.
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()>;
-    /// Its length in bytes.
-    fn len(&self) -> std::io::Result<u64>;
-}
 
 /// An image in a store, opened for reading from any number of threads.
 ///
@@ -61,6 +54,11 @@ pub trait StoreWriter: Send {
     /// Whether nothing was appended yet.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many bytes went over the network more than once because the server forgot them.
+    fn resent_bytes(&self) -> u64 {
+        0
     }
 
     /// Opens what is committed for reading, past the caches of this side: a new connection, or a fresh file handle.

@@ -86,7 +86,7 @@ impl FileImage {
 
 impl ReadAt for FileImage {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset).map_err(|source| {
+        ReadAt::read_exact_at(&self.file, buf, offset).map_err(|source| {
             let url = self.path.display().to_string();
             if source.kind() == io::ErrorKind::UnexpectedEof {
                 let wanted = offset.saturating_add(u64::try_from(buf.len()).unwrap_or(u64::MAX));

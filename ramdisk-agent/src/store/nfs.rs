@@ -1,29 +1,76 @@
-//! The store that is a share of an NFS server (version 3), spoken to in user space.
+//! The store that is a share of an NFS server, spoken to in user space (NFS version 3 over TCP).
+//!
+//! The kernel of a small initramfs need not know NFS, and its client cannot say what is durable, how long it will wait, or that
+//! it is waiting. From the wire up: [`xdr`] and [`rpc`] are pure codecs; [`connect`] makes sockets; [`lane`] is one connection
+//! with many calls in flight that heals itself, within what [`watch`] allows; [`mount`] finds ports and exports; [`client`] makes
+//! calls over several lanes; [`session`] is a folder; [`reader`] and [`writer`] are what the engine sees, [`publish`] their end.
+//! Threads, not an async runtime: a few sockets with few, large messages.
+
+mod client;
+mod connect;
+mod lane;
+mod mount;
+mod proto;
+mod publish;
+mod reader;
+mod rpc;
+mod session;
+mod watch;
+mod writer;
+mod xdr;
+
+use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Entry, ImageFile, NfsUrl, Options, Result, StoreError, StoreWriter};
+use super::{Entry, ImageFile, NfsUrl, Options, Result, StoreError, StoreUrl, StoreWriter};
+use client::Place;
+use reader::NfsImage;
+use session::Session;
+use writer::NfsWriter;
 
-fn absent(url: &NfsUrl) -> StoreError {
-    StoreError::Server { doing: "opening", url: url.to_string(), status: "nothing".to_owned() }
+/// Opens an image for reading.
+pub(super) fn open(url: &NfsUrl, options: &Options) -> Result<Box<dyn ImageFile>> {
+    let (folder, name) = folder_of(url)?;
+    let session = Session::open(folder, options)?;
+    let opened = session.find_file(Place { doing: "opening", url }, &name)?;
+    Ok(Box::new(NfsImage::new(Arc::new(session), url.clone(), name, opened)))
 }
 
-pub(super) fn open(url: &NfsUrl, _options: &Options) -> Result<Box<dyn ImageFile>> {
-    Err(absent(url))
-}
-
+/// Starts to write an image.
 pub(super) fn create(
     url: &NfsUrl,
-    _image_id: Uuid,
-    _options: &Options,
+    image_id: Uuid,
+    options: &Options,
 ) -> Result<Box<dyn StoreWriter>> {
-    Err(absent(url))
+    let (folder, name) = folder_of(url)?;
+    let session = Session::open(folder, options)?;
+    Ok(Box::new(NfsWriter::create(session, url, &name, image_id, options)?))
 }
 
-pub(super) fn list(url: &NfsUrl) -> Result<Vec<Entry>> {
-    Err(absent(url))
+/// Lists a folder's regular files.
+pub(super) fn list(folder: &NfsUrl) -> Result<Vec<Entry>> {
+    let session = Session::open(folder.clone(), &Options::default())?;
+    let files = session.list()?;
+    Ok(files.into_iter().map(|(name, len_bytes)| Entry { name, len_bytes }).collect())
 }
 
+/// Removes an image.
 pub(super) fn remove(url: &NfsUrl) -> Result<()> {
-    Err(absent(url))
+    let (folder, name) = folder_of(url)?;
+    let session = Session::open(folder, &Options::default())?;
+    if session.remove(Place { doing: "removing", url }, &name)? {
+        Ok(())
+    } else {
+        Err(StoreError::NotFound { url: url.to_string() })
+    }
+}
+
+/// The folder that an image is in, and its name there.
+fn folder_of(url: &NfsUrl) -> Result<(NfsUrl, String)> {
+    let whole = StoreUrl::Nfs(url.clone());
+    match (whole.parent(), whole.file_name()) {
+        (Some(StoreUrl::Nfs(folder)), Some(name)) => Ok((folder, name.to_owned())),
+        _ => Err(StoreError::NotFound { url: url.to_string() }),
+    }
 }

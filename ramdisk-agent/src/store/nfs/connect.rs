@@ -1,0 +1,121 @@
+//! TCP connections to a server: addresses, time limits, and the privileged source port that `secure` exports ask for.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, connect as connect_socket, ipproto, socket_with,
+};
+
+use super::super::StoreError;
+
+/// How long one attempt to connect may take.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A receiver wakes up this often to see whether it is still wanted.
+pub(super) const RECEIVE_TICK: Duration = Duration::from_millis(500);
+/// How long sent data may stay unacknowledged, and how long a peer may leave probes unanswered.
+const DEAD_PEER_AFTER: Duration = Duration::from_secs(20);
+/// The ports that servers trust (the kernel's client takes the same range).
+const PRIVILEGED: std::ops::RangeInclusive<u16> = 665..=1023;
+
+/// The addresses of a host, IPv4 first as most servers' exports are by IPv4 address.
+pub(super) fn resolve(host: &str) -> Result<Vec<IpAddr>, StoreError> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![address]);
+    }
+    let failed = |source| StoreError::Resolve { host: host.to_owned(), source };
+    let mut addresses: Vec<IpAddr> =
+        (host, 0).to_socket_addrs().map_err(|error| failed(Some(error)))?.map(|a| a.ip()).collect();
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses.dedup();
+    if addresses.is_empty() { Err(failed(None)) } else { Ok(addresses) }
+}
+
+/// Connects, from a privileged port if this process may have one.
+pub(super) fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let ports = u16::try_from(PRIVILEGED.len()).expect("the range has 359 ports");
+    let first = random_u16() % ports;
+    for step in 0..ports {
+        let port = PRIVILEGED.start() + (first + step) % ports;
+        match connect_from(Some(port), to) {
+            Err(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL) => {}
+            Err(Errno::ACCESS | Errno::PERM) => break,
+            other => return other.map_err(describe_timeout),
+        }
+    }
+    connect_from(None, to).map_err(describe_timeout)
+}
+
+fn describe_timeout(errno: Errno) -> io::Error {
+    match errno {
+        // What Linux answers when SO_SNDTIMEO ends a connect.
+        Errno::INPROGRESS | Errno::AGAIN => {
+            io::Error::new(io::ErrorKind::TimedOut, "no answer to the attempt to connect")
+        }
+        other => other.into(),
+    }
+}
+
+/// Some number, so that two agents of one boot do not start at the same port.
+fn random_u16() -> u16 {
+    let random = uuid::Uuid::new_v4();
+    u16::from_be_bytes([random.as_bytes()[0], random.as_bytes()[1]])
+}
+
+fn connect_from(port: Option<u16>, to: SocketAddr) -> Result<TcpStream, Errno> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
+    if let Some(port) = port {
+        let any: IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        bind(&socket, &SocketAddr::new(any, port))?;
+    }
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(CONNECT_TIMEOUT))?;
+    connect_socket(&socket, &to)?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, None)?;
+    sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(RECEIVE_TICK))?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_socket_keepalive(&socket, true)?;
+    sockopt::set_tcp_keepidle(&socket, DEAD_PEER_AFTER / 4)?;
+    sockopt::set_tcp_keepintvl(&socket, DEAD_PEER_AFTER / 4)?;
+    sockopt::set_tcp_keepcnt(&socket, 3)?;
+    let millis = u32::try_from(DEAD_PEER_AFTER.as_millis()).expect("20 s in milliseconds");
+    sockopt::set_tcp_user_timeout(&socket, millis)?;
+    Ok(TcpStream::from(socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn root_connects_from_a_privileged_port() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _stream = connect(listener.local_addr().unwrap()).unwrap();
+        let (_, from) = listener.accept().unwrap();
+        let privileged = nix::unistd::geteuid().is_root();
+        assert_eq!(from.port() < 1024, privileged, "{from}");
+    }
+
+    #[test]
+    fn a_closed_port_refuses_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        assert_eq!(connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn names_and_addresses() {
+        assert_eq!(resolve("127.0.0.1").unwrap(), [IpAddr::from([127, 0, 0, 1])]);
+        assert!(resolve("localhost").unwrap()[0].is_ipv4());
+        let error = resolve("no-such-host.invalid").unwrap_err();
+        assert!(error.to_string().contains("no-such-host.invalid"), "{error}");
+        assert_eq!(error.kind(), agent_api::ErrorKind::Network);
+    }
+}

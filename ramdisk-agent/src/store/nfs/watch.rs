@@ -1,0 +1,148 @@
+//! How long a server may make no progress, and who is told.
+//!
+//! One watch belongs to all connections of an open image or writer: an answer on any of them is progress. It runs only while
+//! requests are outstanding.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::super::{Observer, Options};
+
+/// Silence that is worth telling, and how often it is told again.
+const TELL_AFTER: Duration = Duration::from_secs(5);
+
+pub(super) struct Watch {
+    /// "nfs server 10.0.0.5".
+    server: String,
+    observer: Option<Arc<dyn Observer>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    budget: Duration,
+    outstanding: usize,
+    progress: Instant,
+    told: Option<Instant>,
+}
+
+impl Watch {
+    pub(super) fn new(server: &str, options: &Options) -> Self {
+        let state = State {
+            budget: options.connect_budget,
+            outstanding: 0,
+            progress: Instant::now(),
+            told: None,
+        };
+        Self {
+            server: format!("nfs server {server}"),
+            observer: options.observer.clone(),
+            state: Mutex::new(state),
+        }
+    }
+
+    pub(super) fn set_budget(&self, budget: Duration) {
+        self.lock().budget = budget;
+    }
+
+    pub(super) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// A request waits for its answer from now on.
+    pub(super) fn began(&self) {
+        let mut state = self.lock();
+        if state.outstanding == 0 {
+            state.progress = Instant::now();
+        }
+        state.outstanding += 1;
+    }
+
+    /// A request was answered by the server.
+    pub(super) fn answered(&self) {
+        let mut state = self.lock();
+        state.outstanding = state.outstanding.saturating_sub(1);
+        state.progress = Instant::now();
+        let was_told = state.told.take().is_some();
+        drop(state);
+        if was_told && let Some(observer) = &self.observer {
+            observer.resumed();
+        }
+    }
+
+    /// A request was given up.
+    pub(super) fn gave_up(&self) {
+        let mut state = self.lock();
+        state.outstanding = state.outstanding.saturating_sub(1);
+    }
+
+    /// The server answered, but asked for patience (`NFS3ERR_JUKEBOX`): no progress was made since `since`.
+    pub(super) fn no_progress_since(&self, since: Instant) {
+        let mut state = self.lock();
+        state.progress = state.progress.min(since);
+    }
+
+    /// Tells the observer if it is time; `Some` with the time without progress once that is above the budget.
+    pub(super) fn check(&self) -> Option<Duration> {
+        let mut state = self.lock();
+        if state.outstanding == 0 {
+            return None;
+        }
+        let without = state.progress.elapsed();
+        let tell =
+            without >= TELL_AFTER && state.told.is_none_or(|told| told.elapsed() >= TELL_AFTER);
+        if tell {
+            state.told = Some(Instant::now());
+        }
+        let expired = (without >= state.budget).then_some(without);
+        drop(state);
+        if tell && let Some(observer) = &self.observer {
+            observer.stalled(&format!("{} does not answer ({} s)", self.server, without.as_secs()));
+        }
+        expired
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count {
+        stalled: AtomicUsize,
+        resumed: AtomicUsize,
+    }
+
+    impl Observer for Count {
+        fn stalled(&self, what: &str) {
+            assert!(what.starts_with("nfs server 10.0.0.5 does not answer"), "{what}");
+            self.stalled.fetch_add(1, Ordering::SeqCst);
+        }
+        fn resumed(&self) {
+            self.resumed.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn tells_and_expires_only_while_a_request_waits() {
+        let count = Arc::new(Count::default());
+        let options = Options { observer: Some(Arc::clone(&count) as _), ..Options::default() };
+        let watch = Watch::new("10.0.0.5", &options);
+        watch.no_progress_since(Instant::now() - Duration::from_secs(3600));
+        assert_eq!(watch.check(), None, "nothing is outstanding");
+        watch.began();
+        assert_eq!(watch.check(), None, "the clock starts with the request");
+        watch.no_progress_since(Instant::now() - Duration::from_secs(3600));
+        assert!(watch.check().unwrap() >= Duration::from_secs(3600));
+        assert!(watch.check().is_some());
+        assert_eq!(count.stalled.load(Ordering::SeqCst), 1, "not again within seconds");
+        watch.answered();
+        assert_eq!(count.resumed.load(Ordering::SeqCst), 1);
+        assert_eq!(watch.check(), None);
+    }
+}
