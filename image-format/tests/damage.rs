@@ -87,7 +87,7 @@ fn every_bit_of_an_image_is_covered() {
 
 #[test]
 fn an_image_of_several_pages_is_covered() {
-    // 13 has no factor in common with the length of anything in the file: all fields of entries get their turn.
+    // 13 shares no factor with the 88 bytes of an entry here: every field of entries gets its turn.
     flip(&mut paged(), 13, std::iter::once(3));
 }
 

@@ -1,0 +1,24 @@
+//! Writes the seeds of every target to `corpus/TARGET/` beside this package.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use imprint_fuzz::image_seeds;
+
+fn main() -> io::Result<()> {
+    for target in ["image_open", "image_page", "manifest"] {
+        write(target, &image_seeds::seeds(target))?;
+    }
+    Ok(())
+}
+
+fn write(target: &str, seeds: &[Vec<u8>]) -> io::Result<()> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    fs::create_dir_all(&dir)?;
+    for (number, seed) in seeds.iter().enumerate() {
+        fs::write(dir.join(format!("seed-{number:02}")), seed)?;
+    }
+    println!("{}: {} seeds", dir.display(), seeds.len());
+    Ok(())
+}
