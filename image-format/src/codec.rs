@@ -212,3 +212,125 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     // Folding a whole chunk without an early way out lets the compiler use wide registers.
     bytes.chunks(1024).all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(kind: FrameKind, logical_len: u32, stored: &[u8]) -> FrameEntry {
+        FrameEntry {
+            index: 812,
+            kind,
+            logical_offset: 4096,
+            logical_len,
+            stored_offset: 100,
+            stored_len: u32::try_from(stored.len()).unwrap(),
+            stored_hash: Hash::of(stored),
+            content_hash: Hash::ZERO,
+            runs: Runs::uniform(RunKind::Data, logical_len),
+        }
+    }
+
+    fn compressed(content: &[u8], checksum: bool, window_log: Option<u32>) -> Vec<u8> {
+        let mut compressor = zstd::bulk::Compressor::new(3).unwrap();
+        compressor.include_checksum(checksum).unwrap();
+        if let Some(log) = window_log {
+            compressor.window_log(log).unwrap();
+        }
+        compressor.compress(content).unwrap()
+    }
+
+    /// What the decoder says of bytes whose hash is right.
+    fn decode(kind: FrameKind, logical_len: u32, stored: &[u8]) -> Result<Vec<u8>> {
+        let entry = entry(kind, logical_len, stored);
+        let mut out = vec![0xAA; logical_len as usize];
+        Decoder::check(&entry, stored)?;
+        Decoder::new().unwrap().decode(&entry, stored, &mut out).map(|()| out)
+    }
+
+    #[test]
+    fn frames_that_are_not_what_the_index_says_are_refused() {
+        let content = b"imprint ".repeat(1024);
+        let good = compressed(&content, true, None);
+        assert_eq!(decode(FrameKind::Data, 8192, &good).unwrap(), content);
+        let skippable = b"\x50\x2A\x4D\x18\x04\0\0\0abcd".as_slice();
+        let refused = [
+            ("another length", 4096, good.clone()),
+            ("another length", 16384, good.clone()),
+            ("exactly one zstd frame", 8192, [good.as_slice(), &good].concat()),
+            ("exactly one zstd frame", 8192, [good.as_slice(), skippable].concat()),
+            ("exactly one zstd frame", 8192, [good.as_slice(), b"x"].concat()),
+            ("exactly one zstd frame", 8192, good[..good.len() - 1].to_vec()),
+            ("zstd header", 8192, [skippable, &good].concat()),
+            ("zstd header", 8192, Vec::new()),
+            ("checksum", 8192, compressed(&content, false, None)),
+        ];
+        for (fault, logical_len, stored) in refused {
+            let error = decode(FrameKind::Data, logical_len, &stored).unwrap_err().to_string();
+            assert!(
+                error.starts_with("frame 812 at image offset 4096 (byte 100 of the file): "),
+                "{error}"
+            );
+            assert!(error.contains(fault), "{fault}: {error}");
+        }
+        let mut wrong_checksum = good;
+        *wrong_checksum.last_mut().unwrap() ^= 1;
+        let error = decode(FrameKind::Data, 8192, &wrong_checksum).unwrap_err();
+        assert!(matches!(error, FormatError::Decompress { .. }), "{error}");
+    }
+
+    #[test]
+    fn windows_are_limited() {
+        // A frame of zeros as a careless writer makes it: single segment, or with a window of 1 GiB.
+        let zeros = vec![0; 1 << 20];
+        let error = decode(FrameKind::Hole, 1 << 20, &compressed(&zeros, true, None)).unwrap_err();
+        assert!(error.to_string().contains("window"), "{error}");
+        let small = compressed(&zeros, true, Some(17));
+        assert_eq!(decode(FrameKind::Hole, 1 << 20, &small).unwrap(), zeros);
+        let mut large = small;
+        large[5] = 20 << 3;
+        let error = decode(FrameKind::Data, 1 << 20, &large).unwrap_err();
+        assert!(error.to_string().contains("window"), "{error}");
+    }
+
+    #[test]
+    fn content_is_compared_with_hash_and_runs() {
+        let mut content = vec![0; 8192];
+        content[..4096].fill(7);
+        let mut entry = entry(FrameKind::Data, 8192, b"");
+        entry.content_hash = Hash::of(&content);
+        entry.runs = [(RunKind::Data, 1), (RunKind::Free, 1)]
+            .map(|(kind, units)| crate::Run { kind, units })
+            .into_iter()
+            .collect();
+        Decoder::check_content(&entry, &content).unwrap();
+        content[4095] = 8;
+        assert!(Decoder::check_content(&entry, &content).unwrap_err().to_string().contains("hash"));
+        content[4096] = 8;
+        assert!(Decoder::check_content(&entry, &content).unwrap_err().to_string().contains("zero"));
+        assert!(Decoder::check_content(&entry, &content[1..]).is_err());
+    }
+
+    #[test]
+    fn workers_can_own_both() {
+        fn assert_send<T: Send>() {}
+        assert_send::<Encoder>();
+        assert_send::<Decoder>();
+        assert_send::<crate::ImageWriter<Vec<u8>>>();
+        assert_send::<crate::ImageReader<std::fs::File>>();
+        assert_send::<FormatError>();
+    }
+
+    #[test]
+    fn zeros_are_told_from_other_bytes_at_any_place() {
+        for len in [0, 1, 1023, 1024, 1025, 5000] {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes));
+            for at in (0..len).step_by(251).chain(len.checked_sub(1)) {
+                bytes[at] = 0x80;
+                assert!(!is_zero(&bytes), "byte {at} of {len}");
+                bytes[at] = 0;
+            }
+        }
+    }
+}

@@ -193,3 +193,36 @@ pub struct BadSectors {
     /// Its length.
     pub len_bytes: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = r#"{
+        "format_version": 1, "image_id": "00000000-0000-0000-0000-000000000001", "created": "2026-11-23T12:00:00Z",
+        "producer": "p", "span_len": 4096, "compression": {"method": "zstd", "level": 3, "dictionary": null},
+        "disk": {"size_bytes": 18446744073709551615, "logical_sector_bytes": 512, "colour": "grey"},
+        "table": {"kind": "amiga"}, "invented": [{"later": true}],
+        "volumes": [{"start_bytes": 0, "len_bytes": 1, "used_bytes": 1, "taken": "delta"}]
+    }"#;
+
+    #[test]
+    fn later_fields_are_ignored_and_later_kinds_are_unknown() {
+        let manifest: Manifest = serde_json::from_str(LEAST).unwrap();
+        assert_eq!(manifest.table.kind, TableKind::Unknown);
+        assert_eq!(manifest.volumes[0].taken, Taken::Unknown);
+        assert_eq!(manifest.disk.size_bytes, u64::MAX);
+        assert_eq!(manifest.disk.model, None);
+    }
+
+    #[test]
+    fn what_is_absent_is_not_written() {
+        let mut manifest: Manifest = serde_json::from_str(LEAST).unwrap();
+        let json = serde_json::to_string(&manifest).unwrap();
+        assert!(!json.contains("null") && !json.contains("bad_sectors"), "{json}");
+        manifest.bad_sectors.push(BadSectors { start_bytes: 512, len_bytes: 4096 });
+        manifest.volumes[0].raw_reason = Some("xfs: \u{1F4BE} no map".to_owned());
+        let json = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
+    }
+}

@@ -4,6 +4,8 @@
 
 mod support;
 
+use proptest::prelude::*;
+
 use image_format::{Decoder, FormatError, FrameKind, ImageReader, Manifest, RunKind, Runs};
 use support::{Piece, content, image, noise, text};
 
@@ -163,4 +165,38 @@ fn the_encoder_refuses_spans_that_contradict_their_runs() {
     assert!(encoder.encode(&[], Runs::default(), &mut out).is_err());
     assert!(encoder.encode(&[0; 4097], Runs::uniform(RunKind::Data, 4096), &mut out).is_err());
     assert!(matches!(Encoder::new(23), Err(FormatError::Compress { level: 23, .. })));
+}
+
+/// Any disk: data, holes and mixed spans in any order, the last unit short or not.
+fn any_pieces() -> impl Strategy<Value = Vec<Piece>> {
+    let piece = prop_oneof![
+        (any::<u64>(), 1..17_usize).prop_map(|(seed, units)| Piece::data(text(seed, units * 4096))),
+        (1..4000_u64, any::<bool>()).prop_map(|(units, free)| Piece::Hole(
+            units * 4096,
+            if free { RunKind::Free } else { RunKind::Zero }
+        )),
+        (any::<u64>(), 0..6_u32, 0..6_u32, 1..5_u32)
+            .prop_map(|(seed, a, b, c)| Piece::mixed(seed, [a, b, c])),
+    ];
+    let last = prop_oneof![
+        Just(None),
+        (1..4096_usize).prop_map(|len| Some(Piece::data(noise(1, len)))),
+        (1..4096_u64).prop_map(|len| Some(Piece::Hole(len, RunKind::Zero))),
+    ];
+    (prop::collection::vec(piece, 0..12), last).prop_map(|(mut pieces, last)| {
+        pieces.extend(last);
+        pieces
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_disk_is_read_as_it_was_written(pieces in any_pieces()) {
+        let (bytes, summary) = image(&pieces, SPAN);
+        let reader = ImageReader::open(bytes).unwrap();
+        reader.check_seek_table().unwrap();
+        prop_assert_eq!(reader.root(), summary.root);
+        prop_assert!(read_all(&reader) == content(&pieces));
+    }
 }
