@@ -3,7 +3,8 @@
 //! The kernel of a small initramfs need not know NFS, and its client cannot say what is durable, how long it will wait, or that
 //! it is waiting. From the wire up: [`xdr`] and [`rpc`] are pure codecs; [`connect`] makes sockets; [`lane`] is one connection
 //! with many calls in flight that heals itself, within what [`watch`] allows; [`mount`] finds ports and exports; [`client`] makes
-//! calls over several lanes; [`session`] is a folder; [`reader`] and [`writer`] are what the engine sees, [`publish`] their end.
+//! calls over several lanes; [`session`] is a folder; [`reader`] and [`writer`] (with
+//! its [`window`]) are what the engine sees, [`publish`] their end.
 //! Threads, not an async runtime: a few sockets with few, large messages.
 
 mod client;
@@ -16,6 +17,7 @@ mod reader;
 mod rpc;
 mod session;
 mod watch;
+mod window;
 mod writer;
 mod xdr;
 

@@ -1,21 +1,28 @@
 //! Against nfs-ganesha, with libnfs as the independent witness.
 
-use ramdisk_agent::store::{self, Options, StoreError};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use agent_api::ErrorKind;
+use ramdisk_agent::store::{self, Observer, Options, ReadAt as _, StoreError};
 use uuid::Uuid;
 
-use crate::ganesha::Ganesha;
+use crate::ganesha::{Ganesha, MOUNT_PORT, NFS_PORT, isolate};
+use crate::misbehaving::{options, write};
+use crate::pattern;
+use crate::proxy::{Cut, Proxy, Way};
 
-/// Bytes that do not repeat within a request.
-pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes());
-    let mut out = vec![0; len];
-    hasher.finalize_xof().fill(&mut out);
-    out
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
-fn round_trip_of_256_mib() {
+fn round_trip_of_256_mib_and_libnfs_sees_the_same() {
     let server = Ganesha::start();
     let url = server.url("debian-12.img.zst");
     let data = pattern((256 << 20) + 12_345, 1);
@@ -38,4 +45,288 @@ fn round_trip_of_256_mib() {
         (entries[0].name.as_str(), entries[0].len_bytes),
         ("debian-12.img.zst", data.len() as u64)
     );
+
+    let listed = run(Command::new("nfs-ls").arg("nfs://127.0.0.1/images?version=3"));
+    assert!(
+        listed.contains("debian-12.img.zst") && listed.contains(&data.len().to_string()),
+        "{listed}"
+    );
+    let copy = server.exported().with_file_name("copy");
+    run(Command::new("nfs-cp")
+        .arg("nfs://127.0.0.1/images/debian-12.img.zst?version=3")
+        .arg(&copy));
+    assert!(std::fs::read(&copy).unwrap() == data, "libnfs reads other bytes");
+    store::remove(&url).unwrap();
+    assert!(matches!(store::remove(&url), Err(StoreError::NotFound { .. })));
+}
+
+#[test]
+fn several_threads_read_at_once() {
+    let server = Ganesha::start();
+    let data = pattern(40 << 20, 2);
+    std::fs::write(server.exported().join("x"), &data).unwrap();
+    let image = store::open(&server.url("x")).unwrap();
+    std::thread::scope(|scope| {
+        for part in 0..4_usize {
+            let (image, data) = (&image, &data);
+            scope.spawn(move || {
+                let mut buffer = vec![0; 3 << 20];
+                for step in 0..3 {
+                    let start = part * (10 << 20) + step * (3 << 20) + part;
+                    image.read_exact_at(&mut buffer, start as u64).unwrap();
+                    assert!(buffer == data[start..start + buffer.len()]);
+                }
+            });
+        }
+    });
+    let error = image.read_exact_at(&mut [0; 2], data.len() as u64 - 1).unwrap_err();
+    assert!(matches!(StoreError::find(&error), Some(StoreError::PastEnd { .. })), "{error}");
+}
+
+#[test]
+fn folders_below_the_export_and_a_name_as_host() {
+    let server = Ganesha::start();
+    std::fs::create_dir_all(server.exported().join("a/b c")).unwrap();
+    let data = pattern(100_000, 5);
+    let url = "nfs://localhost/images/a/b%20c/x.img.zst".parse().unwrap();
+    write(&url, &data, &options()).unwrap();
+    assert!(std::fs::read(server.exported().join("a/b c/x.img.zst")).unwrap() == data);
+    let error = store::open(&"nfs://localhost/images/a/none/x".parse().unwrap()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    let error = store::open(&"nfs://localhost/elsewhere/x".parse().unwrap()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    assert!(error.to_string().contains("exports are /images"), "{error}");
+}
+
+#[derive(Default)]
+struct Told {
+    stalled: Mutex<Vec<String>>,
+    resumed: AtomicUsize,
+}
+
+impl Observer for Told {
+    fn stalled(&self, what: &str) {
+        self.stalled.lock().unwrap().push(what.to_owned());
+    }
+    fn resumed(&self) {
+        self.resumed.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Down for longer than the observer's first word comes.
+const OUTAGE: Duration = Duration::from_secs(7);
+
+#[test]
+fn writing_goes_on_after_the_server_was_killed() {
+    let mut server = Ganesha::start();
+    let told = std::sync::Arc::new(Told::default());
+    let options = Options { observer: Some(told.clone()), ..Options::default() };
+    let url = server.url("x.img.zst");
+    let data = pattern(192 << 20, 3);
+    let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
+    for (index, piece) in data.chunks(8 << 20).enumerate() {
+        if index == 9 {
+            server.kill();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(OUTAGE);
+                    server.restart();
+                });
+                writer.append(piece).unwrap();
+                writer.commit().unwrap();
+            });
+        } else {
+            writer.append(piece).unwrap();
+        }
+        if index == 15 {
+            // At once, with writes and COMMITs under way.
+            server.restart();
+        }
+    }
+    writer.commit().unwrap();
+    assert!(
+        writer.resent_bytes() <= 128 << 20,
+        "more than the window was sent again at each of two restarts"
+    );
+    let mut back = vec![0; data.len()];
+    writer.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
+    assert!(back == data);
+    writer.publish().unwrap();
+    assert!(std::fs::read(server.exported().join("x.img.zst")).unwrap() == data);
+    let stalled = told.stalled.lock().unwrap();
+    assert!(
+        stalled.iter().any(|what| what.starts_with("nfs server 127.0.0.1 does not answer (")),
+        "{stalled:?}"
+    );
+    assert!(told.resumed.load(Ordering::SeqCst) > 0);
+}
+
+#[test]
+fn reading_goes_on_after_the_server_was_killed() {
+    let mut server = Ganesha::start();
+    let data = pattern(64 << 20, 4);
+    std::fs::write(server.exported().join("x"), &data).unwrap();
+    let image = store::open(&server.url("x")).unwrap();
+    let mut back = vec![0; data.len()];
+    for (index, piece) in back.chunks_mut(4 << 20).enumerate() {
+        if index % 5 == 2 {
+            server.kill();
+            std::thread::scope(|scope| {
+                scope.spawn(|| server.restart());
+                image.read_exact_at(piece, index as u64 * (4 << 20)).unwrap();
+            });
+        } else {
+            image.read_exact_at(piece, index as u64 * (4 << 20)).unwrap();
+        }
+    }
+    assert!(back == data);
+}
+
+#[test]
+fn a_server_that_stays_down_ends_the_budget() {
+    let mut server = Ganesha::start();
+    let options = Options { budget: Duration::from_secs(3), ..options() };
+    let mut writer = store::create(&server.url("x"), Uuid::new_v4(), &options).unwrap();
+    writer.append(&pattern(1 << 20, 1)).unwrap();
+    server.kill();
+    writer.append(&pattern(3 << 20, 1)).unwrap();
+    let error = writer.commit().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Network, "{error}");
+    assert!(error.to_string().contains("nfs server 127.0.0.1"), "{error}");
+    assert!(matches!(writer.append(b"x"), Err(StoreError::Dead { .. })));
+}
+
+#[test]
+fn nobody_there_is_said_within_the_first_budget() {
+    isolate();
+    let options = Options { connect_budget: Duration::from_secs(2), ..options() };
+    let error =
+        store::open_with(&"nfs://127.0.0.1/images/x".parse().unwrap(), &options).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Network, "{error}");
+}
+
+#[test]
+fn connections_cut_anywhere() {
+    let server = Ganesha::start();
+    let data = pattern(24 << 20, 6);
+    // Around record marks and headers, in the middle of data, and again and again in a row.
+    let mut cuts = Vec::new();
+    for (index, after_bytes) in
+        [3, 4, 44, 150, 65_536, 1_048_576, 2_500_001].into_iter().enumerate()
+    {
+        for way in [Way::ToServer, Way::ToClient] {
+            // Replies to writes are short.
+            let after_bytes =
+                if way == Way::ToClient { after_bytes % 1_021 + 1 } else { after_bytes };
+            cuts.push(Cut { way, after_bytes: after_bytes + index });
+        }
+    }
+    let count = cuts.len();
+    let proxy = Proxy::start(NFS_PORT, Duration::ZERO, cuts);
+    let options = Options { budget: Duration::from_secs(120), ..options() };
+    let url = server.url_at(proxy.port, "x");
+    write(&url, &data, &options).unwrap();
+    assert!(std::fs::read(server.exported().join("x")).unwrap() == data);
+    assert_eq!(proxy.cuts_left(), 0, "not all cuts happened");
+    assert!(proxy.connections() > count);
+
+    let cuts = (0..30).map(|n| Cut { way: Way::ToClient, after_bytes: 7 + n * n * 2_003 });
+    let proxy = Proxy::start(NFS_PORT, Duration::ZERO, cuts);
+    let image = store::open_with(&server.url_at(proxy.port, "x"), &options).unwrap();
+    let mut back = vec![0; data.len()];
+    image.read_exact_at(&mut back, 0).unwrap();
+    assert!(back == data);
+    assert!(proxy.cuts_left() < 10, "{} cuts did not happen", proxy.cuts_left());
+}
+
+#[test]
+fn a_silent_connection_is_replaced() {
+    let server = Ganesha::start();
+    let proxy = Proxy::start(NFS_PORT, Duration::ZERO, []);
+    let data = pattern(4 << 20, 7);
+    let mut writer =
+        store::create(&server.url_at(proxy.port, "x"), Uuid::new_v4(), &options()).unwrap();
+    let before = proxy.connections();
+    std::thread::scope(|scope| {
+        proxy.set_silent(true);
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(5));
+            proxy.set_silent(false);
+        });
+        writer.append(&data).unwrap();
+        writer.commit().unwrap();
+    });
+    assert!(proxy.connections() > before);
+    writer.publish().unwrap();
+    assert!(std::fs::read(server.exported().join("x")).unwrap() == data);
+}
+
+#[test]
+fn a_read_only_export_is_refused_in_words() {
+    let server = Ganesha::start_with("RO", None);
+    let error = store::create(&server.url("x"), Uuid::new_v4(), &options()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.to_string().contains("exports it read-only to this address"), "{error}");
+}
+
+#[test]
+fn another_user_is_refused_in_words() {
+    let server = Ganesha::start();
+    let url =
+        format!("nfs://127.0.0.1:{NFS_PORT}/images/x?mountport={MOUNT_PORT}&uid=12345&gid=12345");
+    let error = store::create(&url.parse().unwrap(), Uuid::new_v4(), &options()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.to_string().contains("does not allow it to uid 12345"), "{error}");
+    drop(server);
+}
+
+/// A small file system of its own, on a loop device.
+struct SmallDisk {
+    folder: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn new(mebibytes: u64) -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let image = folder.path().join("disk");
+        std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
+        run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image));
+        let at = folder.path().join("mounted");
+        std::fs::create_dir(&at).unwrap();
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
+        Self { folder }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("mounted")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A failed test has said what went wrong already.
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap();
+    names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n != "lost+found")
+        .collect()
+}
+
+#[test]
+fn a_full_share_is_no_space_and_keeps_nothing() {
+    isolate();
+    let disk = SmallDisk::new(32);
+    let server = Ganesha::start_with("RW", Some(&disk.path()));
+    let error = write(&server.url("x"), &pattern(64 << 20, 8), &options()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    assert_eq!(names(&disk.path()), Vec::<String>::new());
+    // And there is room again for one that fits.
+    write(&server.url("y"), &pattern(8 << 20, 9), &options()).unwrap();
+    assert_eq!(names(&disk.path()), ["y"]);
+    drop(server);
 }

@@ -21,6 +21,10 @@ const MIN_REQUEST_BYTES: u32 = 1024;
 /// The largest request of this client, whatever its options say.
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
 
+/// Pauses when a server says "try later", doubled each time between these two.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+
 /// What is being done to what, for messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
@@ -165,23 +169,39 @@ impl Client {
         read: impl Fn(&mut Decoder<'_>) -> Result<T, XdrError>,
     ) -> Result<(Outcome<T>, bool)> {
         let (sender, answers) = channel();
-        let mut patience = Patience::new();
+        let mut patience = Patience::default();
         let mut resent = false;
         loop {
             self.submit(procedure, &arguments, None, 0, &sender);
-            patience.hold(&self.watch);
             let answer = answers.recv().expect("this function holds a sender");
             resent |= answer.resent;
             match self.results(place, &answer, &read)? {
-                Err(Status::Jukebox) => patience.wait(),
-                outcome => return Ok((outcome, resent)),
+                Err(Status::Jukebox) => self.wait(place, &mut patience)?,
+                outcome => {
+                    self.calm(&mut patience);
+                    return Ok((outcome, resent));
+                }
             }
         }
     }
 
-    /// Keeps the budget running for a call that was sent again because the server asked for patience.
-    pub(super) fn hold(&self, patience: &Patience) {
-        patience.hold(&self.watch);
+    /// Pauses because the server said "try later"; fails when it has said nothing else for longer than the budget.
+    pub(super) fn wait(&self, place: Place<'_>, patience: &mut Patience) -> Result<()> {
+        let since = *patience.since.get_or_insert_with(Instant::now);
+        if let Some(without) = self.watch.says_later(since, &mut patience.told) {
+            let what = format!("{} says \"try later\" to {}", self.watch.server(), place.doing);
+            return Err(StoreError::Unreachable { what, seconds: without.as_secs(), source: None });
+        }
+        std::thread::sleep(patience.pause);
+        patience.pause = (patience.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+
+    /// The server did what it was asked for.
+    pub(super) fn calm(&self, patience: &mut Patience) {
+        if std::mem::take(patience).told.is_some() {
+            self.watch.tell_resumed();
+        }
     }
 
     /// A status in words.
@@ -218,25 +238,13 @@ fn request_bytes(server: u32, limit: u32) -> u32 {
 #[derive(Debug)]
 pub(super) struct Patience {
     since: Option<Instant>,
+    told: Option<Instant>,
     pause: Duration,
 }
 
-impl Patience {
-    pub(super) fn new() -> Self {
-        Self { since: None, pause: Duration::from_millis(100) }
-    }
-
-    /// Sleeps, longer each time.
-    pub(super) fn wait(&mut self) {
-        self.since.get_or_insert_with(Instant::now);
-        std::thread::sleep(self.pause);
-        self.pause = (self.pause * 2).min(Duration::from_secs(3));
-    }
-
-    fn hold(&self, watch: &Watch) {
-        if let Some(since) = self.since {
-            watch.no_progress_since(since);
-        }
+impl Default for Patience {
+    fn default() -> Self {
+        Self { since: None, told: None, pause: FIRST_PAUSE }
     }
 }
 

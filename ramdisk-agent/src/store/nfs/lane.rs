@@ -23,7 +23,7 @@ use super::watch::Watch;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// So many connections in a row that carried garbage, and calls fail instead of waiting for the budget's end.
-const MAX_GARBAGE: u32 = 10;
+const MAX_GARBAGE: u32 = 6;
 
 /// Data of a call that is not copied into it.
 #[derive(Debug, Clone)]

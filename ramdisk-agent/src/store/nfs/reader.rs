@@ -89,7 +89,7 @@ impl NfsImage {
         let (sender, answers) = channel();
         let mut parts: HashMap<u64, Part> = HashMap::new();
         let (mut asked, mut next_tag) = (0, 0_u64);
-        let mut patience = Patience::new();
+        let mut patience = Patience::default();
         let first_lookups = self.handle().1;
         loop {
             while asked < buffer.len() && parts.len() < client.in_flight {
@@ -110,6 +110,7 @@ impl NfsImage {
                 .results(self.place(), &answer, |decoder| proto::read_data(decoder, limit))?;
             match outcome {
                 Ok(got) => {
+                    client.calm(&mut patience);
                     let then = &self.opened.attributes;
                     if got
                         .attributes
@@ -127,7 +128,7 @@ impl NfsImage {
                     part.start += got.data.len();
                     part.len -= got.data.len();
                 }
-                Err(Status::Jukebox) => patience.wait(),
+                Err(Status::Jukebox) => client.wait(self.place(), &mut patience)?,
                 Err(status)
                     if status.is_stale()
                         && part.lookups.wrapping_sub(first_lookups) < MAX_LOOKUPS =>
@@ -138,7 +139,6 @@ impl NfsImage {
                 Err(status) => return Err(client.refused(self.place(), status)),
             }
             self.request(&mut part, offset, answer.tag, &sender);
-            client.hold(&patience);
             parts.insert(answer.tag, part);
         }
     }

@@ -75,10 +75,28 @@ impl Watch {
         state.outstanding = state.outstanding.saturating_sub(1);
     }
 
-    /// The server answered, but asked for patience (`NFS3ERR_JUKEBOX`): no progress was made since `since`.
-    pub(super) fn no_progress_since(&self, since: Instant) {
-        let mut state = self.lock();
-        state.progress = state.progress.min(since);
+    /// The server answers, but has only said "try later" since `since`; `Some` with the time once that is above the budget.
+    pub(super) fn says_later(
+        &self,
+        since: Instant,
+        told: &mut Option<Instant>,
+    ) -> Option<Duration> {
+        let without = since.elapsed();
+        if without >= TELL_AFTER && told.is_none_or(|told| told.elapsed() >= TELL_AFTER) {
+            *told = Some(Instant::now());
+            if let Some(observer) = &self.observer {
+                let seconds = without.as_secs();
+                observer.stalled(&format!("{} says \"try later\" ({seconds} s)", self.server));
+            }
+        }
+        (without >= self.lock().budget).then_some(without)
+    }
+
+    /// What [`Self::says_later`] told is over.
+    pub(super) fn tell_resumed(&self) {
+        if let Some(observer) = &self.observer {
+            observer.resumed();
+        }
     }
 
     /// Tells the observer if it is time; `Some` with the time without progress once that is above the budget.
@@ -133,11 +151,12 @@ mod tests {
         let count = Arc::new(Count::default());
         let options = Options { observer: Some(Arc::clone(&count) as _), ..Options::default() };
         let watch = Watch::new("10.0.0.5", &options);
-        watch.no_progress_since(Instant::now() - Duration::from_secs(3600));
+        let an_hour_ago = Instant::now() - Duration::from_secs(3600);
+        watch.lock().progress = an_hour_ago;
         assert_eq!(watch.check(), None, "nothing is outstanding");
         watch.began();
         assert_eq!(watch.check(), None, "the clock starts with the request");
-        watch.no_progress_since(Instant::now() - Duration::from_secs(3600));
+        watch.lock().progress = an_hour_ago;
         assert!(watch.check().unwrap() >= Duration::from_secs(3600));
         assert!(watch.check().is_some());
         assert_eq!(count.stalled.load(Ordering::SeqCst), 1, "not again within seconds");

@@ -1,0 +1,250 @@
+//! What a server may do wrong, one thing at a time.
+
+use std::time::Duration;
+
+use agent_api::ErrorKind;
+use nfs3_types::nfs3::{NFS_PROGRAM, nfsstat3};
+use ramdisk_agent::store::{self, Options, ReadAt as _, Result, StoreError, StoreUrl};
+use uuid::Uuid;
+
+use crate::fake::{Fake, Faults};
+use crate::pattern;
+
+/// Patience that a test has.
+pub fn options() -> Options {
+    Options {
+        budget: Duration::from_secs(30),
+        connect_budget: Duration::from_secs(10),
+        silence: Duration::from_secs(2),
+        ..Options::default()
+    }
+}
+
+/// Writes in pieces, commits now and then, publishes; returns how much the server forgot.
+pub fn write(url: &StoreUrl, data: &[u8], options: &Options) -> Result<u64> {
+    let mut writer = store::create(url, Uuid::new_v4(), options)?;
+    for (index, piece) in data.chunks(300_001).enumerate() {
+        writer.append(piece)?;
+        if index % 7 == 6 {
+            assert_eq!(writer.commit()?, writer.len());
+        }
+    }
+    writer.commit()?;
+    let resent = writer.resent_bytes();
+    writer.publish()?;
+    Ok(resent)
+}
+
+/// Writes to a server with these faults, and checks what it has on its disk in the end.
+fn survives(faults: Faults) -> (Fake, u64) {
+    survives_over(2, faults.clone());
+    survives_over(1, faults)
+}
+
+fn survives_over(connections: usize, faults: Faults) -> (Fake, u64) {
+    let options = Options { connections, ..options() };
+    let server = Fake::start(faults.clone());
+    let url = server.url("x.img.zst");
+    let data = pattern(3_000_000, 3);
+    let resent =
+        write(&url, &data, &options).unwrap_or_else(|error| panic!("{faults:?}: {error:?}"));
+    assert_eq!(server.names(), ["x.img.zst"], "{faults:?}");
+    assert!(server.stable("x.img.zst").unwrap() == data, "{faults:?}: stored bytes differ");
+    if connections == 1 {
+        // Over several, replies pass each other, and what the server sees is not what the client knows.
+        let again = server.state.lock().unwrap().committed_bytes_written_again;
+        assert_eq!(again, 0, "{faults:?}");
+    }
+    let image = store::open_with(&url, &options).unwrap();
+    let mut back = vec![0; data.len()];
+    image.read_exact_at(&mut back, 0).unwrap();
+    assert!(back == data, "{faults:?}: read bytes differ");
+    (server, resent)
+}
+
+#[test]
+fn a_healthy_server() {
+    let (server, resent) = survives(Faults::default());
+    assert_eq!((resent, server.state.lock().unwrap().bytes_written), (0, 3_000_000));
+}
+
+#[test]
+fn restarts_lose_nothing_and_cost_no_committed_byte() {
+    for every in [1, 3, 20] {
+        let (_, resent) = survives(Faults { restart_every: Some(every), ..Faults::default() });
+        assert!(resent > 0);
+    }
+    let (_, resent) = survives(Faults { restart_at_commit: 3, ..Faults::default() });
+    assert!(resent > 0);
+    survives(Faults { restart_at_commit: 2, restart_every: Some(5), ..Faults::default() });
+}
+
+#[test]
+fn a_server_that_never_keeps_anything_is_given_up() {
+    let server = Fake::start(Faults { restart_at_commit: u32::MAX, ..Faults::default() });
+    let error = write(&server.url("x"), &pattern(1_000_000, 1), &options()).unwrap_err();
+    assert!(matches!(error, StoreError::KeepsForgetting { .. }), "{error:?}");
+    assert!(server.names().is_empty());
+}
+
+#[test]
+fn a_lying_server_is_found_out_by_reading_again() {
+    let server = Fake::start(Faults { forget_silently_every: Some(40), ..Faults::default() });
+    let data = pattern(5_000_000, 4);
+    let mut writer = store::create(&server.url("x"), Uuid::new_v4(), &options()).unwrap();
+    writer.append(&data).unwrap();
+    writer.commit().unwrap();
+    let mut back = vec![0; data.len()];
+    let read = writer.reader().unwrap().read_exact_at(&mut back, 0);
+    assert!(read.is_err() || back != data, "the server forgot data and nobody noticed");
+}
+
+#[test]
+fn short_writes_and_reads_are_continued() {
+    survives(Faults { short_writes: true, short_reads: true, ..Faults::default() });
+    survives(Faults { short_writes: true, restart_every: Some(40), ..Faults::default() });
+}
+
+#[test]
+fn stable_replies_need_no_commit() {
+    let (server, resent) = survives(Faults { file_sync: true, ..Faults::default() });
+    assert_eq!((resent, server.state.lock().unwrap().commits), (0, 0));
+}
+
+#[test]
+fn replies_in_fragments() {
+    for bytes in [41, 1000, 65_000] {
+        survives(Faults { fragment_bytes: Some(bytes), ..Faults::default() });
+    }
+}
+
+#[test]
+fn small_requests() {
+    survives(Faults { request_bytes: 8192, ..Faults::default() });
+}
+
+#[test]
+fn garbage_lengths_cost_a_connection_each() {
+    survives(Faults { garbage_lengths: 5, ..Faults::default() });
+    let server = Fake::start(Faults { garbage_lengths: u32::MAX, ..Faults::default() });
+    let error = store::open_with(&server.url("x"), &options()).err().unwrap();
+    assert!(matches!(error, StoreError::Protocol { .. }), "{error:?}");
+}
+
+#[test]
+fn try_later_is_waited_out() {
+    survives(Faults { jukebox: 4, ..Faults::default() });
+}
+
+#[test]
+fn a_server_that_always_says_later_is_given_up() {
+    let server = Fake::start(Faults { jukebox: u32::MAX, ..Faults::default() });
+    let options = Options { budget: Duration::from_secs(2), ..options() };
+    let error = write(&server.url("x"), &pattern(100_000, 1), &options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Network, "{error:?}");
+}
+
+#[test]
+fn lost_answers_to_changes_of_names() {
+    use NFS_PROGRAM::{
+        NFSPROC3_COMMIT as COMMIT, NFSPROC3_CREATE as CREATE, NFSPROC3_LINK as LINK,
+        NFSPROC3_REMOVE as REMOVE, NFSPROC3_RENAME as RENAME, NFSPROC3_SETATTR as SETATTR,
+        NFSPROC3_WRITE as WRITE,
+    };
+    for no_link in [false, true] {
+        for no_exclusive in [false, true] {
+            let lose_reply_of = vec![CREATE, SETATTR, WRITE, COMMIT, LINK, RENAME, REMOVE];
+            survives(Faults { no_link, no_exclusive, lose_reply_of, ..Faults::default() });
+        }
+    }
+}
+
+#[test]
+fn publishing_never_overwrites() {
+    for no_link in [false, true] {
+        let server = Fake::start(Faults { no_link, ..Faults::default() });
+        let url = server.url("x");
+        let mut writer = store::create(&url, Uuid::new_v4(), &options()).unwrap();
+        writer.append(b"new").unwrap();
+        server.put("x", b"old");
+        assert!(matches!(writer.publish(), Err(StoreError::Exists { .. })));
+        assert_eq!(server.stable("x").unwrap(), b"old");
+        assert_eq!(server.names(), ["x"], "the partial file is gone");
+        assert!(matches!(
+            store::create(&url, Uuid::new_v4(), &options()),
+            Err(StoreError::Exists { .. })
+        ));
+    }
+}
+
+#[test]
+fn a_writer_that_lost_its_file_does_not_publish_anothers() {
+    let server = Fake::start(Faults::default());
+    let url = server.url("x");
+    let mut first = store::create(&url, Uuid::new_v4(), &options()).unwrap();
+    first.append(b"first").unwrap();
+    first.commit().unwrap();
+    let mut second = store::create(&url, Uuid::new_v4(), &options()).unwrap();
+    second.append(b"second").unwrap();
+    assert!(matches!(first.publish(), Err(StoreError::Replaced { .. })));
+    second.publish().unwrap();
+    assert_eq!(server.stable("x").unwrap(), b"second");
+}
+
+#[test]
+fn errors_have_their_kind_and_leave_nothing() {
+    let cases = [
+        (
+            Faults { write_error: Some((5, nfsstat3::NFS3ERR_NOSPC)), ..Faults::default() },
+            ErrorKind::NoSpace,
+        ),
+        (
+            Faults { commit_error: Some(nfsstat3::NFS3ERR_DQUOT), ..Faults::default() },
+            ErrorKind::NoSpace,
+        ),
+        (
+            Faults { write_error: Some((3, nfsstat3::NFS3ERR_IO)), ..Faults::default() },
+            ErrorKind::Store,
+        ),
+        (
+            Faults { write_error: Some((3, nfsstat3::NFS3ERR_ACCES)), ..Faults::default() },
+            ErrorKind::Refused,
+        ),
+        (
+            Faults { create_error: Some(nfsstat3::NFS3ERR_ROFS), ..Faults::default() },
+            ErrorKind::Refused,
+        ),
+    ];
+    for (faults, kind) in cases {
+        let server = Fake::start(faults.clone());
+        let error = write(&server.url("x"), &pattern(2_000_000, 1), &options()).unwrap_err();
+        assert_eq!(error.kind(), kind, "{faults:?}: {error}");
+        assert!(server.names().is_empty(), "{faults:?}: {:?}", server.names());
+        if faults.create_error.is_some() {
+            assert!(error.to_string().contains("exports it read-only to this address"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn stale_handles_are_looked_up_again_and_another_file_is_an_error() {
+    let server = Fake::start(Faults::default());
+    let (url, data) = (server.url("x"), pattern(1_000_000, 9));
+    server.put("x", &data);
+    let image = store::open_with(&url, &options()).unwrap();
+    let mut back = vec![0; data.len()];
+    server.state.lock().unwrap().generation += 1;
+    image.read_exact_at(&mut back, 0).unwrap();
+    assert!(back == data);
+    server.put("x", &data);
+    server.state.lock().unwrap().generation += 1;
+    let error = image.read_exact_at(&mut back, 0).unwrap_err();
+    assert!(matches!(StoreError::find(&error), Some(StoreError::Replaced { .. })), "{error}");
+
+    let mut writer = store::create(&server.url("y"), Uuid::new_v4(), &options()).unwrap();
+    writer.append(&data).unwrap();
+    server.state.lock().unwrap().generation += 1;
+    writer.append(&data).unwrap();
+    writer.publish().unwrap();
+    assert!(server.stable("y").unwrap() == [&data[..], &data[..]].concat());
+}
