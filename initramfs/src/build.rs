@@ -139,6 +139,19 @@ impl Built {
     }
 }
 
+/// Whether a program runs without any library or interpreter.
+///
+/// # Errors
+/// If the file cannot be read, or is no 64-bit ELF program.
+pub fn is_static_program(path: &Path) -> Result<bool> {
+    let bytes = std::fs::read(path).map_err(Error::reading(path))?;
+    let Some(elf) = Elf::parse(&bytes) else {
+        let why = "is not a 64-bit ELF program".to_owned();
+        return Err(Error::BadAgent { path: path.to_owned(), why });
+    };
+    Ok(elf.interpreter().is_none())
+}
+
 fn check_agent(path: &Path, bytes: &[u8], machine: &str) -> Result<()> {
     let bad = |why: String| Err(Error::BadAgent { path: path.to_owned(), why });
     let Some(elf) = Elf::parse(bytes) else {

@@ -2,7 +2,7 @@
 //!
 //! The arguments and what they do are here, so that every program that offers the command offers the same.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -103,13 +103,9 @@ fn installed_agent() -> anyhow::Result<PathBuf> {
     let beside =
         std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("imprint-agent")));
     let places = [beside, Some(PathBuf::from("/usr/lib/imprint/imprint-agent"))];
-    let found = places.into_iter().flatten().find(|path| is_static(path));
+    let found =
+        places.into_iter().flatten().find(|path| crate::is_static_program(path).unwrap_or(false));
     found.context("finding the agent: there is no static imprint-agent beside this program or in /usr/lib/imprint; give --agent FILE (cargo xtask agent builds one)")
-}
-
-fn is_static(path: &Path) -> bool {
-    std::fs::read(path)
-        .is_ok_and(|b| crate::elf::Elf::parse(&b).is_some_and(|elf| elf.interpreter().is_none()))
 }
 
 /// The time of every entry: that of the source, if the builder's environment says it, as reproducible-builds.org defines.

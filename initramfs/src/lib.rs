@@ -23,7 +23,7 @@ mod module_sets;
 mod module_tree;
 
 pub use audit::{Audit, Finding, audit};
-pub use build::{Built, Options, build};
+pub use build::{Built, Options, build, is_static_program};
 pub use compress::Compression;
 pub use error::Error;
 pub use manifest::{Manifest, ManifestFile, MissingFirmware};

@@ -1,0 +1,124 @@
+//! The Debian packages that Imprint's tasks need, each with its reason, and their installation.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command;
+
+/// A package and what it is for.
+pub type Package = (&'static str, &'static str);
+
+/// For the static agent, where rustup has the target: C code is compiled against musl.
+pub const AGENT_BY_RUSTUP: &[Package] = &[("musl-tools", "musl-gcc for the agent's C code")];
+
+/// For the static agent, where rustup has no such target: a compiler with its standard library's source.
+pub const AGENT_BY_ZIG: &[Package] = &[
+    ("rustc-web", "compiler whose standard library can be built for musl"),
+    ("cargo-web", "cargo that belongs to it"),
+    ("rust-web-src", "source of the standard library"),
+    ("python3-venv", "holds zig and cargo-zigbuild, from PyPI"),
+];
+
+/// For unit and property tests: the programs that images and filesystems are compared with.
+pub const TESTS: &[Package] = &[
+    ("gcc", "C code of some crates"),
+    ("cpio", "lists our archives"),
+    ("zstd", "unpacks our images"),
+    ("e2fsprogs", "makes and checks ext4"),
+    ("dosfstools", "makes and checks FAT"),
+    ("mtools", "writes into FAT without mounting"),
+    ("fdisk", "sfdisk writes partition tables"),
+    ("gdisk", "sgdisk checks them"),
+    ("util-linux", "losetup, mkswap, blkid"),
+    ("python3-venv", "readers of the seekable zstd format, from PyPI"),
+    ("nfs-ganesha", "NFS server"),
+    ("nfs-ganesha-vfs", "its access to plain folders"),
+    ("openipmi", "ipmi_sim, the BMC"),
+    ("ipmitool", "speaks to BMCs"),
+    ("dnsmasq-base", "DHCP and TFTP"),
+    ("iproute2", "network namespaces"),
+];
+
+/// For the lab: machines, and the system that goes onto them.
+pub const LAB: &[Package] = &[
+    ("qemu-system-x86", "the machines"),
+    ("ovmf", "UEFI firmware"),
+    ("ipxe", "network boot programs for UEFI and BIOS"),
+    ("ipxe-qemu", "network boot ROMs of QEMU's cards"),
+    ("kmod", "depmod for unpacked kernels"),
+    ("mmdebstrap", "the template's Debian tree"),
+    ("grub-common", "grub-mkimage"),
+    ("grub-pc-bin", "GRUB for BIOS"),
+    ("grub-efi-amd64-bin", "GRUB for UEFI"),
+    ("iproute2", "network namespace, bridge, taps"),
+    ("nfs-ganesha", "the image store"),
+    ("nfs-ganesha-vfs", "its access to plain folders"),
+    ("openipmi", "ipmi_sim, the machines' BMCs"),
+    ("ipmitool", "how the controller speaks to them"),
+    ("dnsmasq-base", "DHCP and TFTP"),
+    ("e2fsprogs", "the template's root filesystem"),
+    ("dosfstools", "its ESP"),
+    ("mtools", "files in the ESP"),
+    ("fdisk", "its partition table"),
+    ("gdisk", "checks the restored one"),
+    ("zstd", "unpacks the image independently"),
+];
+
+/// Installs what is missing, after saying so.
+///
+/// # Errors
+/// If something is missing and we are not root, or `apt-get` fails.
+pub fn ensure(lists: &[&[Package]]) -> Result<()> {
+    let missing = missing(lists)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("installing Debian packages:");
+    for (name, reason) in &missing {
+        eprintln!("  {name:20} {reason}");
+    }
+    let names = missing.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "not root: run `apt-get install --no-install-recommends {}` as root, then again",
+            names.join(" ")
+        );
+    }
+    update_lists()?;
+    let mut install = apt_get();
+    install.args(["install", "-y", "-q", "--no-install-recommends"]).args(&names);
+    command::output(&mut install).context("installing Debian packages")?;
+    Ok(())
+}
+
+/// Brings apt's lists up to date, so that what is asked for next is there.
+///
+/// # Errors
+/// If `apt-get` fails.
+pub fn update_lists() -> Result<()> {
+    command::output(apt_get().args(["update", "-q"]))
+        .context("updating apt's package lists")
+        .map(drop)
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+fn missing(lists: &[&[Package]]) -> Result<Vec<Package>> {
+    let mut query = Command::new("dpkg-query");
+    query.args(["-W", "-f", "${Package} ${db:Status-Status}\n"]);
+    let listing =
+        command::output(&mut query).context("asking dpkg: Imprint's tasks run on Debian 12")?;
+    let installed = |name: &str| listing.lines().any(|line| line == format!("{name} installed"));
+    let mut missing: Vec<Package> = Vec::new();
+    for package in lists.iter().flat_map(|list| list.iter()) {
+        if !installed(package.0) && !missing.iter().any(|known| known.0 == package.0) {
+            missing.push(*package);
+        }
+    }
+    Ok(missing)
+}
