@@ -90,7 +90,7 @@ pub struct Options {
     pub silence: Duration,
     /// Connections per open image or writer.
     pub connections: usize,
-    /// Requests in flight over all connections of an open image or writer.
+    /// The most requests in flight of one writer, or of one read; fewer when they are large.
     pub requests_in_flight: usize,
     /// The largest read or write request in bytes; the server may want smaller ones.
     pub request_bytes: u32,

@@ -264,7 +264,7 @@ fn restart(state: &mut State, honest: bool) {
 }
 
 fn due(every: Option<u32>, count: u32) -> bool {
-    every.is_some_and(|every| count % every == 0)
+    every.is_some_and(|every| count.is_multiple_of(every))
 }
 
 fn answer(state: &mut State, procedure: NFS_PROGRAM, rest: &mut &[u8], reply: &mut Vec<u8>) {
@@ -363,7 +363,9 @@ fn answer(state: &mut State, procedure: NFS_PROGRAM, rest: &mut &[u8], reply: &m
             } else if state.names.contains_key(&text(&name)) {
                 Err(nfsstat3::NFS3ERR_EXIST)
             } else {
-                id_of(state, &file).map(|id| drop(state.names.insert(text(&name), id)))
+                id_of(state, &file).map(|id| {
+                    state.names.insert(text(&name), id);
+                })
             };
             let fail = LINK3resfail {
                 file_attributes: Nfs3Option::None,

@@ -21,6 +21,9 @@ const MIN_REQUEST_BYTES: u32 = 1024;
 /// The largest request of this client, whatever its options say.
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
 
+/// More than this in flight brings nothing, measured at 0 and 1 ms (docs/stores.md).
+const IN_FLIGHT_BYTES: u32 = 8 << 20;
+const MIN_IN_FLIGHT: usize = 4;
 /// Pauses when a server says "try later", doubled each time between these two.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
@@ -43,7 +46,9 @@ pub(super) struct Client {
     /// The largest read and write that the server takes.
     pub(super) read_bytes: u32,
     pub(super) write_bytes: u32,
-    pub(super) in_flight: usize,
+    /// How many of them may be in flight.
+    pub(super) reads_in_flight: usize,
+    pub(super) writes_in_flight: usize,
 }
 
 impl Client {
@@ -71,7 +76,8 @@ impl Client {
             watch,
             read_bytes: limit,
             write_bytes: limit,
-            in_flight: options.requests_in_flight.max(1),
+            reads_in_flight: 1,
+            writes_in_flight: 1,
         };
         let place = Place { doing: "opening", url };
         let (info, _) = client.call(
@@ -85,6 +91,8 @@ impl Client {
         let info = info.map_err(|status| client.refused(place, status))?;
         client.read_bytes = request_bytes(info.read_max, limit);
         client.write_bytes = request_bytes(info.write_max, limit);
+        client.reads_in_flight = in_flight(client.read_bytes, options);
+        client.writes_in_flight = in_flight(client.write_bytes, options);
         client.watch.set_budget(options.budget);
         Ok(client)
     }
@@ -234,6 +242,13 @@ fn request_bytes(server: u32, limit: u32) -> u32 {
     if bytes >= 4096 { bytes - bytes % 4096 } else { bytes }
 }
 
+/// As many requests of a size as are useful: small ones need more of them to fill a path, large ones only fill memory.
+fn in_flight(request_bytes: u32, options: &Options) -> usize {
+    let useful =
+        usize::try_from(IN_FLIGHT_BYTES / request_bytes).expect("u32 fits usize on every target");
+    useful.max(MIN_IN_FLIGHT).min(options.requests_in_flight).max(1)
+}
+
 /// Waiting for a server that says "try later".
 #[derive(Debug)]
 pub(super) struct Patience {
@@ -251,6 +266,14 @@ impl Default for Patience {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_in_flight() {
+        let options = Options::default();
+        assert_eq!(in_flight(1 << 20, &options), 8);
+        assert_eq!(in_flight(64 << 10, &options), 16);
+        assert_eq!(in_flight(64 << 10, &Options { requests_in_flight: 0, ..options }), 1);
+    }
 
     #[test]
     fn request_sizes() {

@@ -92,7 +92,7 @@ impl NfsImage {
         let mut patience = Patience::default();
         let first_lookups = self.handle().1;
         loop {
-            while asked < buffer.len() && parts.len() < client.in_flight {
+            while asked < buffer.len() && parts.len() < client.reads_in_flight {
                 let len = size.min(buffer.len() - asked);
                 let mut part = Part { start: asked, len, lookups: 0 };
                 self.request(&mut part, offset, next_tag, &sender);

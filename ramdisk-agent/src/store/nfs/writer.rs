@@ -126,7 +126,7 @@ impl NfsWriter {
     /// Sends what may be sent now.
     fn send(&mut self) {
         let client = &self.session.client;
-        while let Some(send) = self.window.next_to_send(client.in_flight) {
+        while let Some(send) = self.window.next_to_send(client.writes_in_flight) {
             let count = u32::try_from(send.range.len()).expect("a piece is at most a request long");
             let tag = send.number | u64::from(self.lookups) << NUMBER_BITS;
             let payload = Payload { data: send.data, range: send.range };

@@ -1,0 +1,94 @@
+//! Measures a store: writes an image of random bytes, commits, reads it again, publishes, removes it.
+//!
+//! `store_rate URL MIB [connections=N] [in_flight=N] [request_kib=N] [delay_us=N]`; with a delay, the NFS port of the URL is
+//! reached by way of a proxy that holds every byte back for that long, each way.
+
+#[path = "../tests/store_nfs/proxy.rs"]
+#[allow(dead_code, reason = "the tests use more of it")]
+#[allow(clippy::unwrap_used, reason = "a proxy for tests")]
+mod proxy;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use ramdisk_agent::store::{self, Options, ReadAt as _, StoreUrl};
+use uuid::Uuid;
+
+/// As much as the engine hands over or asks for at a time.
+const FRAME_BYTES: usize = 4 << 20;
+const READERS: usize = 2;
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut url: StoreUrl =
+        arguments.next().context("the first argument is a store URL")?.parse()?;
+    let mebibytes: usize =
+        arguments.next().context("the second argument is a number of MiB")?.parse()?;
+    let mut options = Options::default();
+    let mut delay = Duration::ZERO;
+    for option in arguments {
+        let (name, value) = option.split_once('=').context("options are name=value")?;
+        match name {
+            "connections" => options.connections = value.parse()?,
+            "in_flight" => options.requests_in_flight = value.parse()?,
+            "request_kib" => options.request_bytes = value.parse::<u32>()? << 10,
+            "delay_us" => delay = Duration::from_micros(value.parse()?),
+            _ => bail!("unknown option {name}"),
+        }
+    }
+    if let StoreUrl::Nfs(nfs) = &mut url
+        && !delay.is_zero()
+    {
+        nfs.port = Some(proxy::Proxy::start(nfs.port.unwrap_or(2049), delay, []).port);
+    }
+
+    let mut frame = vec![0; FRAME_BYTES];
+    blake3::Hasher::new().finalize_xof().fill(&mut frame);
+    let total = mebibytes << 20;
+    let rate = |since: Instant| {
+        f64::from(u32::try_from(mebibytes).unwrap_or(u32::MAX)) / since.elapsed().as_secs_f64()
+    };
+
+    let start = Instant::now();
+    let mut writer = store::create(&url, Uuid::new_v4(), &options).context("creating")?;
+    for _ in 0..total / FRAME_BYTES {
+        writer.append(&frame).context("writing")?;
+    }
+    let appended = rate(start);
+    let committing = Instant::now();
+    writer.commit().context("committing")?;
+    let (commit, durable) = (committing.elapsed(), rate(start));
+
+    let image = writer.reader().context("opening for reading")?;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS)
+            .map(|reader| {
+                let (image, frame) = (&image, &frame);
+                scope.spawn(move || -> Result<()> {
+                    let mut back = vec![0; FRAME_BYTES];
+                    for index in (reader..total / FRAME_BYTES).step_by(READERS) {
+                        image.read_exact_at(&mut back, u64::try_from(index * FRAME_BYTES)?)?;
+                        if back != *frame {
+                            bail!("frame {index} differs");
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        readers.into_iter().try_for_each(|reader| match reader.join() {
+            Ok(read) => read,
+            Err(_) => bail!("a reader panicked"),
+        })
+    })
+    .context("reading")?;
+    let read = rate(start);
+    writer.publish().context("publishing")?;
+    store::remove(&url).context("removing")?;
+    println!(
+        "append {appended:.0} MiB/s, with commit {durable:.0} MiB/s (last commit {:.2} s), read {read:.0} MiB/s",
+        commit.as_secs_f64()
+    );
+    Ok(())
+}
