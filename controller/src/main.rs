@@ -1,2 +1,7 @@
-//! The `imprint` command.
-fn main() {}
+//! `imprint`: the controller and its command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    controller::cli::main()
+}

@@ -1,0 +1,149 @@
+//! Answers that are not successes: RFC 9457 problems.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use crate::bmc::BmcError;
+use crate::db::DbError;
+use crate::dhcp::DhcpError;
+use crate::error_chain;
+use crate::names::NameError;
+
+/// The body of an error.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Problem {
+    /// HTTP status.
+    pub status: u16,
+    /// Stable name of the error, for programs.
+    pub code: String,
+    /// The status in words.
+    pub title: String,
+    /// What happened and what to do, for people.
+    pub detail: String,
+}
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+}
+
+impl ApiError {
+    /// An error.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into() }
+    }
+
+    /// 404.
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", detail)
+    }
+
+    /// 409.
+    pub fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, detail)
+    }
+
+    /// 422.
+    pub fn invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let problem = Problem {
+            status: self.status.as_u16(),
+            code: self.code.to_owned(),
+            title: self.status.canonical_reason().unwrap_or_default().to_owned(),
+            detail: self.detail,
+        };
+        let mut response = (self.status, Json(problem)).into_response();
+        let kind = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        if self.status == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<DbError> for ApiError {
+    fn from(error: DbError) -> Self {
+        match error {
+            DbError::NotFound { .. } => Self::not_found(error.to_string()),
+            DbError::Conflict { code, message } => Self::conflict(code, message),
+            other => {
+                let text = error_chain(&other);
+                tracing::error!(error = text, "database");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text)
+            }
+        }
+    }
+}
+
+impl From<BmcError> for ApiError {
+    fn from(error: BmcError) -> Self {
+        let text = error_chain(&error);
+        match error {
+            BmcError::Manual(_) => Self::conflict("no_bmc", text),
+            BmcError::Refused(_) => Self::conflict("bmc_refused", text),
+            BmcError::Unreachable { .. } => {
+                Self::new(StatusCode::BAD_GATEWAY, "bmc_unreachable", text)
+            }
+            BmcError::Failed { .. } => Self::new(StatusCode::BAD_GATEWAY, "bmc_failed", text),
+            BmcError::Tool { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "no_ipmitool", text)
+            }
+            BmcError::Unseal(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "key_file", text),
+            BmcError::Db(error) => error.into(),
+        }
+    }
+}
+
+impl From<DhcpError> for ApiError {
+    fn from(error: DhcpError) -> Self {
+        let text = error_chain(&error);
+        match error {
+            DhcpError::PoolEmpty(..) => Self::conflict("pool_empty", text),
+            DhcpError::Address(..) => Self::invalid(text),
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "dhcp", text),
+        }
+    }
+}
+
+impl From<NameError> for ApiError {
+    fn from(error: NameError) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<JsonRejection> for ApiError {
+    fn from(rejection: JsonRejection) -> Self {
+        let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            "too_large"
+        } else {
+            "invalid"
+        };
+        Self::new(rejection.status(), code, rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(rejection.status(), "invalid", rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), "invalid", rejection.body_text())
+    }
+}

@@ -1,0 +1,445 @@
+//! Captures and restores.
+
+use std::sync::Arc;
+
+use agent_api::{
+    CaptureOptions, DirtyPolicy, ErrorKind, Outcome, RestoreOptions, StageProgress, Summary,
+};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+
+use super::ApiError;
+use super::auth::Caller;
+use crate::bmc::Power;
+use crate::clock::rfc3339;
+use crate::context::Controller;
+use crate::db::{BmcRow, Event, Host, Idempotency, JobFilter, NewJobOutcome, PowerAction};
+use crate::job::{Action, Job, NewJob, Options, Shutdown, State as JobState};
+use crate::names::{DiskSelector, FreeText, HostName, ImageName, ImageUrl};
+use crate::reconcile;
+use crate::secret::sha256;
+
+/// Longest list of jobs in one answer.
+const LIST_MAX: u32 = 1000;
+/// Longest Idempotency-Key in bytes.
+const KEY_MAX: usize = 255;
+
+/// A job that is wanted.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewJobRequest {
+    /// Capture or restore.
+    pub action: Action,
+    /// Which host.
+    pub host: HostName,
+    /// Which image: a new name for a capture, one of the catalogue for a restore.
+    pub image: ImageName,
+    /// Where a capture puts the image. Left out: below the controller's `--store-url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<ImageUrl>,
+    /// Which disk: a device path or a selector. Left out: the machine's only fixed disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskSelector>,
+    /// What to do with a machine that runs its own system.
+    #[serde(default)]
+    pub shutdown: Shutdown,
+    /// Capture: zstd level, 1 to 19. Left out: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<i32>,
+    /// Capture: what to do with a filesystem that was not shut down cleanly, `refuse` or `raw`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub dirty: Option<DirtyPolicy>,
+    /// Capture: free text kept in the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<FreeText>,
+    /// Restore: write zeros to free space.
+    #[serde(default)]
+    pub scrub_free: bool,
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FailureView {
+    /// For programs: `network`, `store`, `disk`, `image_corrupt`, `no_space`, `refused`, `source_not_clean`, `cancelled`,
+    /// `not_found`, `internal`.
+    #[schema(value_type = String)]
+    pub kind: ErrorKind,
+    /// Whether the same job may succeed if it is simply tried again.
+    pub retryable: bool,
+    /// For people.
+    pub message: String,
+}
+
+/// A job.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JobView {
+    /// Its number.
+    pub id: i64,
+    /// Capture or restore.
+    pub action: Action,
+    /// The host.
+    pub host: String,
+    /// The image.
+    pub image: String,
+    /// Where the image lies.
+    pub url: String,
+    /// The disk, if one was named.
+    pub disk: Option<String>,
+    /// Where the job stands.
+    pub state: JobState,
+    /// Since when.
+    pub state_since: String,
+    /// Its agent is silent.
+    pub stalled: bool,
+    /// Why a person has to look at it; the job waits until then.
+    pub needs_attention: Option<String>,
+    /// Its cancellation was asked for.
+    pub cancel_asked: bool,
+    /// How far its worker is: stage, done_bytes, total_bytes, stored_bytes, elapsed_ms, stalled.
+    #[schema(value_type = Option<Object>)]
+    pub progress: Option<StageProgress>,
+    /// Why it failed.
+    pub failure: Option<FailureView>,
+    /// What it did: sizes, times, root hash.
+    #[schema(value_type = Option<Object>)]
+    pub summary: Option<Summary>,
+    /// How often boot files were handed out.
+    pub boots: i64,
+    /// Who asked for it.
+    pub created_by: String,
+    /// When.
+    pub created: String,
+    /// When it ended.
+    pub finished: Option<String>,
+}
+
+impl JobView {
+    fn new(job: Job, controller: &Controller) -> Self {
+        let summary = match &job.outcome {
+            Some(Outcome::Succeeded(summary)) => Some(summary.as_ref().clone()),
+            _ => None,
+        };
+        Self {
+            id: job.id,
+            action: job.action(),
+            state: job.state,
+            state_since: rfc3339(job.state_since_ms),
+            stalled: job.stalled,
+            cancel_asked: job.cancel_asked_ms.is_some(),
+            progress: controller.live.progress(job.id),
+            failure: job.failure.map(|(kind, message)| FailureView {
+                kind,
+                retryable: kind.is_retryable(),
+                message,
+            }),
+            summary,
+            boots: job.boots,
+            created: rfc3339(job.created_ms),
+            finished: job.finished_ms.map(rfc3339),
+            host: job.host,
+            image: job.image,
+            url: job.image_url,
+            disk: job.disk,
+            needs_attention: job.needs_attention,
+            created_by: job.created_by,
+        }
+    }
+}
+
+/// Something that happened to a job.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct EventView {
+    /// Grows; also the id of the server-sent event.
+    pub id: i64,
+    /// When.
+    pub at: String,
+    /// `transition`, `alarm` or `note`.
+    pub kind: String,
+    /// State before a transition.
+    pub from: Option<String>,
+    /// State after it.
+    pub to: Option<String>,
+    /// `api:TOKEN`, `controller` or `agent`.
+    pub actor: String,
+    /// Why.
+    pub cause: String,
+}
+
+impl From<Event> for EventView {
+    fn from(event: Event) -> Self {
+        Self {
+            id: event.id,
+            at: rfc3339(event.at_ms),
+            kind: event.kind,
+            from: event.from_state,
+            to: event.to_state,
+            actor: event.actor,
+            cause: event.cause,
+        }
+    }
+}
+
+/// What was asked of the BMC for a job.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PowerActionView {
+    /// `on`, `off`, `soft`, `boot_pxe`, `boot_disk`.
+    pub action: String,
+    /// When it was decided.
+    pub intended: String,
+    /// When its effect was seen.
+    pub done: Option<String>,
+    /// How it went.
+    pub result: Option<String>,
+}
+
+impl From<PowerAction> for PowerActionView {
+    fn from(action: PowerAction) -> Self {
+        Self {
+            action: action.action,
+            intended: rfc3339(action.intended_ms),
+            done: action.done_ms.map(rfc3339),
+            result: action.result,
+        }
+    }
+}
+
+/// A job with its history.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JobDetail {
+    /// The job.
+    #[serde(flatten)]
+    pub job: JobView,
+    /// What happened, in order.
+    pub events: Vec<EventView>,
+    /// What was asked of the BMC, in order.
+    pub power_actions: Vec<PowerActionView>,
+    /// What the machine said of itself when it checked in.
+    #[schema(value_type = Option<Object>)]
+    pub machine: Option<agent_api::Machine>,
+}
+
+/// Which jobs to list.
+#[derive(Debug, Clone, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// Of this host only.
+    host: Option<String>,
+    /// Only those that have not ended.
+    #[serde(default)]
+    active: bool,
+    /// At most so many (default 100, up to 1000), the newest first.
+    limit: Option<u32>,
+}
+
+/// Lists jobs, the newest first.
+#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(ListQuery), responses((status = 200, description = "Jobs", body = Vec<JobView>)))]
+pub(super) async fn list(
+    State(controller): State<Arc<Controller>>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<Vec<JobView>>, ApiError> {
+    let Query(query) = query?;
+    let limit = query.limit.unwrap_or(100).min(LIST_MAX);
+    let filter = JobFilter { host: query.host, active: query.active, limit };
+    let jobs = controller.db.jobs(&filter).await?;
+    Ok(Json(jobs.into_iter().map(|job| JobView::new(job, &controller)).collect()))
+}
+
+/// Starts a capture or a restore.
+#[utoipa::path(
+    post, path = "/v1/jobs", tag = "jobs", request_body = NewJobRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body again answer with the same job")),
+    responses(
+        (status = 202, description = "Accepted; Location names the job", body = JobView),
+        (status = 200, description = "The job that this Idempotency-Key made before", body = JobView),
+        (status = 404, description = "No such host or image"),
+        (status = 409, description = "host_busy, host_is_on, image_exists, image_in_use, no_agent, idempotency_key_reused, bmc_refused"),
+        (status = 422, description = "invalid"),
+        (status = 502, description = "bmc_unreachable, bmc_failed"),
+    )
+)]
+pub(super) async fn create(
+    State(controller): State<Arc<Controller>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Result<Json<NewJobRequest>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let Json(request) = body?;
+    let key = headers.get("idempotency-key").map(|value| value.to_str().unwrap_or_default());
+    if key.is_some_and(|key| key.is_empty() || key.len() > KEY_MAX) {
+        return Err(ApiError::invalid("Idempotency-Key must be 1 to 255 printable characters"));
+    }
+    let body_hash = sha256(&serde_json::to_vec(&request).expect("a request is plain data"));
+    let idempotency =
+        key.map(|key| Idempotency { token_id: caller.token_id, key, body_hash: &body_hash });
+    // A repeated request must not fail because the first one has changed the world meanwhile.
+    let before = match idempotency {
+        Some(idempotency) => controller.db.job_of_key(idempotency).await?,
+        None => None,
+    };
+    let (status, id) = match before {
+        Some(id) => (StatusCode::OK, id),
+        None => {
+            let new = plan(&controller, &caller, request).await?;
+            match controller.db.create_job(&new, idempotency).await? {
+                NewJobOutcome::Repeated(id) => (StatusCode::OK, id),
+                NewJobOutcome::Created(id) => {
+                    tracing::info!(job = id, host = %new.host, image = %new.image, by = caller.name, "new job");
+                    reconcile::start(&controller, id);
+                    (StatusCode::ACCEPTED, id)
+                }
+            }
+        }
+    };
+    let view = JobView::new(controller.db.job(id).await?, &controller);
+    Ok((status, [(header::LOCATION, format!("/v1/jobs/{id}"))], Json(view)).into_response())
+}
+
+/// Checks a request and turns it into a job.
+async fn plan(
+    controller: &Controller,
+    caller: &Caller,
+    request: NewJobRequest,
+) -> Result<NewJob, ApiError> {
+    if !controller.boots_agents() {
+        return Err(ApiError::conflict(
+            "no_agent",
+            "this controller has no agent to boot: start it with --boot-dir (see `imprint initramfs build`)",
+        ));
+    }
+    let host = controller.db.host(request.host.as_str()).await?;
+    let (options, image_url) = match request.action {
+        Action::Capture => {
+            if request.scrub_free {
+                return Err(ApiError::invalid("scrub_free is for restores"));
+            }
+            let level = request.level.unwrap_or(CaptureOptions::default().level);
+            if !(1..=19).contains(&level) {
+                return Err(ApiError::invalid("level must be 1 to 19"));
+            }
+            let url = match (&request.url, &controller.store_url) {
+                (Some(url), _) => url.clone(),
+                (None, Some(store)) => {
+                    format!("{}/{}.img.zst", store.trim_end_matches('/'), request.image).parse()?
+                }
+                (None, None) => {
+                    return Err(ApiError::invalid(
+                        "where to? give url, or start the controller with --store-url",
+                    ));
+                }
+            };
+            let options = CaptureOptions {
+                level,
+                dirty: request.dirty.unwrap_or_default(),
+                description: request.description.map(String::from),
+            };
+            (Options::Capture(options), url)
+        }
+        Action::Restore => {
+            if request.url.is_some()
+                || request.level.is_some()
+                || request.dirty.is_some()
+                || request.description.is_some()
+            {
+                return Err(ApiError::invalid(
+                    "url, level, dirty and description are for captures; the catalogue knows where an image lies",
+                ));
+            }
+            let image = controller.db.image(request.image.as_str()).await?;
+            let options =
+                RestoreOptions { expect_root: Some(image.root), scrub_free: request.scrub_free };
+            (Options::Restore(options), image.url.parse()?)
+        }
+    };
+    if let Some(job) = controller.db.active_job_of(host.id).await? {
+        return Err(ApiError::conflict(
+            "host_busy",
+            format!("job {} is under way on host {}", job.id, host.name),
+        ));
+    }
+    check_power(controller, &host, request.shutdown).await?;
+    Ok(NewJob {
+        host_id: host.id,
+        host: request.host,
+        image: request.image,
+        image_url,
+        disk: request.disk,
+        options,
+        shutdown: request.shutdown,
+        created_by: caller.name.clone(),
+    })
+}
+
+/// Says no at once to what the job's first step would refuse.
+async fn check_power(
+    controller: &Controller,
+    host: &Host,
+    shutdown: Shutdown,
+) -> Result<(), ApiError> {
+    let asks = host.bmc != BmcRow::Manual && shutdown == Shutdown::Refuse;
+    if asks
+        && !reconcile::is_in_agent(controller, host).await?
+        && controller.bmcs.power(host).await? == Power::On
+    {
+        let text = format!(
+            "host {} is on and runs its own system: shut it down, or give shutdown soft (presses its power button) or force (cuts its power)",
+            host.name
+        );
+        return Err(ApiError::conflict("host_is_on", text));
+    }
+    Ok(())
+}
+
+/// Shows a job with its history.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}", tag = "jobs", params(("id" = i64, Path, description = "The job")),
+    responses((status = 200, description = "The job", body = JobDetail), (status = 404, description = "No such job"))
+)]
+pub(super) async fn show(
+    State(controller): State<Arc<Controller>>,
+    id: Result<Path<i64>, PathRejection>,
+) -> Result<Json<JobDetail>, ApiError> {
+    let Path(id) = id?;
+    let job = JobView::new(controller.db.job(id).await?, &controller);
+    let events = controller.db.events(id, 0).await?.into_iter().map(EventView::from).collect();
+    let power_actions =
+        controller.db.power_actions(id).await?.into_iter().map(PowerActionView::from).collect();
+    let machine = controller.db.session_of_job(id).await?.map(|session| session.machine);
+    Ok(Json(JobDetail { job, events, power_actions, machine }))
+}
+
+/// Cancels a job. Before its agent works it ends at once; later when its agent has stopped.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/cancel", tag = "jobs", params(("id" = i64, Path, description = "The job")),
+    responses((status = 202, description = "The job", body = JobView), (status = 404, description = "No such job"), (status = 409, description = "job_over"))
+)]
+pub(super) async fn cancel(
+    State(controller): State<Arc<Controller>>,
+    Extension(caller): Extension<Caller>,
+    id: Result<Path<i64>, PathRejection>,
+) -> Result<(StatusCode, Json<JobView>), ApiError> {
+    let Path(id) = id?;
+    controller.db.cancel_job(id, &caller.actor()).await?;
+    controller.live.ring(id);
+    Ok((StatusCode::ACCEPTED, Json(JobView::new(controller.db.job(id).await?, &controller))))
+}
+
+/// Lets a job go on that needed attention. Its old ticket is void.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/resume", tag = "jobs", params(("id" = i64, Path, description = "The job")),
+    responses((status = 202, description = "The job", body = JobView), (status = 404, description = "No such job"), (status = 409, description = "job_over"))
+)]
+pub(super) async fn resume(
+    State(controller): State<Arc<Controller>>,
+    Extension(caller): Extension<Caller>,
+    id: Result<Path<i64>, PathRejection>,
+) -> Result<(StatusCode, Json<JobView>), ApiError> {
+    let Path(id) = id?;
+    controller.db.resume_job(id, &caller.actor()).await?;
+    controller.live.ring(id);
+    Ok((StatusCode::ACCEPTED, Json(JobView::new(controller.db.job(id).await?, &controller))))
+}

@@ -1,0 +1,138 @@
+//! The catalogue: which images exist, where, and with which root hash.
+
+use super::{Db, Result, conflict, not_found, on_unique};
+use crate::clock::now_ms;
+
+/// A row of the catalogue.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Image {
+    /// Name.
+    pub name: String,
+    /// Where it lies.
+    pub url: String,
+    /// Root hash, hex.
+    pub root: String,
+    /// Image id (UUID).
+    pub image_id: Option<String>,
+    /// Size of the disk.
+    pub disk_bytes: Option<i64>,
+    /// Bytes that its filesystems use.
+    pub used_bytes: Option<i64>,
+    /// Size of the image.
+    pub stored_bytes: Option<i64>,
+    /// Host that it was captured from.
+    pub host: Option<String>,
+    /// Job that captured it.
+    pub job_id: Option<i64>,
+    /// When it was made or entered.
+    pub created_ms: i64,
+}
+
+/// A row to be.
+#[derive(Debug, Clone, Default)]
+pub struct NewImage {
+    /// Name.
+    pub name: String,
+    /// Where it lies.
+    pub url: String,
+    /// Root hash, hex.
+    pub root: String,
+    /// Image id.
+    pub image_id: Option<String>,
+    /// Size of the disk.
+    pub disk_bytes: Option<i64>,
+    /// Bytes that its filesystems use.
+    pub used_bytes: Option<i64>,
+    /// Size of the image.
+    pub stored_bytes: Option<i64>,
+    /// Host that it was captured from.
+    pub host: Option<String>,
+    /// Job that captured it.
+    pub job_id: Option<i64>,
+}
+
+pub(super) async fn insert<'e, E>(executor: E, image: &NewImage) -> Result<()>
+where
+    E: sqlx::Executor<'e, Database = sqlx::Sqlite>,
+{
+    sqlx::query(
+        "INSERT INTO images (name, url, root, image_id, disk_bytes, used_bytes, stored_bytes, host, job_id, created_ms)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(&image.name)
+    .bind(&image.url)
+    .bind(&image.root)
+    .bind(&image.image_id)
+    .bind(image.disk_bytes)
+    .bind(image.used_bytes)
+    .bind(image.stored_bytes)
+    .bind(&image.host)
+    .bind(image.job_id)
+    .bind(now_ms())
+    .execute(executor)
+    .await
+    .map_err(|e| {
+        on_unique(
+            e,
+            &[("images.name", "image_exists", "an image of this name is in the catalogue: choose another name, or remove that entry")],
+        )
+    })?;
+    Ok(())
+}
+
+impl Db {
+    /// Enters an image.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub async fn add_image(&self, image: &NewImage) -> Result<()> {
+        insert(&self.pool, image).await
+    }
+
+    /// An image by name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn image(&self, name: &str) -> Result<Image> {
+        sqlx::query_as("SELECT * FROM images WHERE name = ?")
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await?
+            .ok_or_else(|| not_found("image", name))
+    }
+
+    /// All images by name.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn images(&self) -> Result<Vec<Image>> {
+        Ok(sqlx::query_as("SELECT * FROM images ORDER BY name").fetch_all(&self.pool).await?)
+    }
+
+    /// Takes an image out of the catalogue; its file stays.
+    ///
+    /// # Errors
+    /// When there is none, or an active job uses it.
+    pub async fn remove_image(&self, name: &str) -> Result<()> {
+        let mut tx = self.write().await?;
+        let busy: Option<i64> = sqlx::query_scalar(
+            "SELECT id FROM jobs WHERE image = ? AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
+        )
+        .bind(name)
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(job) = busy {
+            return Err(conflict(
+                "image_in_use",
+                format!("job {job} uses image {name}: wait for it or cancel it"),
+            ));
+        }
+        let done =
+            sqlx::query("DELETE FROM images WHERE name = ?").bind(name).execute(&mut *tx).await?;
+        if done.rows_affected() == 0 {
+            return Err(not_found("image", name));
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! Properties of a host that have a fixed set of values.
+
+use serde::{Deserialize, Serialize};
+
+/// How a machine boots.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Firmware {
+    /// Legacy BIOS.
+    #[default]
+    Bios,
+    /// UEFI.
+    Uefi,
+}
+
+impl Firmware {
+    /// The text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bios => "bios",
+            Self::Uefi => "uefi",
+        }
+    }
+
+    /// From the text form.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        [Self::Bios, Self::Uefi].into_iter().find(|v| v.as_str() == text)
+    }
+}
+
+/// What a machine does after a job that ended well.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// It boots from its disk.
+    #[default]
+    Disk,
+    /// It powers off.
+    Off,
+}
+
+impl Finish {
+    /// The text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Off => "off",
+        }
+    }
+
+    /// From the text form.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        [Self::Disk, Self::Off].into_iter().find(|v| v.as_str() == text)
+    }
+
+    /// What the agent is told.
+    #[must_use]
+    pub fn for_agent(self) -> agent_api::Finish {
+        match self {
+            Self::Disk => agent_api::Finish::Reboot,
+            Self::Off => agent_api::Finish::PowerOff,
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Jobs: what was asked, where it stands, how it ended.
+
+mod state;
+
+use agent_api::{CaptureOptions, ErrorKind, JobAction, JobSpec, Outcome, RestoreOptions};
+use serde::{Deserialize, Serialize};
+
+pub use state::State;
+
+use crate::names::{DiskSelector, HostName, ImageName, ImageUrl};
+
+/// How often the agent's boot files are handed out for one job.
+pub const BOOT_BUDGET: i64 = 3;
+
+/// Capture or restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Save the disk as an image.
+    Capture,
+    /// Write the image to the disk.
+    Restore,
+}
+
+impl Action {
+    /// The text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Capture => "capture",
+            Self::Restore => "restore",
+        }
+    }
+}
+
+/// What to do with a machine that runs its own system when a job wants it.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Shutdown {
+    /// Refuse the job.
+    #[default]
+    Refuse,
+    /// Press its power button (ACPI) and wait until it is off.
+    Soft,
+    /// Cut its power.
+    Force,
+}
+
+impl Shutdown {
+    /// The text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Soft => "soft",
+            Self::Force => "force",
+        }
+    }
+}
+
+/// The options of either action, as they go to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", content = "options", rename_all = "snake_case")]
+pub enum Options {
+    /// Of a capture.
+    Capture(CaptureOptions),
+    /// Of a restore, with the root hash that the catalogue knows.
+    Restore(RestoreOptions),
+}
+
+impl Options {
+    /// Which action they belong to.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        match self {
+            Self::Capture(_) => Action::Capture,
+            Self::Restore(_) => Action::Restore,
+        }
+    }
+}
+
+/// A job that is not in the database yet.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    /// The host's row.
+    pub host_id: i64,
+    /// Its name, which stays with the job when the host is removed.
+    pub host: HostName,
+    /// The image.
+    pub image: ImageName,
+    /// Where it lies or will lie.
+    pub image_url: ImageUrl,
+    /// The disk.
+    pub disk: Option<DiskSelector>,
+    /// Capture or restore.
+    pub options: Options,
+    /// What to do with a running machine.
+    pub shutdown: Shutdown,
+    /// Name of the API token that asked.
+    pub created_by: String,
+}
+
+/// A job as it is stored.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Its number.
+    pub id: i64,
+    /// The host, if it still exists.
+    pub host_id: Option<i64>,
+    /// The host's name.
+    pub host: String,
+    /// The image's name.
+    pub image: String,
+    /// The image's URL.
+    pub image_url: String,
+    /// The disk.
+    pub disk: Option<String>,
+    /// Capture or restore.
+    pub options: Options,
+    /// What to do with a running machine.
+    pub shutdown: Shutdown,
+    /// Where it stands.
+    pub state: State,
+    /// Since when.
+    pub state_since_ms: i64,
+    /// Its agent is silent.
+    pub stalled: bool,
+    /// Why a person has to look at it.
+    pub needs_attention: Option<String>,
+    /// When its cancellation was asked for.
+    pub cancel_asked_ms: Option<i64>,
+    /// Number of the power-up.
+    pub generation: i64,
+    /// How often boot files were handed out.
+    pub boots: i64,
+    /// How often they may be.
+    pub boot_budget: i64,
+    /// What the agent said at its end.
+    pub outcome: Option<Outcome>,
+    /// The agent was told how to leave.
+    pub dismissed: bool,
+    /// Why it failed.
+    pub failure: Option<(ErrorKind, String)>,
+    /// Who asked for it.
+    pub created_by: String,
+    /// When.
+    pub created_ms: i64,
+    /// When it ended.
+    pub finished_ms: Option<i64>,
+}
+
+impl Job {
+    /// Capture or restore.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        self.options.action()
+    }
+
+    /// What the agent gets.
+    #[must_use]
+    pub fn spec(&self) -> JobSpec {
+        JobSpec {
+            id: self.id.to_string(),
+            disk: self.disk.clone(),
+            image_url: self.image_url.clone(),
+            action: match &self.options {
+                Options::Capture(options) => JobAction::Capture(options.clone()),
+                Options::Restore(options) => JobAction::Restore(options.clone()),
+            },
+        }
+    }
+
+    /// Whether boot files may be handed out at all: the job is under way, nobody has to look at it first, its work is not done,
+    /// nobody wants it cancelled, and the machine did not boot too often.
+    #[must_use]
+    pub fn may_boot(&self) -> bool {
+        self.state.wants_agent()
+            && self.needs_attention.is_none()
+            && self.outcome.is_none()
+            && self.cancel_asked_ms.is_none()
+            && self.boots < self.boot_budget
+    }
+}

@@ -1,0 +1,394 @@
+//! Names and values that end up in generated files, scripts, paths or argument lists.
+//!
+//! Each is checked once, where it comes in, and is a type of its own afterwards, so that a boot script, a DHCP entry or a command
+//! line can only be built from values that need no quoting. What is allowed is listed; everything else is refused.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest kernel command line that a host or `serve` may add, in bytes (the kernel takes 2,048 in all on x86).
+pub const KERNEL_ARGS_MAX: usize = 512;
+/// Longest URL of an image, in bytes.
+pub const URL_MAX: usize = 1024;
+/// Longest disk selector, in bytes.
+pub const SELECTOR_MAX: usize = 256;
+/// Longest free text (notes, descriptions), in bytes.
+pub const TEXT_MAX: usize = 2048;
+
+/// A value that is not allowed, and what would be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{value:?} is not a valid {what}: {rule}")]
+pub struct NameError {
+    what: &'static str,
+    value: String,
+    rule: &'static str,
+}
+
+fn refuse(what: &'static str, value: &str, rule: &'static str) -> NameError {
+    // A hostile value may be long: the message need not be.
+    NameError { what, value: value.chars().take(80).collect(), rule }
+}
+
+macro_rules! text_type {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+        #[serde(try_from = "String", into = "String")]
+        #[schema(value_type = String)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                let check: fn(&str) -> bool = $check;
+                if check(text) { Ok(Self(text.to_owned())) } else { Err(refuse($what, text, $rule)) }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+fn is_lower_alnum(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit()
+}
+
+fn is_name(text: &str, max: usize, extra: &[u8]) -> bool {
+    text.len() <= max
+        && text.bytes().next().is_some_and(is_lower_alnum)
+        && text.bytes().all(|b| is_lower_alnum(b) || extra.contains(&b))
+        && !text.contains("..")
+}
+
+fn is_plain(text: &str, max: usize) -> bool {
+    text.len() <= max && !text.chars().any(char::is_control)
+}
+
+text_type! {
+    /// Name of a host.
+    HostName, "host name",
+    "1 to 63 of a-z, 0-9, '.' and '-', beginning with a letter or digit, without '..'",
+    |text| is_name(text, 63, b".-")
+}
+
+text_type! {
+    /// Name of an image, of an API token.
+    ImageName, "name",
+    "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit, without '..'",
+    |text| is_name(text, 64, b"._-")
+}
+
+text_type! {
+    /// Arguments for the agent's kernel, separated by single spaces.
+    KernelArgs, "kernel argument list",
+    "up to 512 of letters, digits and =,.:/_@+- between single spaces; imprint.controller and imprint.pin are set by the controller",
+    |text| text.is_empty() || (text.len() <= KERNEL_ARGS_MAX && text.split(' ').all(is_kernel_arg))
+}
+
+fn is_kernel_arg(arg: &str) -> bool {
+    !arg.is_empty()
+        && arg.bytes().all(|b| b.is_ascii_alphanumeric() || b"=,.:/_@+-".contains(&b))
+        && !arg.starts_with("imprint.controller")
+        && !arg.starts_with("imprint.pin")
+}
+
+text_type! {
+    /// Where an image lies.
+    ImageUrl, "image URL",
+    "an nfs://, smb://, http(s):// or file: URL or an absolute path, up to 1024 printable characters, without a password in it",
+    is_image_url
+}
+
+fn is_image_url(text: &str) -> bool {
+    if !is_plain(text, URL_MAX) || text.contains(char::is_whitespace) {
+        return false;
+    }
+    if let Some(path) = text.strip_prefix("file:").or(Some(text)).filter(|t| t.starts_with('/')) {
+        return path.len() > 1;
+    }
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let has_password = authority.split_once('@').is_some_and(|(user, _)| user.contains(':'));
+    matches!(scheme, "nfs" | "smb" | "http" | "https")
+        && !authority.is_empty()
+        && !has_password
+        && rest.len() > authority.len() + 1
+}
+
+text_type! {
+    /// Which disk of a machine: a device path or a selector such as `serial=VBLK01`. The agent knows what it means.
+    DiskSelector, "disk selector",
+    "1 to 256 printable characters",
+    |text| !text.is_empty() && is_plain(text, SELECTOR_MAX)
+}
+
+text_type! {
+    /// Free text for people.
+    FreeText, "text",
+    "up to 2048 characters without control characters",
+    |text| is_plain(text, TEXT_MAX)
+}
+
+/// A MAC address; its text form is `52:54:00:77:00:01`.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, example = "52:54:00:77:00:01")]
+pub struct Mac([u8; 6]);
+
+impl Mac {
+    /// With `-` between the bytes, as in `BOOTIF=01-52-54-00-77-00-01`.
+    #[must_use]
+    pub fn hyphenated(self) -> String {
+        self.to_string().replace(':', "-")
+    }
+}
+
+impl FromStr for Mac {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let fail =
+            || refuse("MAC address", text, "six hex bytes with ':' or '-' between, one machine's");
+        let separator = if text.contains('-') { '-' } else { ':' };
+        let mut bytes = [0; 6];
+        let mut parts = text.split(separator);
+        for byte in &mut bytes {
+            let part = parts.next().ok_or_else(fail)?;
+            if part.len() != 2 || !part.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(fail());
+            }
+            *byte = u8::from_str_radix(part, 16).map_err(|_| fail())?;
+        }
+        // No machine has a group address or all zeros.
+        if parts.next().is_some() || bytes[0] & 1 == 1 || bytes == [0; 6] {
+            return Err(fail());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// An SMBIOS system UUID, lower case; `None` for texts that name no machine (empty, all zeros, all ones).
+#[must_use]
+pub fn machine_uuid(text: &str) -> Option<String> {
+    let text = text.trim().to_ascii_lowercase();
+    let shape = text.len() == 36
+        && text.bytes().enumerate().all(|(at, b)| match at {
+            8 | 13 | 18 | 23 => b == b'-',
+            _ => b.is_ascii_hexdigit(),
+        });
+    let says_something = text.bytes().any(|b| b != b'0' && b != b'-')
+        && text.bytes().any(|b| b != b'f' && b != b'-');
+    (shape && says_something).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Things that must not get into any generated file.
+    const HOSTILE: &[&str] = &[
+        "",
+        " ",
+        "a b",
+        "a\nb",
+        "a\rb",
+        "a\0b",
+        "../x",
+        "a/../b",
+        "a..b",
+        "a/b",
+        "a\\b",
+        "${net0/mac}",
+        "a;b",
+        "a|b",
+        "a`b",
+        "a$(b)",
+        "-a",
+        ".a",
+        "A",
+        "é",
+        "a\u{202e}b",
+        "a\"b",
+        "a'b",
+        "a,b",
+        "a#b",
+        "a=b",
+        "#!ipxe",
+        "%2e%2e",
+        "a\tb",
+        "a:b",
+    ];
+
+    #[test]
+    fn hostile_names_are_refused() {
+        for text in HOSTILE {
+            assert!(text.parse::<HostName>().is_err(), "{text:?}");
+            assert!(text.parse::<ImageName>().is_err(), "{text:?}");
+            assert!(text.parse::<Mac>().is_err(), "{text:?}");
+        }
+        assert!("a".repeat(64).parse::<HostName>().is_err());
+        for text in ["node7", "rack-1.node-2", "7"] {
+            assert!(text.parse::<HostName>().is_ok(), "{text:?}");
+        }
+        assert!("debian-12_a.b".parse::<ImageName>().is_ok());
+    }
+
+    #[test]
+    fn kernel_args() {
+        for text in ["", "console=ttyS0,115200n8", "a b", "ip=10.0.0.1::10.0.0.2", "imprint.hold"] {
+            assert!(text.parse::<KernelArgs>().is_ok(), "{text:?}");
+        }
+        for text in [
+            " a",
+            "a  b",
+            "a\nboot",
+            "a${x}",
+            "a;b",
+            "a|b",
+            "a&b",
+            "\"",
+            "imprint.pin=00",
+            "imprint.controller=https://x",
+            "a{b}",
+        ] {
+            assert!(text.parse::<KernelArgs>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn image_urls() {
+        for text in [
+            "nfs://10.0.0.5/images/a.img.zst",
+            "/srv/a.img.zst",
+            "file:/srv/a",
+            "file:///srv/a",
+            "smb://user@srv/share/a",
+            "https://srv:8443/a",
+        ] {
+            assert!(text.parse::<ImageUrl>().is_ok(), "{text:?}");
+        }
+        for text in [
+            "",
+            "a",
+            "nfs://",
+            "nfs:///x",
+            "nfs://h",
+            "nfs://h/",
+            "smb://u:p@h/s/a",
+            "ftp://h/a",
+            "nfs://h/a b",
+            "nfs://h/a\n",
+            "/",
+        ] {
+            assert!(text.parse::<ImageUrl>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn macs() {
+        let mac: Mac = "52-54-00-77-00-0A".parse().unwrap();
+        assert_eq!(mac.to_string(), "52:54:00:77:00:0a");
+        assert_eq!(mac.hyphenated(), "52-54-00-77-00-0a");
+        for text in [
+            "00:00:00:00:00:00",
+            "ff:ff:ff:ff:ff:ff",
+            "01:00:5e:00:00:01",
+            "52:54:00:77:00",
+            "52:54:00:77:00:01:02",
+            "+2:54:00:77:00:01",
+        ] {
+            assert!(text.parse::<Mac>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn uuids_that_say_nothing_are_none() {
+        assert_eq!(machine_uuid("00000000-0000-0000-0000-000000000000"), None);
+        assert_eq!(machine_uuid("FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF"), None);
+        assert_eq!(machine_uuid("x"), None);
+        assert_eq!(
+            machine_uuid("4C4C4544-0000-2010-8020-80C04F202020\n").unwrap(),
+            "4c4c4544-0000-2010-8020-80c04f202020"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_that_is_accepted_needs_no_quoting(text in any::<String>()) {
+            if let Ok(name) = text.parse::<HostName>() {
+                prop_assert!(name.as_str().bytes().all(|b| is_lower_alnum(b) || b == b'.' || b == b'-'));
+            }
+            if let Ok(args) = text.parse::<KernelArgs>() {
+                prop_assert!(!args.as_str().contains(['\n', '\r', '$', '{', ';', '|', '&', '"', '\'', '`', '\\']));
+            }
+        }
+
+        #[test]
+        fn macs_survive_their_text(bytes in any::<[u8; 6]>()) {
+            let mac = Mac(bytes);
+            match mac.to_string().parse::<Mac>() {
+                Ok(parsed) => prop_assert_eq!(parsed, mac),
+                Err(_) => prop_assert!(bytes[0] & 1 == 1 || bytes == [0; 6]),
+            }
+        }
+    }
+}
