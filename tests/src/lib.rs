@@ -5,12 +5,17 @@
 //! Everything runs as root on one machine, touches nothing outside its namespace and its folder under `target/lab`, and ends only
 //! what it started; what a crashed run left behind is found by the namespace's name and ended at the next start.
 
+pub mod accel;
 pub mod agent_build;
+pub mod bmc;
 pub mod command;
 pub mod console;
 pub mod kernel;
+pub mod machine;
 pub mod net;
+pub mod nfs;
 pub mod packages;
 pub mod process;
 pub mod project;
+pub mod template;
 pub mod wait;

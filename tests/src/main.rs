@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything that a newcomer or CI types.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -18,11 +19,23 @@ struct Cli {
 enum Task {
     /// Build the static agent: target/imprint/imprint-agent
     Agent,
+    /// Make the lab's template: a small Debian disk that has booted once
+    Template,
+    /// What a lab BMC calls to work its machine's power
+    #[command(hide = true)]
+    BmcChassis {
+        /// The machine's folder
+        machine: PathBuf,
+        /// What to do, as ipmi_sim says it
+        words: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Agent => xtask::agent(),
+        Task::Template => xtask::template(),
+        Task::BmcChassis { machine, words } => xtask::bmc_chassis(&machine, &words),
     };
     match result {
         Ok(code) => code,

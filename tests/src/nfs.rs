@@ -1,0 +1,98 @@
+//! The image store: nfs-ganesha, a real NFS server in user space, exporting one folder as `/images`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::net::{ADDRESS, Network};
+use crate::process::Server;
+
+/// What clients mount.
+pub const EXPORT: &str = "/images";
+/// The NFS port, the standard one.
+const PORT: u16 = 2049;
+/// How long ganesha may take to listen: five times what was measured.
+const READY_LIMIT: Duration = Duration::from_secs(10);
+
+/// A running NFS server.
+#[derive(Debug)]
+pub struct NfsServer {
+    server: Option<Server>,
+    folder: PathBuf,
+}
+
+impl NfsServer {
+    /// Starts the server. `folder` gets its configuration and state, and `images` in it is what is exported.
+    ///
+    /// # Errors
+    /// If ganesha does not come up.
+    pub fn start(network: &Network, folder: &Path) -> Result<Self> {
+        let mut nfs = Self { server: None, folder: folder.to_owned() };
+        for folder in [nfs.images(), folder.join("recovery")] {
+            std::fs::create_dir_all(&folder)
+                .with_context(|| format!("making {}", folder.display()))?;
+        }
+        nfs.restart(network)?;
+        Ok(nfs)
+    }
+
+    /// The exported folder, as this machine sees it.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.folder.join("images")
+    }
+
+    /// The URL of a file in the export.
+    #[must_use]
+    pub fn url(&self, name: &str) -> String {
+        format!("nfs://{ADDRESS}{EXPORT}/{name}")
+    }
+
+    /// Kills the server, as a crash would.
+    ///
+    /// # Errors
+    /// If it cannot be killed.
+    pub fn crash(&mut self) -> Result<()> {
+        self.server.take().map_or(Ok(()), Server::kill)
+    }
+
+    /// Starts the server, again after a [`crash`](Self::crash).
+    ///
+    /// # Errors
+    /// If ganesha does not come up.
+    pub fn restart(&mut self, network: &Network) -> Result<()> {
+        let config = self.folder.join("ganesha.conf");
+        std::fs::write(&config, self.config())
+            .with_context(|| format!("writing {}", config.display()))?;
+        // `ip netns exec` gives a mount namespace of its own; a private /run keeps ganesha's files out of the host's.
+        let mut ganesha = network.command("sh");
+        ganesha.args([
+            "-c",
+            "mount -t tmpfs tmpfs /run && mkdir /run/ganesha && exec ganesha.nfsd -F \"$@\"",
+            "sh",
+        ]);
+        ganesha.arg("-f").arg(&config).arg("-p").arg(self.folder.join("ganesha.pid"));
+        ganesha.arg("-L").arg(self.folder.join("ganesha.log")).args(["-N", "NIV_EVENT"]);
+        let mut server =
+            Server::start("ganesha.nfsd", &mut ganesha, &self.folder.join("ganesha.out"))?;
+        server.wait_ready(READY_LIMIT, || network.is_listening(PORT))?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    fn config(&self) -> String {
+        let images = self.images();
+        let (images, recovery) = (images.display(), self.folder.join("recovery"));
+        let recovery = recovery.display();
+        format!(
+            "NFS_CORE_PARAM {{\n  Protocols = 3, 4;\n  NFS_Port = {PORT};\n  MNT_Port = 20048;\n  Bind_addr = {ADDRESS};\n  \
+             Enable_NLM = false;\n  Enable_RQUOTA = false;\n  Plugins_Dir = /usr/lib/x86_64-linux-gnu/ganesha;\n  \
+             mount_path_pseudo = true;\n}}\n\
+             NFSv4 {{\n  Graceless = true;\n  Only_Numeric_Owners = true;\n  RecoveryBackend = fs;\n  RecoveryRoot = {recovery};\n}}\n\
+             EXPORT {{\n  Export_Id = 1;\n  Path = {images};\n  Pseudo = {EXPORT};\n  Access_Type = RW;\n  \
+             Squash = No_Root_Squash;\n  SecType = sys;\n  Protocols = 3, 4;\n  Transports = TCP;\n  FSAL {{ Name = VFS; }}\n}}\n\
+             LOG {{ Default_Log_Level = EVENT; }}\n"
+        )
+    }
+}
