@@ -1,1 +1,22 @@
-//! The agent.
+//! Imprint's agent: captures disks to images and imprints images on disks.
+//!
+//! The library holds everything that `imprint-agent` does; the binary only parses its command line. On any Linux machine the
+//! verbs work by hand; in the initramfs the same binary is PID 1 (`init`) and runs each job in a child of itself (`run`).
+//! One pipeline ([`pipeline`]) serves capture, restore, verify and read-back. Nothing here knows of DHCP servers, boot files
+//! or BMCs: those are the controller's.
+
+pub mod capture;
+pub mod cli;
+pub mod disk;
+pub mod error;
+pub mod extents;
+pub mod fs;
+pub mod pipeline;
+pub mod probe;
+pub mod progress;
+pub mod restore;
+pub mod run;
+pub mod store;
+pub mod sys;
+pub mod table;
+pub mod verify;

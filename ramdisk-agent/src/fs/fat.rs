@@ -14,7 +14,8 @@ mod tree;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use super::{Clean, Taken, VolumeMap};
-use crate::extents::Extents;
+use crate::extents::{Extent, Extents};
+use crate::probe::Found;
 use boot::Boot;
 
 /// Why a map cannot be believed.
@@ -40,6 +41,21 @@ pub fn map(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Vo
         map.taken = Taken::Raw { reason: doubt };
     }
     Ok(Some(map))
+}
+
+/// What the boot sector says it is, and where that is.
+pub fn recognise(
+    src: &mut (impl Read + Seek),
+    len_bytes: u64,
+) -> io::Result<Option<(Found, Extent)>> {
+    if len_bytes < boot::LEN as u64 {
+        return Ok(None);
+    }
+    let mut sector = [0_u8; boot::LEN];
+    read_at(src, 0, &mut sector)?;
+    let at = Extent { start: 0, len: boot::LEN as u64 };
+    let found = |boot: Boot| (Found { kind: boot.kind, uuid: boot.uuid, label: boot.label }, at);
+    Ok(Boot::parse(&sector).map(found))
 }
 
 fn look(

@@ -8,7 +8,7 @@
 use std::io::{self, Read, Seek, SeekFrom};
 
 use super::{Clean, FsKind, Taken, VolumeMap};
-use crate::extents::Extents;
+use crate::extents::{Extent, Extents};
 
 /// The page sizes of Linux, smallest first: `mkswap` clears the places of smaller pages, but not of larger ones.
 const PAGE_LENS: [usize; 5] = [4096, 8192, 16384, 32768, 65536];
@@ -85,6 +85,12 @@ pub fn map(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Vo
         map.label = label(page);
     }
     Ok(Some(map))
+}
+
+/// Where the signature of a mapped swap volume is.
+pub fn signature_place(map: &VolumeMap) -> Extent {
+    let len = SIGNATURE_LEN as u64;
+    Extent { start: u64::from(map.block_bytes).saturating_sub(len), len }
 }
 
 fn signature(bytes: &[u8]) -> Option<Signature> {

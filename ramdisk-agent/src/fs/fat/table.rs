@@ -56,7 +56,8 @@ pub fn read(src: &mut (impl Read + Seek), boot: &Boot) -> io::Result<Result<Tabl
     let total = boot.table_bytes_used();
     let mut cluster = 0_u32;
     let mut at = 0;
-    let (mut first, mut second) = (vec![0_u8; CHUNK_LEN], vec![0_u8; CHUNK_LEN]);
+    let room = usize::try_from(total).unwrap_or(CHUNK_LEN).min(CHUNK_LEN);
+    let (mut first, mut second) = (vec![0_u8; room], vec![0_u8; room]);
     while at < total {
         let len = usize::try_from(total - at).unwrap_or(CHUNK_LEN).min(CHUNK_LEN);
         read_at(src, boot.table_offset(0) + at, &mut first[..len])?;

@@ -1,0 +1,201 @@
+//! Capture: a disk becomes an image.
+//!
+//! plan → read, compress and hash on all cores → `NAME.partial` in order → flush → re-read what the store holds and check every
+//! hash → publish. The source is opened read-only and never written. Bytes that a filesystem calls free are zeros in the image
+//! whatever the disk holds there, so equal filesystems give equal content. A capture that ends early leaves no image: the
+//! partial is removed, or, if the machine lost power, still carries `.partial` in its name.
+
+mod plan;
+mod span;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use agent_api::{CaptureOptions, CaptureSummary, DirtyPolicy, ErrorKind, Stage};
+use image_format::{Header, ImageReader, ImageWriter};
+use uuid::Uuid;
+
+pub use plan::{CapturePlan, PlannedVolume, describe_manifest};
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::pipeline;
+use crate::progress::{Progress, millis};
+use crate::run;
+use crate::store::{self, StoreUrl, StoreWriter};
+use crate::verify;
+use span::{Encoded, HoleRun, Spans, Worker};
+
+/// The lowest zstd level that is offered; negative levels trade too much size.
+pub const MIN_LEVEL: i32 = 1;
+/// The highest; 20 to 22 need windows that the reader's memory limit forbids.
+pub const MAX_LEVEL: i32 = 19;
+
+/// Makes the plan and checks that the capture may go ahead. Reads metadata only.
+pub fn plan(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
+    if !(MIN_LEVEL..=MAX_LEVEL).contains(&options.level) {
+        return Err(Error::refused(format!(
+            "compression level {} is not between {MIN_LEVEL} and {MAX_LEVEL}",
+            options.level
+        )));
+    }
+    let users = crate::disk::in_use(disk.path(), true)?;
+    if !users.is_empty() {
+        return Err(Error::refused(format!(
+            "{} is being written to by this system ({}); an image of it would mix moments in time: unmount it, or mount \
+             it read-only",
+            disk.path().display(),
+            users.join(", ")
+        )));
+    }
+    plan::make(disk, options.dirty == DirtyPolicy::Raw)
+}
+
+/// Captures `disk` to `url`.
+pub fn run(
+    disk: &Disk,
+    url: &StoreUrl,
+    plan: &CapturePlan,
+    options: &CaptureOptions,
+    progress: &Arc<Progress>,
+) -> Result<CaptureSummary> {
+    let start = Instant::now();
+    let image_id = Uuid::new_v4();
+    let producer = format!("imprint-agent {}", env!("CARGO_PKG_VERSION"));
+    let mut writer = store::create(url, image_id, &run::store_options(progress))?;
+    let result =
+        write_image(disk, &mut *writer, plan, options, &Header::new(image_id, producer), progress);
+    let (mut summary, root) = match result {
+        Ok(done) => done,
+        Err(error) => {
+            // The first error is the one that matters; a partial that could not be removed is not an image either.
+            let _ = writer.abort();
+            return Err(error);
+        }
+    };
+    let flushed = Instant::now();
+    progress.begin(Stage::Flushing, 0);
+    let durable = writer.commit();
+    summary.flush_ms = millis(flushed);
+    let checked = durable.map_err(Error::from).and_then(|durable| {
+        let verified = Instant::now();
+        let reader = writer.reader()?;
+        if durable != summary.stored_bytes {
+            return Err(Error::new(
+                ErrorKind::Store,
+                format!(
+                    "the store holds {durable} bytes of the {} that were written",
+                    summary.stored_bytes
+                ),
+            ));
+        }
+        let image = ImageReader::open(reader)?;
+        if image.root() != root {
+            return Err(Error::new(
+                ErrorKind::Store,
+                "the store gives back another image than was written: its root hash differs",
+            ));
+        }
+        summary.reread_bytes = verify::stored_bytes(&image, progress)?.stored_bytes;
+        summary.verify_ms = millis(verified);
+        Ok(())
+    });
+    if let Err(error) = checked {
+        // As above.
+        let _ = writer.abort();
+        return Err(error.context("checking what the store holds"));
+    }
+    progress.begin(Stage::Committing, 0);
+    writer.publish()?;
+    summary.total_ms = millis(start);
+    Ok(summary)
+}
+
+fn write_image(
+    disk: &Disk,
+    store: &mut dyn StoreWriter,
+    plan: &CapturePlan,
+    options: &CaptureOptions,
+    header: &Header,
+    progress: &Arc<Progress>,
+) -> Result<(CaptureSummary, image_format::Root)> {
+    let start = Instant::now();
+    progress.begin(Stage::Capturing, plan.disk_bytes);
+    let workers = cores();
+    let depth = workers * 2 + 2;
+    let spans = Spans::new(&plan.used, plan.disk_bytes, image_format::DEFAULT_SPAN_LEN);
+    // A cold disk is read by the kernel ahead of the compressors: one span for each that may be under way.
+    let ahead = u64::from(image_format::DEFAULT_SPAN_LEN) * (depth as u64 + 2);
+    let jobs = spans.inspect(|span| disk.read_ahead(span.offset + ahead, u64::from(span.len))).map(
+        |span| {
+            progress.check()?;
+            Ok(span)
+        },
+    );
+    let (pool_in, pool_out) = crossbeam_channel::bounded(depth + workers);
+    let threads = (0..workers)
+        .map(|_| {
+            let mut worker = Worker::new(disk, &plan.used, options.level)?;
+            let pool = pool_out.clone();
+            Ok(move |span| worker.encode(span, pool.try_recv().unwrap_or_default()))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut out = ImageWriter::create(
+        StoreSink(store),
+        header.clone(),
+        plan.disk_bytes,
+        image_format::DEFAULT_SPAN_LEN,
+    )?;
+    let mut hole = HoleRun::default();
+    pipeline::run(jobs, threads, depth, |encoded| {
+        let (disk_bytes, stored_bytes) = match encoded {
+            Encoded::Hole { len, runs } => {
+                hole.add(len, &runs, &mut out)?;
+                (len, 0)
+            }
+            Encoded::Data { frame, stored } => {
+                hole.write_to(&mut out)?;
+                out.append(&frame, &stored)?;
+                let lens = (u64::from(frame.logical_len), stored.len() as u64);
+                // A full pool only means that this buffer is not needed again.
+                let _ = pool_in.try_send(stored);
+                lens
+            }
+        };
+        progress.advance(disk_bytes, stored_bytes)
+    })?;
+    hole.write_to(&mut out)?;
+    let (_, written) = out.finish(&plan.manifest(header, options))?;
+    let summary = CaptureSummary {
+        root: written.root.to_string(),
+        image_id: header.image_id.to_string(),
+        disk_bytes: plan.disk_bytes,
+        used_bytes: plan.used_bytes_claimed(),
+        data_bytes: written.data_bytes,
+        stored_bytes: written.stored_len,
+        capture_ms: millis(start),
+        raw: plan.taken_raw(),
+        ..CaptureSummary::default()
+    };
+    Ok((summary, written.root))
+}
+
+/// The number of threads that the machine can run at once.
+#[must_use]
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
+}
+
+/// Lets the image writer append to a store.
+struct StoreSink<'a>(&'a mut dyn StoreWriter);
+
+impl std::io::Write for StoreSink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.append(bytes).map_err(std::io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,390 @@
+//! The plan of a capture: what the disk holds, and which of its bytes the image keeps.
+
+use std::fmt;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+
+use agent_api::{CaptureOptions, DiskInfo, ErrorKind};
+use image_format::{Header, Manifest, Root};
+use serde::Serialize;
+
+use crate::disk::Disk;
+use crate::error::{Error, IoContext, Result};
+use crate::extents::{Extent, Extents};
+use crate::fs::{self, Clean, Taken, VolumeMap};
+use crate::run::size;
+use crate::table::{self, Partition, Table, TableKind, TableOutcome};
+
+/// The gap before the first partition is kept whole up to this size: boot loaders live there.
+const MAX_BOOT_GAP: u64 = 64 << 20;
+/// Of every other gap between partitions, and of the unpartitioned end of the disk, this much is kept at both ends: firmware
+/// RAID and other labels live there.
+const GAP_MARGIN: u64 = 1 << 20;
+
+/// What a capture will keep, and why.
+#[derive(Debug, Clone, Serialize)]
+pub struct CapturePlan {
+    /// The disk.
+    pub disk: DiskInfo,
+    /// Its size.
+    pub disk_bytes: u64,
+    /// Its partition table's kind: `gpt`, `mbr` or `none`.
+    pub table_kind: String,
+    /// The partitions, or the one bare filesystem, in the order of the disk.
+    pub volumes: Vec<PlannedVolume>,
+    /// What was odd but not wrong.
+    pub warnings: Vec<String>,
+    /// Bytes that the image keeps, tables and gaps included.
+    pub kept_bytes: u64,
+    /// Those bytes.
+    #[serde(skip)]
+    pub used: Extents,
+    #[serde(skip)]
+    table: Table,
+}
+
+/// A partition, or the bare filesystem of a disk without a table.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlannedVolume {
+    /// Its number; `None` without a table.
+    pub number: Option<u32>,
+    /// Where it starts on the disk.
+    pub start_bytes: u64,
+    /// Its length.
+    pub len_bytes: u64,
+    /// `ext4`, `fat32`, `swap`, `unknown` …
+    pub filesystem: String,
+    /// The filesystem's UUID.
+    pub uuid: Option<String>,
+    /// The filesystem's label.
+    pub label: Option<String>,
+    /// The filesystem's block size, 0 if there is none.
+    pub block_bytes: u32,
+    /// Bytes that the filesystem says it uses; its whole length if it is taken raw.
+    pub used_bytes: u64,
+    /// Bytes of it that the image keeps.
+    pub kept_bytes: u64,
+    /// Why every block is taken; `None` if the map of used blocks is.
+    pub raw_reason: Option<String>,
+    #[serde(skip)]
+    partition: Option<Partition>,
+}
+
+/// Reads tables and maps. Refuses tables that cannot be trusted, and filesystems that were not shut down cleanly unless
+/// `dirty_raw` says to copy those whole.
+pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
+    let path = disk.path().display();
+    let len = disk.len_bytes();
+    let mut whole = Window { disk, start: 0, len, at: 0 };
+    let outcome = table::read_table(&mut whole, len, disk.logical_sector_bytes())
+        .on_disk(|| format!("reading the partition table of {path}"))?;
+    let table = match outcome {
+        TableOutcome::Table(table) => table,
+        TableOutcome::Refused(refusal) => {
+            return Err(Error::refused(format!(
+                "the partition table of {path} cannot be captured"
+            ))
+            .because(refusal));
+        }
+    };
+    let mut used = table.metadata.clone();
+    for gap in gaps(&table, len) {
+        used.insert(gap.start, gap.len);
+    }
+    let mut volumes = Vec::new();
+    let mut dirty = Vec::new();
+    let parts: Vec<Option<&Partition>> = match table.kind {
+        TableKind::None => vec![None],
+        _ => table.partitions.iter().map(Some).collect(),
+    };
+    for partition in parts {
+        let (start, volume_len) = partition.map_or((0, len), |p| (p.start_bytes, p.len_bytes));
+        let mut window = Window { disk, start, len: volume_len, at: 0 };
+        let mut map = fs::map_volume(&mut window, volume_len)
+            .on_disk(|| format!("reading the filesystem at byte {start} of {path}"))?;
+        if let Clean::NotClean { reason } = map.clean.clone() {
+            let name = partition
+                .map_or_else(|| "the filesystem".into(), |p| format!("partition {}", p.number));
+            if dirty_raw {
+                take_raw(
+                    &mut map,
+                    volume_len,
+                    format!("not shut down cleanly ({reason}), taken whole as asked"),
+                );
+            } else {
+                dirty.push(format!("{name} ({}): {reason}", map.kind));
+            }
+        }
+        let mapped = map.used.shifted(start);
+        volumes.push(planned(partition, start, volume_len, map));
+        used = used.union(&mapped);
+    }
+    if !dirty.is_empty() {
+        return Err(Error::new(
+            ErrorKind::SourceNotClean,
+            format!(
+                "{path} was not shut down cleanly: {}; start the system and shut it down, or check the filesystem, or copy \
+                 such partitions whole with --dirty raw",
+                dirty.join("; ")
+            ),
+        ));
+    }
+    Ok(CapturePlan {
+        disk: disk.info(),
+        disk_bytes: len,
+        table_kind: kind_name(table.kind).into(),
+        volumes,
+        warnings: table.warnings.clone(),
+        kept_bytes: used.total_bytes(),
+        used,
+        table,
+    })
+}
+
+fn kind_name(kind: TableKind) -> &'static str {
+    match kind {
+        TableKind::Gpt => "gpt",
+        TableKind::Mbr => "mbr",
+        TableKind::None => "none",
+    }
+}
+
+fn take_raw(map: &mut VolumeMap, len: u64, reason: String) {
+    let mut used = Extents::new();
+    used.insert(0, len);
+    map.used = used;
+    map.used_bytes_claimed = len;
+    map.taken = Taken::Raw { reason };
+}
+
+fn planned(partition: Option<&Partition>, start: u64, len: u64, map: VolumeMap) -> PlannedVolume {
+    PlannedVolume {
+        number: partition.map(|p| p.number),
+        start_bytes: start,
+        len_bytes: len,
+        filesystem: map.kind.to_string(),
+        uuid: map.uuid,
+        label: map.label,
+        block_bytes: map.block_bytes,
+        used_bytes: map.used_bytes_claimed,
+        kept_bytes: map.used.total_bytes(),
+        raw_reason: match map.taken {
+            Taken::Map => None,
+            Taken::Raw { reason } => Some(reason),
+        },
+        partition: partition.cloned(),
+    }
+}
+
+/// What is kept of the space that belongs to no partition.
+fn gaps(table: &Table, disk_bytes: u64) -> Vec<Extent> {
+    if table.kind == TableKind::None {
+        return Vec::new();
+    }
+    let mut partitions = Extents::new();
+    for partition in &table.partitions {
+        partitions.insert(partition.start_bytes, partition.len_bytes);
+    }
+    let mut kept = Vec::new();
+    for gap in partitions.invert(Extent { start: 0, len: disk_bytes }).iter() {
+        let limit = if gap.start == 0 { MAX_BOOT_GAP } else { 2 * GAP_MARGIN };
+        if gap.len <= limit {
+            kept.push(*gap);
+        } else {
+            let head = if gap.start == 0 { MAX_BOOT_GAP } else { GAP_MARGIN };
+            kept.push(Extent { start: gap.start, len: head });
+            kept.push(Extent { start: gap.start + gap.len - GAP_MARGIN, len: GAP_MARGIN });
+        }
+    }
+    kept
+}
+
+impl CapturePlan {
+    /// Bytes that the filesystems say they use, plus what is taken raw.
+    #[must_use]
+    pub fn used_bytes_claimed(&self) -> u64 {
+        self.volumes.iter().map(|v| v.used_bytes).sum()
+    }
+
+    /// The volumes that are taken raw, each with its reason.
+    #[must_use]
+    pub fn taken_raw(&self) -> Vec<String> {
+        let named = |v: &PlannedVolume| {
+            let reason = v.raw_reason.as_ref()?;
+            let name = v.number.map_or_else(|| "the disk".into(), |n| format!("partition {n}"));
+            Some(format!("{name}: {reason}"))
+        };
+        self.volumes.iter().filter_map(named).collect()
+    }
+
+    /// The manifest of the image that this plan makes.
+    #[must_use]
+    pub fn manifest(&self, header: &Header, options: &CaptureOptions) -> Manifest {
+        let table = &self.table;
+        Manifest {
+            format_version: image_format::VERSION,
+            image_id: header.image_id,
+            created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            producer: header.producer.clone(),
+            name: None,
+            description: options.description.clone(),
+            disk: image_format::Disk {
+                model: self.disk.model.clone(),
+                serial: self.disk.serial.clone(),
+                wwn: self.disk.wwn.clone(),
+                size_bytes: self.disk_bytes,
+                logical_sector_bytes: self.disk.logical_sector_bytes,
+                physical_sector_bytes: Some(self.disk.physical_sector_bytes).filter(|n| *n > 0),
+            },
+            span_len: image_format::DEFAULT_SPAN_LEN,
+            compression: image_format::Compression::zstd(options.level),
+            table: image_format::PartitionTable {
+                kind: match table.kind {
+                    TableKind::Gpt => image_format::TableKind::Gpt,
+                    TableKind::Mbr => image_format::TableKind::Mbr,
+                    TableKind::None => image_format::TableKind::None,
+                },
+                disk_id: table.disk_id.clone(),
+                first_usable_lba: table.first_usable_lba,
+                last_usable_lba: table.last_usable_lba,
+                boot_code_kept: table.kind != TableKind::None,
+                warnings: table.warnings.clone(),
+                ..image_format::PartitionTable::default()
+            },
+            volumes: self.volumes.iter().map(manifest_volume).collect(),
+            bad_sectors: Vec::new(),
+        }
+    }
+}
+
+fn manifest_volume(volume: &PlannedVolume) -> image_format::Volume {
+    let partition = volume.partition.as_ref();
+    image_format::Volume {
+        number: volume.number,
+        start_bytes: volume.start_bytes,
+        len_bytes: volume.len_bytes,
+        type_id: partition.map(|p| p.type_id.clone()),
+        part_uuid: partition.and_then(|p| p.uuid.clone()),
+        part_name: partition.and_then(|p| p.name.clone()),
+        attributes: partition.map_or(0, |p| p.attributes),
+        bootable: partition.is_some_and(|p| p.bootable),
+        filesystem: Some(volume.filesystem.clone()),
+        fs_uuid: volume.uuid.clone(),
+        fs_label: volume.label.clone(),
+        block_bytes: Some(volume.block_bytes).filter(|n| *n > 0),
+        used_bytes: volume.used_bytes,
+        taken: if volume.raw_reason.is_some() {
+            image_format::Taken::Raw
+        } else {
+            image_format::Taken::Map
+        },
+        raw_reason: volume.raw_reason.clone(),
+    }
+}
+
+impl fmt::Display for CapturePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "disk       {}  {}  table {}",
+            self.disk.path,
+            size(self.disk_bytes),
+            self.table_kind
+        )?;
+        for v in &self.volumes {
+            let name = v.number.map_or_else(|| "whole".into(), |n| n.to_string());
+            let label = v.label.as_deref().unwrap_or("-");
+            write!(
+                f,
+                "{name:>9}  {:8} {label:16} {:>12} of {:>12} kept",
+                v.filesystem,
+                size(v.kept_bytes),
+                size(v.len_bytes)
+            )?;
+            match &v.raw_reason {
+                Some(reason) => writeln!(f, ", raw: {reason}")?,
+                None => writeln!(f)?,
+            }
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning    {warning}")?;
+        }
+        write!(f, "keeps      {}", size(self.kept_bytes))
+    }
+}
+
+/// A manifest for people, as `inspect` shows it.
+#[must_use]
+pub fn describe_manifest(manifest: &Manifest, root: Root, stored_bytes: u64) -> String {
+    use fmt::Write;
+    let mut text = String::new();
+    let disk = &manifest.disk;
+    let or_dash = |s: &Option<String>| s.clone().unwrap_or_else(|| "-".into());
+    let line = |text: &mut String, name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:10} {value}");
+    };
+    line(&mut text, "image", manifest.image_id.to_string());
+    line(&mut text, "root", root.to_string());
+    line(&mut text, "created", format!("{} by {}", manifest.created, manifest.producer));
+    if let Some(description) = &manifest.description {
+        line(&mut text, "about", description.clone());
+    }
+    line(&mut text, "stored", size(stored_bytes));
+    let identity = format!(
+        "{}  model {}  serial {}  wwn {}  sectors of {}",
+        size(disk.size_bytes),
+        or_dash(&disk.model),
+        or_dash(&disk.serial),
+        or_dash(&disk.wwn),
+        disk.logical_sector_bytes
+    );
+    line(&mut text, "disk", identity);
+    line(&mut text, "table", format!("{:?}", manifest.table.kind).to_lowercase());
+    for v in &manifest.volumes {
+        let name = v.number.map_or_else(|| "whole".into(), |n| n.to_string());
+        let raw = v.raw_reason.as_ref().map(|r| format!(", raw: {r}")).unwrap_or_default();
+        let value = format!(
+            "{name:>3} {:8} {:16} {} used of {}  uuid {}{raw}",
+            or_dash(&v.filesystem),
+            or_dash(&v.fs_label),
+            size(v.used_bytes),
+            size(v.len_bytes),
+            or_dash(&v.fs_uuid),
+        );
+        line(&mut text, "volume", value);
+    }
+    text.trim_end().to_owned()
+}
+
+/// A part of a disk as `Read + Seek`, for the parsers.
+struct Window<'a> {
+    disk: &'a Disk,
+    start: u64,
+    len: u64,
+    at: u64,
+}
+
+impl Read for Window<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.len.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let len = left.min(buf.len());
+        let read = self.disk.file().read_at(&mut buf[..len], self.start + self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for Window<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(n) => Some(n),
+            SeekFrom::End(n) => self.len.checked_add_signed(n),
+            SeekFrom::Current(n) => self.at.checked_add_signed(n),
+        };
+        self.at = target.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "seeking before the start")
+        })?;
+        Ok(self.at)
+    }
+}

@@ -1,0 +1,256 @@
+//! The disk cut into spans: which are holes, and what a worker does with the others.
+
+use image_format::{
+    EncodedFrame, Encoder, ImageWriter, MAX_RUNS, Run, RunKind, Runs, UNIT_LEN, is_zero,
+};
+
+use crate::disk::Disk;
+use crate::error::Result;
+use crate::extents::{Extent, Extents};
+
+/// A piece of the disk that becomes one frame, or part of a hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub offset: u64,
+    /// The span length; shorter only at the disk's end.
+    pub len: u32,
+    /// Nothing in it is used.
+    pub free: bool,
+}
+
+/// Walks a disk of `disk_bytes` in spans.
+#[derive(Debug)]
+pub struct Spans<'a> {
+    used: &'a Extents,
+    disk_bytes: u64,
+    span_len: u32,
+    at: u64,
+}
+
+impl<'a> Spans<'a> {
+    pub fn new(used: &'a Extents, disk_bytes: u64, span_len: u32) -> Self {
+        Self { used, disk_bytes, span_len, at: 0 }
+    }
+}
+
+impl Iterator for Spans<'_> {
+    type Item = Span;
+
+    fn next(&mut self) -> Option<Span> {
+        if self.at >= self.disk_bytes {
+            return None;
+        }
+        let left = self.disk_bytes - self.at;
+        let len = u32::try_from(left).unwrap_or(u32::MAX).min(self.span_len);
+        let free = self.used.overlapping(self.at, u64::from(len)).next().is_none();
+        let span = Span { offset: self.at, len, free };
+        self.at += u64::from(len);
+        Some(span)
+    }
+}
+
+/// What a worker makes of a span.
+#[derive(Debug)]
+pub enum Encoded {
+    /// A frame and its stored bytes.
+    Data { frame: EncodedFrame, stored: Vec<u8> },
+    /// Nothing but free and zero runs.
+    Hole { len: u64, runs: Vec<Run> },
+}
+
+/// One compressing thread's state.
+#[derive(Debug)]
+pub struct Worker<'a> {
+    disk: &'a Disk,
+    used: &'a Extents,
+    encoder: Encoder,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Worker<'a> {
+    pub fn new(disk: &'a Disk, used: &'a Extents, level: i32) -> Result<Self> {
+        Ok(Self { disk, used, encoder: Encoder::new(level)?, buffer: Vec::new() })
+    }
+
+    /// Reads, classifies, hashes and compresses a span. `stored` is a recycled buffer.
+    pub fn encode(&mut self, span: Span, mut stored: Vec<u8>) -> Result<Encoded> {
+        let len = u64::from(span.len);
+        if span.free {
+            return Ok(Encoded::Hole {
+                len,
+                runs: vec![Run { kind: RunKind::Free, units: units_of(len) }],
+            });
+        }
+        let span_len = usize::try_from(span.len).expect("spans are a few MiB");
+        self.buffer.resize(span_len, 0);
+        let used: Vec<Extent> = self.used.overlapping(span.offset, len).collect();
+        fill(self.disk, &mut self.buffer, span.offset, &used)?;
+        let runs = classify(&self.buffer, span.offset, &used);
+        if runs.iter().all(|run| run.kind != RunKind::Data) {
+            // Too many changes between zero and free for one entry: all of it must read as zero then, which is safe.
+            let runs = if runs.len() > MAX_RUNS {
+                vec![Run { kind: RunKind::Zero, units: units_of(len) }]
+            } else {
+                runs
+            };
+            return Ok(Encoded::Hole { len, runs });
+        }
+        stored.clear();
+        let frame = self.encoder.encode(&self.buffer, Runs::new(runs), &mut stored)?;
+        Ok(Encoded::Data { frame, stored })
+    }
+}
+
+fn units_of(len: u64) -> u32 {
+    u32::try_from(len.div_ceil(u64::from(UNIT_LEN))).expect("a span has at most 2^32 units")
+}
+
+/// Reads the used parts of a span; every other byte becomes zero.
+fn fill(disk: &Disk, buffer: &mut [u8], offset: u64, used: &[Extent]) -> Result<()> {
+    let mut done = 0;
+    for extent in used {
+        let start = index(extent.start - offset);
+        let end = start + index(extent.len);
+        buffer[done..start].fill(0);
+        disk.read_exact_at(&mut buffer[start..end], extent.start)?;
+        done = end;
+    }
+    buffer[done..].fill(0);
+    Ok(())
+}
+
+fn index(n: u64) -> usize {
+    usize::try_from(n).expect("offsets within a span are a few MiB")
+}
+
+/// The runs of a span: a unit is free if no byte of it is used, zero if its used bytes are all zero, otherwise data.
+fn classify(buffer: &[u8], offset: u64, used: &[Extent]) -> Vec<Run> {
+    let unit = u64::from(UNIT_LEN);
+    let mut runs: Vec<Run> = Vec::with_capacity(used.len() * 2 + 1);
+    let mut push = |kind: RunKind, units: u32| match runs.last_mut() {
+        _ if units == 0 => {}
+        Some(last) if last.kind == kind => last.units += units,
+        _ => runs.push(Run { kind, units }),
+    };
+    let total = units_of(buffer.len() as u64);
+    let mut at = 0_u32;
+    for extent in used {
+        let first = u32::try_from((extent.start - offset) / unit).expect("within a span");
+        let end = units_of(extent.start + extent.len - offset);
+        // Two extents may share a unit: it has been classified with the first, by all of its bytes.
+        push(RunKind::Free, first.saturating_sub(at));
+        for n in first.max(at)..end {
+            let start = index(u64::from(n) * unit);
+            let bytes = &buffer[start..(start + index(unit)).min(buffer.len())];
+            push(if is_zero(bytes) { RunKind::Zero } else { RunKind::Data }, 1);
+        }
+        at = at.max(end);
+    }
+    push(RunKind::Free, total - at);
+    runs
+}
+
+/// A gathered hole is written out before it grows beyond this, far from the limit of a run's counter.
+const MAX_GATHERED_LEN: u64 = 1 << 40;
+
+/// Neighbouring holes, gathered until the next data frame.
+#[derive(Debug, Default)]
+pub struct HoleRun {
+    len: u64,
+    runs: Vec<Run>,
+}
+
+impl HoleRun {
+    /// Adds a hole; writes the gathered one first when the two together would be too much for one entry of the index.
+    pub fn add<W: std::io::Write>(
+        &mut self,
+        len: u64,
+        runs: &[Run],
+        out: &mut ImageWriter<W>,
+    ) -> Result<()> {
+        if self.runs.len() + runs.len() > MAX_RUNS || self.len >= MAX_GATHERED_LEN {
+            self.write_to(out)?;
+        }
+        self.len += len;
+        for run in runs {
+            match self.runs.last_mut() {
+                Some(last) if last.kind == run.kind => last.units += run.units,
+                _ => self.runs.push(*run),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the hole, if there is one, and starts anew.
+    pub fn write_to<W: std::io::Write>(&mut self, out: &mut ImageWriter<W>) -> Result<()> {
+        if self.len > 0 {
+            out.append_mixed_hole(self.len, Runs::new(std::mem::take(&mut self.runs)))?;
+            self.len = 0;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extents(list: &[(u64, u64)]) -> Extents {
+        let mut extents = Extents::new();
+        for (start, len) in list {
+            extents.insert(*start, *len);
+        }
+        extents
+    }
+
+    fn run(kind: RunKind, units: u32) -> Run {
+        Run { kind, units }
+    }
+
+    #[test]
+    fn spans_cover_the_disk_and_know_what_is_free() {
+        let used = extents(&[(5000, 10)]);
+        let spans: Vec<Span> = Spans::new(&used, 10_000, 4096).collect();
+        assert_eq!(spans.len(), 3);
+        assert_eq!(spans.iter().map(|s| s.free).collect::<Vec<_>>(), [true, false, true]);
+        assert_eq!(spans[2], Span { offset: 8192, len: 1808, free: true });
+    }
+
+    #[test]
+    fn units_are_classified_by_their_used_bytes() {
+        let mut buffer = vec![0_u8; 6 * 4096 + 512];
+        buffer[4096] = 1;
+        buffer[2 * 4096 + 1024] = 1;
+        let used = [
+            (1_000_000 * 4096 + 4096, 4096),
+            (1_000_000 * 4096 + 2 * 4096 + 1024, 1024),
+            (1_000_000 * 4096 + 4 * 4096, 4096),
+        ];
+        let used: Vec<Extent> =
+            used.iter().map(|(start, len)| Extent { start: *start, len: *len }).collect();
+        let runs = classify(&buffer, 1_000_000 * 4096, &used);
+        assert_eq!(
+            runs,
+            [
+                run(RunKind::Free, 1),
+                run(RunKind::Data, 2),
+                run(RunKind::Free, 1),
+                run(RunKind::Zero, 1),
+                run(RunKind::Free, 2)
+            ]
+        );
+    }
+
+    #[test]
+    fn extents_that_share_a_unit_count_once() {
+        let mut buffer = vec![0_u8; 8192];
+        buffer[100] = 1;
+        let used = [
+            Extent { start: 0, len: 512 },
+            Extent { start: 1024, len: 512 },
+            Extent { start: 3584, len: 1024 },
+        ];
+        let runs = classify(&buffer, 0, &used);
+        assert_eq!(runs, [run(RunKind::Data, 1), run(RunKind::Zero, 1)]);
+    }
+}

@@ -1,0 +1,418 @@
+//! The command line of `imprint-agent`.
+//!
+//! On success a command prints what it did and exits with 0; on failure one line `imprint-agent: …` with the chain of causes on
+//! standard error, and an exit code for the kind of failure (`docs/agent-cli.md`). Nothing is written before the plan was shown
+//! and agreed to.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agent_api::{CaptureOptions, DirtyPolicy, ErrorKind, RestoreOptions, Summary};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::disk::{self, Disk, Selector};
+use crate::error::{Error, Result};
+use crate::progress::{Face, Progress, Ticker};
+use crate::run::{describe, open_image, parse_url, size};
+use crate::{capture, restore, run, store, verify};
+
+/// Captures disks to images and imprints images on disks.
+#[derive(Debug, Parser)]
+#[command(name = "imprint-agent", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print results as JSON on standard output
+    #[arg(long, global = true)]
+    json: bool,
+    /// How to show progress
+    #[arg(long, global = true, value_enum, default_value_t = ProgressFace::Auto)]
+    progress: ProgressFace,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ProgressFace {
+    /// A bar, if standard error is a terminal
+    Auto,
+    /// A bar
+    Bar,
+    /// JSON lines on standard error
+    Json,
+    /// Nothing
+    None,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Save a disk, a partition or a disk file as an image; never writes to it
+    Capture(CaptureArgs),
+    /// Write an image to a disk: shows the plan, asks, writes, reads back, and makes it bootable last
+    Restore(RestoreArgs),
+    /// Show what a capture or a restore would do
+    #[command(subcommand)]
+    Plan(PlanCommand),
+    /// Check every stored byte of an image against its hashes
+    Verify(VerifyArgs),
+    /// Show what an image holds
+    Inspect {
+        /// URL or path of the image
+        image: String,
+    },
+    /// List the images of a folder
+    Ls {
+        /// URL or path of the folder
+        folder: String,
+    },
+    /// List the disks of this machine
+    Disks,
+    /// Do one job given as JSON on standard input; for the supervisor
+    #[command(hide = true)]
+    Run {
+        /// Only `-`: standard input
+        #[arg(value_parser = ["-"])]
+        job: String,
+    },
+    /// Be PID 1 of the initramfs
+    #[command(hide = true)]
+    Init,
+}
+
+#[derive(Debug, Args)]
+struct CaptureArgs {
+    /// The disk: a path, or terms such as serial=…, wwn=…, size>=100G that fit exactly one disk
+    disk: String,
+    /// Where the image goes: a path or nfs://host/export/name.img.zst; must not exist
+    image: String,
+    #[command(flatten)]
+    options: CaptureFlags,
+}
+
+#[derive(Debug, Args)]
+struct CaptureFlags {
+    /// zstd level, 1 (fast) to 19 (small)
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: i32,
+    /// What to do with a filesystem that was not shut down cleanly
+    #[arg(long, value_enum, default_value_t = Dirty::Refuse)]
+    dirty: Dirty,
+    /// A text kept in the image's manifest
+    #[arg(long)]
+    description: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Dirty {
+    /// End with source_not_clean
+    Refuse,
+    /// Copy that partition whole, every block
+    Raw,
+}
+
+#[derive(Debug, Args)]
+struct RestoreArgs {
+    /// URL or path of the image
+    image: String,
+    /// The target: a path, or terms such as serial=…, wwn=…, smallest>=100G that fit exactly one disk
+    disk: String,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    options: RestoreFlags,
+}
+
+#[derive(Debug, Args)]
+struct RestoreFlags {
+    /// Refuse the image unless its root hash is this
+    #[arg(long, value_name = "HEX")]
+    expect_root: Option<String>,
+    /// Write zeros to free space, so that a previous owner's data do not stay
+    #[arg(long)]
+    scrub_free: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum PlanCommand {
+    /// What a capture of this disk would keep
+    Capture {
+        /// The disk
+        disk: String,
+        #[command(flatten)]
+        options: CaptureFlags,
+    },
+    /// What a restore would destroy and write
+    Restore {
+        /// URL or path of the image
+        image: String,
+        /// The target
+        disk: String,
+        #[command(flatten)]
+        options: RestoreFlags,
+    },
+}
+
+#[derive(Debug, Args)]
+struct VerifyArgs {
+    /// URL or path of the image
+    image: String,
+    /// Decompress too, and check the content hashes
+    #[arg(long)]
+    deep: bool,
+    /// Refuse the image unless its root hash is this
+    #[arg(long, value_name = "HEX")]
+    expect_root: Option<String>,
+}
+
+impl From<&CaptureFlags> for CaptureOptions {
+    fn from(flags: &CaptureFlags) -> Self {
+        let dirty = match flags.dirty {
+            Dirty::Refuse => DirtyPolicy::Refuse,
+            Dirty::Raw => DirtyPolicy::Raw,
+        };
+        Self { level: flags.level, dirty, description: flags.description.clone() }
+    }
+}
+
+impl From<&RestoreFlags> for RestoreOptions {
+    fn from(flags: &RestoreFlags) -> Self {
+        Self { expect_root: flags.expect_root.clone(), scrub_free: flags.scrub_free }
+    }
+}
+
+/// Does what the command line says; the exit code.
+pub fn main(cli: &Cli) -> u8 {
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            // With standard error gone there is nobody to tell; the exit code still says it.
+            let _ =
+                writeln!(std::io::stderr(), "imprint-agent: {} [{}]", error.chain(), error.kind());
+            error.kind().exit_code()
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<u8> {
+    let progress = Arc::new(Progress::default());
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, progress.cancel_flag()).map_err(|e| {
+            Error::new(ErrorKind::Internal, "installing a signal handler").because(e)
+        })?;
+    }
+    let face = match cli.progress {
+        ProgressFace::Auto => Face::auto(),
+        ProgressFace::Bar => Face::Bar,
+        ProgressFace::Json => Face::JsonLines,
+        ProgressFace::None => Face::Quiet,
+    };
+    match &cli.command {
+        Command::Capture(args) => capture_command(args, cli.json, face, &progress)?,
+        Command::Restore(args) => restore_command(args, cli.json, face, &progress)?,
+        Command::Plan(PlanCommand::Capture { disk, options }) => {
+            let disk = Disk::open_source(&find(disk)?)?;
+            let plan = capture::plan(&disk, &options.into())?;
+            show(cli.json, &plan)?;
+        }
+        Command::Plan(PlanCommand::Restore { image, disk, options }) => {
+            let image = open_image(&parse_url(image)?, &progress)?;
+            let target = Disk::open_source(&find(disk)?)?;
+            show(cli.json, &restore::plan(&image, &target, &options.into())?)?;
+        }
+        Command::Verify(args) => verify_command(args, cli.json, face, &progress)?,
+        Command::Inspect { image } => inspect_command(image, cli.json, &progress)?,
+        Command::Ls { folder } => ls_command(folder, cli.json, &progress)?,
+        Command::Disks => disks_command(cli.json)?,
+        Command::Run { .. } => return Ok(u8::from(!run::run_stdin(&progress)?)),
+        Command::Init => {
+            return Err(Error::refused(
+                "init is for PID 1 of the initramfs; on a running system use the other commands",
+            ));
+        }
+    }
+    Ok(0)
+}
+
+fn find(text: &str) -> Result<PathBuf> {
+    let selector: Selector = if std::path::Path::new(text).exists() {
+        Selector::Path(PathBuf::from(text))
+    } else {
+        text.parse()?
+    };
+    disk::resolve(&selector, &disk::inventory())
+}
+
+/// Prints something as text, or as JSON.
+fn show<T: std::fmt::Display + serde::Serialize>(json: bool, value: &T) -> Result<()> {
+    if json { print_json(value) } else { print(&value.to_string()) }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::new(ErrorKind::Internal, "writing JSON").because(e))?;
+    print(&text)
+}
+
+fn print(text: &str) -> Result<()> {
+    use crate::error::IoContext;
+    writeln!(std::io::stdout().lock(), "{text}").internal(|| "writing to standard output".into())
+}
+
+fn capture_command(
+    args: &CaptureArgs,
+    json: bool,
+    face: Face,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    let options = CaptureOptions::from(&args.options);
+    let url = parse_url(&args.image)?;
+    let disk = Disk::open_source(&find(&args.disk)?)?;
+    let plan = capture::plan(&disk, &options)?;
+    if !json {
+        print(&plan.to_string())?;
+    }
+    let ticker = Ticker::start(progress, face);
+    let result = capture::run(&disk, &url, &plan, &options, progress);
+    ticker.finish();
+    finish(json, Summary::Capture(result?))
+}
+
+fn restore_command(
+    args: &RestoreArgs,
+    json: bool,
+    face: Face,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    let options = RestoreOptions::from(&args.options);
+    let image = open_image(&parse_url(&args.image)?, progress)?;
+    let target = Disk::open_target(&find(&args.disk)?)?;
+    let plan = restore::plan(&image, &target, &options)?;
+    if !json {
+        print(&plan.to_string())?;
+    }
+    if !args.yes {
+        confirm(&target)?;
+    }
+    let ticker = Ticker::start(progress, face);
+    let result = restore::run(&image, &target, &plan, &options, progress);
+    ticker.finish();
+    finish(json, Summary::Restore(result?))
+}
+
+fn finish(json: bool, summary: Summary) -> Result<()> {
+    if json { print_json(&summary) } else { print(&describe(&summary)) }
+}
+
+fn confirm(target: &Disk) -> Result<()> {
+    let path = target.path().display();
+    if !std::io::stdin().is_terminal() {
+        return Err(Error::refused(format!(
+            "nobody is there to agree to overwriting {path}: standard input is not a terminal; give --yes"
+        )));
+    }
+    let mut stderr = std::io::stderr();
+    // A terminal that cannot show the question cannot answer it either: the empty answer below is a no.
+    let _ = write!(stderr, "Overwrite {path}? Type yes: ").and_then(|()| stderr.flush());
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer);
+    if read.is_ok() && answer.trim() == "yes" {
+        return Ok(());
+    }
+    Err(Error::refused(format!("not agreed to; {path} was not touched")))
+}
+
+fn verify_command(
+    args: &VerifyArgs,
+    json: bool,
+    face: Face,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    let image = open_image(&parse_url(&args.image)?, progress)?;
+    restore::check_root(&image, args.expect_root.as_deref())?;
+    let ticker = Ticker::start(progress, face);
+    let result = if args.deep {
+        verify::contents(&image, progress)
+    } else {
+        verify::stored_bytes(&image, progress)
+    };
+    ticker.finish();
+    let verified = result?;
+    if json {
+        return print_json(
+            &serde_json::json!({ "root": image.root().to_string(), "verified": verified }),
+        );
+    }
+    print(&format!(
+        "{} frames, {} stored, {} decompressed: all hashes right\nroot {}",
+        verified.frames,
+        size(verified.stored_bytes),
+        size(verified.content_bytes),
+        image.root()
+    ))
+}
+
+fn inspect_command(image: &str, json: bool, progress: &Arc<Progress>) -> Result<()> {
+    let image = open_image(&parse_url(image)?, progress)?;
+    let manifest = image.manifest();
+    if json {
+        return print_json(&serde_json::json!({
+            "root": image.root().to_string(),
+            "stored_bytes": image.stored_len(),
+            "disk_bytes": image.disk_len(),
+            "manifest": manifest,
+        }));
+    }
+    print(&capture::describe_manifest(manifest, image.root(), image.stored_len()))
+}
+
+fn ls_command(folder: &str, json: bool, progress: &Arc<Progress>) -> Result<()> {
+    let url = parse_url(folder)?;
+    let entries = store::list(&url)?;
+    let mut rows = Vec::new();
+    for entry in entries.iter().filter(|e| e.name.ends_with(".img.zst")) {
+        let image = open_image(&url.join(&entry.name), progress);
+        rows.push(match &image {
+            Ok(image) => serde_json::json!({
+                "name": entry.name, "stored_bytes": entry.len_bytes, "disk_bytes": image.disk_len(),
+                "root": image.root().to_string(), "created": image.manifest().created,
+            }),
+            Err(error) => serde_json::json!({
+                "name": entry.name, "stored_bytes": entry.len_bytes, "error": error.chain(),
+            }),
+        });
+    }
+    if json {
+        return print_json(&rows);
+    }
+    for row in &rows {
+        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        let bytes = |key: &str| row[key].as_u64().map(size).unwrap_or_default();
+        let rest = if row["error"].is_null() {
+            format!("{:>12} of disk  {}  {}", bytes("disk_bytes"), text("created"), text("root"))
+        } else {
+            format!("unreadable: {}", text("error"))
+        };
+        print(&format!("{:40} {:>12}  {rest}", text("name"), bytes("stored_bytes")))?;
+    }
+    Ok(())
+}
+
+fn disks_command(json: bool) -> Result<()> {
+    let disks = disk::inventory();
+    if json {
+        return print_json(&disks);
+    }
+    for disk in disks {
+        let or_dash = |s: Option<String>| s.unwrap_or_else(|| "-".into());
+        print(&format!(
+            "{:16} {:>12}  {:8} {:24} serial {}  wwn {}",
+            disk.path,
+            size(disk.size_bytes),
+            or_dash(disk.transport),
+            or_dash(disk.model),
+            or_dash(disk.serial),
+            or_dash(disk.wwn),
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! Disks: opening them safely, and what sysfs says of them.
+//!
+//! A *disk* here is a whole disk, a partition or a regular file that stands for one (`disk.raw`). A source is opened read-only
+//! and never written. A target is opened exclusively: the kernel then refuses disks that are mounted, held by LVM or md, or
+//! opened exclusively by somebody else; the refusals of [`in_use`] say the same earlier and in words.
+
+mod inventory;
+mod selector;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use agent_api::DiskInfo;
+
+pub use inventory::{in_use, inventory, inventory_of};
+pub use selector::{Selector, resolve};
+
+use crate::error::{Error, IoContext, Result};
+use crate::sys;
+
+/// Alignment that satisfies O_DIRECT on every disk: the largest sector in use.
+pub const DIRECT_ALIGN: usize = 4096;
+
+/// A buffer whose start is aligned for O_DIRECT.
+#[derive(Debug)]
+pub struct AlignedBuf {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBuf {
+    /// A zeroed buffer of `len` bytes.
+    #[must_use]
+    pub fn new(len: usize) -> Self {
+        let bytes = vec![0; len + DIRECT_ALIGN];
+        let start = bytes.as_ptr().align_offset(DIRECT_ALIGN);
+        Self { bytes, start, len }
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+
+    /// The bytes, to change.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+/// An open disk, partition or disk file.
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+    file: File,
+    /// The same thing opened with O_DIRECT, where the filesystem beneath allows it.
+    direct: Option<File>,
+    is_block: bool,
+    len: u64,
+    logical_sector_bytes: u32,
+}
+
+impl Disk {
+    /// Opens a source read-only. Reads go through the page cache.
+    pub fn open_source(path: &Path) -> Result<Self> {
+        let file = File::open(path).on_disk(|| format!("opening {}", path.display()))?;
+        Self::from_file(path, file, None)
+    }
+
+    /// Opens a target for writing, exclusively if it is a block device.
+    pub fn open_target(path: &Path) -> Result<Self> {
+        let meta = std::fs::metadata(path).on_disk(|| format!("looking at {}", path.display()))?;
+        let exclusive = if meta.file_type().is_block_device() { libc::O_EXCL } else { 0 };
+        let open =
+            |flags: i32| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+        let file = open(exclusive).map_err(|e| match e.raw_os_error() {
+            Some(libc::EBUSY) => Error::refused(format!(
+                "{} is in use: something has it mounted or opened exclusively; unmount it first",
+                path.display()
+            ))
+            .because(e),
+            _ => Error::new(
+                agent_api::ErrorKind::Disk,
+                format!("opening {} for writing", path.display()),
+            )
+            .because(e),
+        })?;
+        // The exclusive claim belongs to `file`; a second exclusive open would be refused as somebody else's. tmpfs has no
+        // O_DIRECT: then everything goes through the page cache and is dropped from it before the read-back.
+        let direct = open(libc::O_DIRECT).ok();
+        Self::from_file(path, file, direct)
+    }
+
+    fn from_file(path: &Path, file: File, direct: Option<File>) -> Result<Self> {
+        let meta = file.metadata().on_disk(|| format!("looking at {}", path.display()))?;
+        let is_block = meta.file_type().is_block_device();
+        if !is_block && !meta.is_file() {
+            return Err(Error::refused(format!(
+                "{} is neither a block device nor a regular file",
+                path.display()
+            )));
+        }
+        let (len, logical_sector_bytes) = if is_block {
+            let doing = || format!("asking the size of {}", path.display());
+            (
+                sys::block::size_bytes(&file).on_disk(doing)?,
+                sys::block::logical_sector_bytes(&file).on_disk(doing)?,
+            )
+        } else {
+            (meta.len(), 512)
+        };
+        if len == 0 {
+            return Err(Error::refused(format!(
+                "{} has no bytes: an empty file, a drive without a medium, or a loop device without a file",
+                path.display()
+            )));
+        }
+        Ok(Self { path: path.to_owned(), file, direct, is_block, len, logical_sector_bytes })
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
+    /// Logical sector size in bytes; 512 for a regular file.
+    #[must_use]
+    pub fn logical_sector_bytes(&self) -> u32 {
+        self.logical_sector_bytes
+    }
+
+    /// Whether it is a block device.
+    #[must_use]
+    pub fn is_block(&self) -> bool {
+        self.is_block
+    }
+
+    /// The buffered file, for parsers over `Read + Seek`.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What sysfs says of it.
+    pub fn info(&self) -> DiskInfo {
+        let mut info = inventory_of(&self.path).unwrap_or_default();
+        info.path = self.path.display().to_string();
+        info.size_bytes = self.len;
+        info.logical_sector_bytes = self.logical_sector_bytes;
+        info
+    }
+
+    /// Reads through the page cache.
+    pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(buf, offset).on_disk(|| self.at("reading", buf.len(), offset))
+    }
+
+    /// Reads past the page cache where that is possible. `buf` starts aligned to [`DIRECT_ALIGN`] relative to `offset`.
+    pub fn read_direct(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let len = buf.len();
+        let file = self.direct_for(buf, offset);
+        file.read_exact_at(buf, offset).on_disk(|| self.at("reading back", len, offset))
+    }
+
+    /// Writes past the page cache where that is possible.
+    pub fn write_direct(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let file = self.direct_for(buf, offset);
+        file.write_all_at(buf, offset).on_disk(|| self.at("writing", buf.len(), offset))
+    }
+
+    /// O_DIRECT wants memory, offset and length in whole sectors; the odd end of a file goes through the cache.
+    fn direct_for(&self, buf: &[u8], offset: u64) -> &File {
+        let sector = u64::from(self.logical_sector_bytes.max(512));
+        let aligned = offset.is_multiple_of(sector)
+            && (buf.len() as u64).is_multiple_of(sector)
+            && (buf.as_ptr().addr() as u64).is_multiple_of(sector);
+        match &self.direct {
+            Some(direct) if aligned => direct,
+            _ => &self.file,
+        }
+    }
+
+    fn at(&self, doing: &str, len: usize, offset: u64) -> String {
+        let lba = offset / u64::from(self.logical_sector_bytes.max(1));
+        format!("{doing} {len} bytes at byte {offset} (LBA {lba}) of {}", self.path.display())
+    }
+
+    /// Makes a range read as zeros.
+    pub fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        let sector = u64::from(self.logical_sector_bytes);
+        if self.is_block && offset.is_multiple_of(sector) && len.is_multiple_of(sector) {
+            match sys::block::zero_out(&self.file, offset, len) {
+                Ok(()) => return Ok(()),
+                Err(e)
+                    if matches!(
+                        e.raw_os_error(),
+                        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTTY)
+                    ) => {}
+                Err(e) => {
+                    return Err(e).on_disk(|| {
+                        format!("zeroing {len} bytes at byte {offset} of {}", self.path.display())
+                    });
+                }
+            }
+        }
+        let zeros = AlignedBuf::new(1 << 20);
+        let mut at = offset;
+        while at < offset + len {
+            let piece = (offset + len - at).min(1 << 20);
+            let piece_len = usize::try_from(piece).expect("at most a MiB");
+            self.write_direct(&zeros.as_slice()[..piece_len], at)?;
+            at += piece;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything written is on the medium, and the medium's own cache is flushed.
+    pub fn flush(&self) -> Result<()> {
+        self.file.sync_all().on_disk(|| format!("flushing {}", self.path.display()))
+    }
+
+    /// Hints that a range will be read soon; returns at once.
+    pub fn read_ahead(&self, offset: u64, len: u64) {
+        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+        // A hint: if the kernel will not take it, the read is only later.
+        let _ = nix::fcntl::posix_fadvise(
+            &self.file,
+            offset,
+            len,
+            nix::fcntl::PosixFadviseAdvice::POSIX_FADV_WILLNEED,
+        );
+    }
+
+    /// Forgets cached pages, so that what is read next comes from the medium. Call after [`Disk::flush`].
+    pub fn drop_cache(&self) {
+        if self.is_block {
+            // Without the right to do so, O_DIRECT reads still pass the cache by.
+            let _ = sys::block::drop_cache(&self.file);
+        } else {
+            let _ = nix::fcntl::posix_fadvise(
+                &self.file,
+                0,
+                0,
+                nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+            );
+        }
+    }
+
+    /// Device number of a block device.
+    pub fn device_number(&self) -> io::Result<Option<u64>> {
+        Ok(self.is_block.then_some(self.file.metadata()?.rdev()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_zeroed() {
+        let mut buf = AlignedBuf::new(10_000);
+        assert_eq!(buf.as_slice().as_ptr().addr() % DIRECT_ALIGN, 0);
+        assert!(buf.as_slice().iter().all(|b| *b == 0));
+        assert_eq!(buf.as_mut_slice().len(), 10_000);
+    }
+
+    #[test]
+    fn a_file_is_written_zeroed_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.raw");
+        std::fs::write(&path, vec![0xAA; 3 << 20]).unwrap();
+        let disk = Disk::open_target(&path).unwrap();
+        let mut buf = AlignedBuf::new(8192);
+        buf.as_mut_slice().fill(7);
+        disk.write_direct(buf.as_slice(), 4096).unwrap();
+        disk.zero(1 << 20, (1 << 20) + 512).unwrap();
+        disk.flush().unwrap();
+        disk.drop_cache();
+        let mut back = AlignedBuf::new(3 << 20);
+        disk.read_direct(back.as_mut_slice(), 0).unwrap();
+        let back = back.as_slice();
+        assert!(back[..4096].iter().all(|b| *b == 0xAA));
+        assert!(back[4096..12288].iter().all(|b| *b == 7));
+        let zeroed = (1 << 20)..(2 << 20) + 512;
+        assert!(back[zeroed.clone()].iter().all(|b| *b == 0));
+        assert_eq!(back[zeroed.end], 0xAA);
+    }
+
+    #[test]
+    fn folders_and_empty_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Disk::open_source(dir.path()).unwrap_err().to_string().contains("neither"));
+        let path = dir.path().join("empty");
+        std::fs::write(&path, "").unwrap();
+        assert!(Disk::open_source(&path).unwrap_err().to_string().contains("no bytes"));
+    }
+}

@@ -1,0 +1,192 @@
+//! Which blocks of a volume are in use, by what its filesystem says.
+//!
+//! [`map_volume`] looks at the bytes, names what it finds and gives a map of used bytes, or takes the volume *raw*, every byte,
+//! with the reason. A map is never trusted blindly: each filesystem's module checks the map against something else that the
+//! filesystem says, and a map that fails is not used. A byte wrongly kept costs a little space; a byte wrongly dropped costs a
+//! customer. All of it is pure over `Read + Seek`, allocates nothing from an unchecked size, and writes nothing.
+
+mod ext;
+mod fat;
+mod swap;
+
+use std::fmt;
+use std::io::{self, Read, Seek};
+
+use crate::extents::{Extent, Extents};
+use crate::probe::{self, Found};
+
+/// What a volume holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FsKind {
+    /// ext2
+    Ext2,
+    /// ext3
+    Ext3,
+    /// ext4
+    Ext4,
+    /// FAT with 12-bit entries
+    Fat12,
+    /// FAT with 16-bit entries
+    Fat16,
+    /// FAT with 32-bit entries
+    Fat32,
+    /// Linux swap
+    Swap,
+    /// NTFS
+    Ntfs,
+    /// exFAT
+    Exfat,
+    /// XFS
+    Xfs,
+    /// btrfs
+    Btrfs,
+    /// LUKS 1 or 2
+    Luks,
+    /// LVM2 physical volume
+    Lvm2,
+    /// Member of a Linux software RAID
+    MdRaid,
+    /// BitLocker
+    BitLocker,
+    /// ISO 9660
+    Iso9660,
+    /// ZFS
+    Zfs,
+    /// Nothing that is known
+    Unknown,
+}
+
+impl fmt::Display for FsKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ext2 => "ext2",
+            Self::Ext3 => "ext3",
+            Self::Ext4 => "ext4",
+            Self::Fat12 => "fat12",
+            Self::Fat16 => "fat16",
+            Self::Fat32 => "fat32",
+            Self::Swap => "swap",
+            Self::Ntfs => "ntfs",
+            Self::Exfat => "exfat",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+            Self::Luks => "luks",
+            Self::Lvm2 => "lvm2",
+            Self::MdRaid => "md",
+            Self::BitLocker => "bitlocker",
+            Self::Iso9660 => "iso9660",
+            Self::Zfs => "zfs",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// How a volume is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Taken {
+    /// By the map of used bytes.
+    Map,
+    /// Every byte.
+    Raw {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Whether the filesystem was shut down cleanly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Clean {
+    /// It was.
+    Clean,
+    /// It was not.
+    NotClean {
+        /// What says so: `the journal needs recovery`.
+        reason: String,
+    },
+    /// There is nothing that could say so.
+    Unknown,
+}
+
+/// What a volume holds and which of its bytes are in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeMap {
+    /// What it is.
+    pub kind: FsKind,
+    /// The filesystem's UUID, as blkid prints it.
+    pub uuid: Option<String>,
+    /// The filesystem's label.
+    pub label: Option<String>,
+    /// The filesystem's block size in bytes; 0 if it has none.
+    pub block_bytes: u32,
+    /// How many bytes of the volume the filesystem covers.
+    pub fs_bytes: u64,
+    /// Bytes in use, from the volume's start; the whole volume if it is taken raw.
+    pub used: Extents,
+    /// How many bytes the filesystem itself says it uses; the whole volume if it is taken raw.
+    pub used_bytes_claimed: u64,
+    /// How the volume is taken.
+    pub taken: Taken,
+    /// Whether it was shut down cleanly.
+    pub clean: Clean,
+}
+
+impl VolumeMap {
+    /// A volume of which every byte is taken.
+    #[must_use]
+    pub fn raw(kind: FsKind, len_bytes: u64, reason: impl Into<String>) -> Self {
+        Self {
+            kind,
+            uuid: None,
+            label: None,
+            block_bytes: 0,
+            fs_bytes: len_bytes,
+            used: Extents::single(0, len_bytes),
+            used_bytes_claimed: len_bytes,
+            taken: Taken::Raw { reason: reason.into() },
+            clean: Clean::Unknown,
+        }
+    }
+}
+
+/// Looks at a volume of `len_bytes`. `Err` only when the source cannot be read: damaged or unknown structures are taken raw.
+pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<VolumeMap> {
+    if let Some(map) = ext::map(src, len_bytes)? {
+        return Ok(map);
+    }
+    if let Some(map) = swap::map(src, len_bytes)? {
+        return Ok(map);
+    }
+    // After the others: a boot sector alone says little, and other filesystems carry one too.
+    match probe::volume(src, len_bytes)? {
+        Some(found) => {
+            let mut map = VolumeMap::raw(
+                found.kind,
+                len_bytes,
+                format!("{}: no used-block map in this version", found.kind),
+            );
+            map.uuid = found.uuid;
+            map.label = found.label;
+            Ok(map)
+        }
+        None => match fat::map(src, len_bytes)? {
+            Some(map) => Ok(map),
+            None => Ok(VolumeMap::raw(FsKind::Unknown, len_bytes, "no known filesystem")),
+        },
+    }
+}
+
+/// Recognises a filesystem that may have a map, and says where its signature is. Reads no more than a superblock.
+pub(crate) fn recognise(
+    src: &mut (impl Read + Seek),
+    len_bytes: u64,
+) -> io::Result<Option<(Found, Extent)>> {
+    if let Some(found) = ext::recognise(src, len_bytes)? {
+        return Ok(Some(found));
+    }
+    if let Some(map) = swap::map(src, len_bytes)? {
+        let at = swap::signature_place(&map);
+        return Ok(Some((Found { kind: map.kind, uuid: map.uuid, label: map.label }, at)));
+    }
+    fat::recognise(src, len_bytes)
+}

@@ -1,0 +1,226 @@
+//! How far the work has come: counters that every thread may raise, and the faces that show them.
+//!
+//! The engine calls [`Progress::begin`] at each stage and [`Progress::advance`] for each finished piece; both are cheap. A
+//! ticker thread draws a bar on a terminal or prints JSON lines. Cancelling is here too, because the same places ask for it.
+
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use agent_api::{ErrorKind, Stage, StageProgress};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::error::{Error, Result};
+
+/// How often bars and lines are brought up to date.
+const TICK: Duration = Duration::from_millis(250);
+/// How often a JSON line is printed.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// Counters of the running stage, shared by every thread of a job.
+#[derive(Debug)]
+pub struct Progress {
+    stage: Mutex<(Stage, Instant)>,
+    done: AtomicU64,
+    total: AtomicU64,
+    stored: AtomicU64,
+    stalled: Mutex<Option<String>>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            stage: Mutex::new((Stage::Planning, Instant::now())),
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
+            stalled: Mutex::new(None),
+            cancelled: Arc::new(AtomicBool::new(false)),
+        }
+    }
+}
+
+impl Progress {
+    /// Starts a stage of `total_bytes` (0: does not count).
+    pub fn begin(&self, stage: Stage, total_bytes: u64) {
+        let mut now = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        *now = (stage, Instant::now());
+        self.done.store(0, Ordering::Relaxed);
+        self.stored.store(0, Ordering::Relaxed);
+        self.total.store(total_bytes, Ordering::Relaxed);
+    }
+
+    /// Adds finished bytes of the disk and of the store. Fails if the work was cancelled.
+    pub fn advance(&self, disk_bytes: u64, stored_bytes: u64) -> Result<()> {
+        self.done.fetch_add(disk_bytes, Ordering::Relaxed);
+        self.stored.fetch_add(stored_bytes, Ordering::Relaxed);
+        self.check()
+    }
+
+    /// Fails if the work was cancelled.
+    pub fn check(&self) -> Result<()> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                ErrorKind::Cancelled,
+                "cancelled by a signal or by the controller",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The flag that a signal handler sets to cancel the work.
+    #[must_use]
+    pub fn cancel_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancelled)
+    }
+
+    /// Says what the work waits for, or that it goes on.
+    pub fn set_stalled(&self, what: Option<String>) {
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    /// The present state.
+    #[must_use]
+    pub fn snapshot(&self) -> StageProgress {
+        let (stage, since) = *self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        StageProgress {
+            stage,
+            done_bytes: self.done.load(Ordering::Relaxed),
+            total_bytes: self.total.load(Ordering::Relaxed),
+            stored_bytes: self.stored.load(Ordering::Relaxed),
+            elapsed_ms: millis(since),
+            stalled: self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}
+
+/// Whole milliseconds since `since`.
+#[must_use]
+pub fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// A bar on standard error.
+    Bar,
+    /// A [`StageProgress`] as a JSON line on standard error, once a second and at each change of stage.
+    JsonLines,
+    /// `{"progress": …}` lines on standard output, for the supervisor.
+    Worker,
+    /// Nothing.
+    Quiet,
+}
+
+impl Face {
+    /// A bar if standard error is a terminal, otherwise nothing.
+    #[must_use]
+    pub fn auto() -> Self {
+        if std::io::stderr().is_terminal() { Self::Bar } else { Self::Quiet }
+    }
+}
+
+/// Draws a [`Progress`] until it is dropped or [`Ticker::finish`]ed.
+#[derive(Debug)]
+pub struct Ticker {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    /// Starts the thread that draws.
+    #[must_use]
+    pub fn start(progress: &Arc<Progress>, face: Face) -> Self {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let thread = (face != Face::Quiet).then(|| {
+            let (progress, stop) = (Arc::clone(progress), Arc::clone(&stop));
+            std::thread::spawn(move || draw(&progress, face, &stop))
+        });
+        Self { stop, thread }
+    }
+
+    /// Draws the last state and ends the thread.
+    pub fn finish(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        *self.stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stop.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic while drawing has been printed; the work itself is not touched by it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn draw(progress: &Progress, face: Face, stop: &(Mutex<bool>, Condvar)) {
+    let bar = (face == Face::Bar).then(new_bar);
+    let mut last: Option<(Stage, Instant)> = None;
+    loop {
+        let stopped = {
+            let guard = stop.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let (guard, _) = stop
+                .1
+                .wait_timeout_while(guard, TICK, |stopped| !*stopped)
+                .unwrap_or_else(PoisonError::into_inner);
+            *guard
+        };
+        let now = progress.snapshot();
+        if let Some(bar) = &bar {
+            draw_bar(bar, &now);
+        } else if stopped
+            || last.is_none_or(|(stage, at)| stage != now.stage || at.elapsed() >= LINE_EVERY)
+        {
+            last = Some((now.stage, Instant::now()));
+            // A reader that has gone away must not stop the work.
+            let _ = print_line(face, &now);
+        }
+        if stopped {
+            break;
+        }
+    }
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+}
+
+fn print_line(face: Face, now: &StageProgress) -> std::io::Result<()> {
+    if face == Face::Worker {
+        let line = serde_json::json!({ "progress": now });
+        writeln!(std::io::stdout().lock(), "{line}")
+    } else {
+        let line = serde_json::to_string(now)?;
+        writeln!(std::io::stderr().lock(), "{line}")
+    }
+}
+
+fn new_bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let style = "{msg:11} {wide_bar} {binary_bytes:>10} of {binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4}";
+    bar.set_style(ProgressStyle::with_template(style).expect("the template is a constant"));
+    bar
+}
+
+fn draw_bar(bar: &ProgressBar, now: &StageProgress) {
+    let name = now.stage.as_str();
+    if bar.message() != name {
+        bar.reset();
+        bar.set_message(name);
+    }
+    bar.set_length(now.total_bytes);
+    bar.set_position(now.done_bytes);
+    if let Some(what) = &now.stalled {
+        bar.set_message(format!("{name}: waiting, {what}"));
+    }
+}

@@ -1,0 +1,289 @@
+//! Restore: an image becomes a disk.
+//!
+//! open and check the index → plan → refuse or confirm → invalidate → fetch, check, decompress and write on all cores → flush →
+//! read back → commit. No byte reaches the disk before the hash of the stored frame it comes from was checked. The disk cannot
+//! boot before everything is on it and read back: old tables go first, the new boot sectors come last, a flush between each
+//! ([`commit`]). A restore that fails leaves a target that plainly does not boot.
+//!
+//! Deliberately absent: resizing, other layouts, resuming; whoever needs the same result again runs it again.
+
+mod commit;
+mod image_disk;
+mod plan;
+mod ranges;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use agent_api::{ErrorKind, RestoreOptions, RestoreSummary, Stage};
+use image_format::{Decoder, FrameEntry, FrameKind, ImageReader, ReadAt, RunKind};
+
+pub use commit::Piece;
+pub use plan::{RestorePlan, check_root};
+
+use crate::disk::{AlignedBuf, Disk};
+use crate::error::{Error, Result};
+use crate::pipeline;
+use crate::progress::{Progress, millis};
+use crate::verify;
+
+/// Free gaps up to this long are written as zeros, or read and ignored, where that saves a separate request.
+const BRIDGE_LEN: u64 = 64 << 10;
+
+/// Looks at image and target and makes the plan. Writes nothing; refuses what must not be done.
+pub fn plan<R: ReadAt>(
+    image: &ImageReader<R>,
+    target: &Disk,
+    options: &RestoreOptions,
+) -> Result<RestorePlan> {
+    plan::make(image, target, options)
+}
+
+/// Carries the plan out.
+pub fn run<R: ReadAt>(
+    image: &ImageReader<R>,
+    target: &Disk,
+    plan: &RestorePlan,
+    options: &RestoreOptions,
+    progress: &Arc<Progress>,
+) -> Result<RestoreSummary> {
+    let start = Instant::now();
+    let work = Work { image, target, plan, options, progress };
+    progress.check()?;
+    let result = commit::invalidate(target, plan).and_then(|nodes| work.all(nodes));
+    match result {
+        Ok(mut summary) => {
+            summary.total_ms = millis(start);
+            Ok(summary)
+        }
+        Err(error) => {
+            // The first error is the one that matters. If the disk cannot even be invalidated again, its boot sectors were
+            // either never written or are what just failed.
+            let _ = commit::invalidate(target, plan);
+            Err(error.context(format!(
+                "restoring onto {} failed; it holds no bootable system now",
+                target.path().display()
+            )))
+        }
+    }
+}
+
+struct Work<'a, R> {
+    image: &'a ImageReader<R>,
+    target: &'a Disk,
+    plan: &'a RestorePlan,
+    options: &'a RestoreOptions,
+    progress: &'a Arc<Progress>,
+}
+
+impl<R: ReadAt> Work<'_, R> {
+    fn all(&self, nodes: commit::HandMadeNodes) -> Result<RestoreSummary> {
+        let started = Instant::now();
+        let (fetched_bytes, mut written_bytes) = self.write_frames()?;
+        let restore_ms = millis(started);
+
+        let started = Instant::now();
+        self.progress.begin(Stage::Flushing, 0);
+        self.target.flush()?;
+        self.target.drop_cache();
+        let flush_ms = millis(started);
+
+        let started = Instant::now();
+        let mut readback_bytes = self.read_back()?;
+        let verify_ms = millis(started);
+
+        self.progress.begin(Stage::Committing, 0);
+        let committed = commit::commit(self.target, self.plan, nodes)?;
+        written_bytes += committed;
+        readback_bytes += committed;
+        Ok(RestoreSummary {
+            root: self.image.root().to_string(),
+            disk_bytes: self.image.disk_len(),
+            target_bytes: self.target.len_bytes(),
+            fetched_bytes,
+            written_bytes,
+            readback_bytes,
+            restore_ms,
+            flush_ms,
+            verify_ms,
+            total_ms: 0,
+        })
+    }
+
+    /// Fetches, checks, decompresses and writes every frame. Order does not matter here: each worker writes its own.
+    fn write_frames(&self) -> Result<(u64, u64)> {
+        self.progress.begin(Stage::Restoring, self.image.disk_len());
+        let written = AtomicU64::new(0);
+        let workers = (0..verify::readers())
+            .map(|_| {
+                let mut decoder = verify::new_decoder()?;
+                let mut stored = Vec::new();
+                let mut content = AlignedBuf::new(index(u64::from(self.image.span_len())));
+                let written = &written;
+                Ok(move |entry: FrameEntry| {
+                    self.progress.check()?;
+                    // A hole is fetched too: a wrong bit in it means that the image is not what was captured.
+                    self.image.read_stored(&entry, &mut stored)?;
+                    if entry.kind == FrameKind::Data {
+                        let content =
+                            &mut content.as_mut_slice()[..index(u64::from(entry.logical_len))];
+                        decoder.decode(&entry, &stored, content)?;
+                        written.fetch_add(self.write_content(&entry, content)?, Ordering::Relaxed);
+                    }
+                    written.fetch_add(self.write_zeros(&entry)?, Ordering::Relaxed);
+                    Ok(entry)
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut fetched = 0;
+        let frames = self.image.frames().map(|f| f.map_err(Error::from));
+        pipeline::run(frames, workers, verify::readers() * 2, |entry: FrameEntry| {
+            fetched += u64::from(entry.stored_len);
+            self.progress.advance(u64::from(entry.logical_len), u64::from(entry.stored_len))
+        })?;
+        let mut written = written.into_inner();
+        let (image_end, target_end) = (self.image.disk_len(), self.target.len_bytes());
+        if self.options.scrub_free && target_end > image_end {
+            self.target.zero(image_end, target_end - image_end)?;
+            written += target_end - image_end;
+        }
+        Ok((fetched, written))
+    }
+
+    fn write_content(&self, entry: &FrameEntry, content: &[u8]) -> Result<u64> {
+        let mut written = 0;
+        for range in ranges::bridged(&kept(entry), BRIDGE_LEN) {
+            for piece in self.plan.outside_withheld(range) {
+                let within = index(piece.start - entry.logical_offset)
+                    ..index(piece.end - entry.logical_offset);
+                self.target.write_direct(&content[within], piece.start)?;
+                written += piece.end - piece.start;
+            }
+        }
+        Ok(written)
+    }
+
+    /// Zeroes what must read as zero in a hole, and free space if that was asked for.
+    fn write_zeros(&self, entry: &FrameEntry) -> Result<u64> {
+        let mut written = 0;
+        for (kind, range) in byte_ranges(entry) {
+            let wanted = match kind {
+                RunKind::Data => false,
+                // In a data frame zero runs were written with the content.
+                RunKind::Zero => entry.kind == FrameKind::Hole,
+                RunKind::Free => self.options.scrub_free,
+            };
+            if !wanted {
+                continue;
+            }
+            for piece in self.plan.outside_withheld(range) {
+                self.target.zero(piece.start, piece.end - piece.start)?;
+                written += piece.end - piece.start;
+            }
+        }
+        Ok(written)
+    }
+
+    /// Reads every data and zero byte from the medium and compares content hashes.
+    fn read_back(&self) -> Result<u64> {
+        self.progress.begin(Stage::Verifying, self.image.disk_len());
+        let workers = (0..verify::readers())
+            .map(|_| {
+                let mut buffer = AlignedBuf::new(index(u64::from(self.image.span_len())));
+                move |entry: FrameEntry| {
+                    self.progress.check()?;
+                    let read = match entry.kind {
+                        FrameKind::Data => self.read_back_data(&entry, buffer.as_mut_slice())?,
+                        FrameKind::Hole => self.read_back_hole(&entry, buffer.as_mut_slice())?,
+                    };
+                    Ok((entry.logical_len, read))
+                }
+            })
+            .collect::<Vec<_>>();
+        let mut total = 0;
+        let frames = self.image.frames().map(|f| f.map_err(Error::from));
+        pipeline::run(frames, workers, verify::readers() * 2, |(len, read): (u32, u64)| {
+            total += read;
+            self.progress.advance(u64::from(len), read)
+        })?;
+        Ok(total)
+    }
+
+    fn read_back_data(&self, entry: &FrameEntry, buffer: &mut [u8]) -> Result<u64> {
+        let base = entry.logical_offset;
+        let buffer = &mut buffer[..index(u64::from(entry.logical_len))];
+        let kept = kept(entry);
+        let mut read = 0;
+        for range in ranges::bridged(&kept, BRIDGE_LEN) {
+            for piece in self.plan.outside_withheld(range) {
+                self.target.read_direct(
+                    &mut buffer[index(piece.start - base)..index(piece.end - base)],
+                    piece.start,
+                )?;
+                read += piece.end - piece.start;
+            }
+        }
+        // Free bytes count as zero, whatever the disk holds there.
+        for gap in ranges::gaps(&kept, base..base + u64::from(entry.logical_len)) {
+            buffer[index(gap.start - base)..index(gap.end - base)].fill(0);
+        }
+        self.plan.fill_withheld(base, buffer);
+        Decoder::check_content(entry, buffer)
+            .map_err(|_| self.differs(base, u64::from(entry.logical_len)))?;
+        Ok(read)
+    }
+
+    fn read_back_hole(&self, entry: &FrameEntry, buffer: &mut [u8]) -> Result<u64> {
+        let mut read = 0;
+        for range in byte_ranges(entry).filter(|(kind, _)| *kind == RunKind::Zero).map(|(_, r)| r) {
+            for piece in self.plan.outside_withheld(range) {
+                for at in (piece.start..piece.end).step_by(buffer.len()) {
+                    let len = (piece.end - at).min(buffer.len() as u64);
+                    let bytes = &mut buffer[..index(len)];
+                    self.target.read_direct(bytes, at)?;
+                    if bytes.iter().any(|b| *b != 0) {
+                        return Err(self.differs(at, len));
+                    }
+                    read += len;
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    fn differs(&self, offset: u64, len: u64) -> Error {
+        Error::new(
+            ErrorKind::Disk,
+            format!(
+                "{} reads back other bytes than were written between byte {offset} and {}: the disk, its controller or \
+                 the memory is defective",
+                self.target.path().display(),
+                offset + len
+            ),
+        )
+    }
+}
+
+/// The runs of a frame as absolute byte ranges of the disk.
+fn byte_ranges(entry: &FrameEntry) -> impl Iterator<Item = (RunKind, Range<u64>)> {
+    let base = entry.logical_offset;
+    entry
+        .runs
+        .byte_ranges(entry.logical_len)
+        .map(move |(kind, range)| (kind, base + range.start..base + range.end))
+}
+
+/// What of a data frame must be on the disk: data and zeros, neighbours joined.
+fn kept(entry: &FrameEntry) -> Vec<Range<u64>> {
+    let kept: Vec<Range<u64>> = byte_ranges(entry)
+        .filter(|(kind, _)| *kind != RunKind::Free)
+        .map(|(_, range)| range)
+        .collect();
+    ranges::bridged(&kept, 0)
+}
+
+fn index(n: u64) -> usize {
+    usize::try_from(n).expect("offsets within a frame are a few MiB")
+}

@@ -1,0 +1,95 @@
+//! The first and the last writes of a restore: making the target plainly invalid, and making it bootable.
+
+use serde::Serialize;
+
+use crate::disk::{AlignedBuf, Disk};
+use crate::error::{Error, Result};
+use crate::restore::plan::RestorePlan;
+use crate::sys;
+
+/// The highest partition number that nodes are looked for: the usual size of a GPT.
+const MAX_NODES: i32 = 128;
+
+/// Bytes that are written after everything else, in the order of the plan, with a flush after each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Piece {
+    /// What it is: `boot gap`, `backup GPT`, `primary GPT`, `LBA 0` …
+    pub name: String,
+    /// Where it goes on the target.
+    pub offset: u64,
+    /// The bytes.
+    #[serde(skip)]
+    pub bytes: Vec<u8>,
+}
+
+/// Whether the kernel had partition nodes that were made by hand (`partx -a`): they are taken away with the old table, and the new
+/// table's are made the same way at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HandMadeNodes(bool);
+
+/// Destroys every table and label that firmware or a kernel would act on, and makes sure that it is gone.
+pub fn invalidate(target: &Disk, plan: &RestorePlan) -> Result<HandMadeNodes> {
+    for range in &plan.wipes {
+        target.zero(range.start, range.end - range.start)?;
+    }
+    target.flush()?;
+    target.drop_cache();
+    Ok(forget_partitions(target))
+}
+
+/// Writes the withheld pieces, reads each back, and tells the kernel. Returns the bytes written.
+pub fn commit(target: &Disk, plan: &RestorePlan, nodes: HandMadeNodes) -> Result<u64> {
+    let mut written = 0;
+    for piece in &plan.commit {
+        let mut buffer = AlignedBuf::new(piece.bytes.len());
+        buffer.as_mut_slice().copy_from_slice(&piece.bytes);
+        let doing = || format!("writing the {}", piece.name);
+        target.write_direct(buffer.as_slice(), piece.offset).map_err(|e| e.context(doing()))?;
+        target.flush().map_err(|e| e.context(doing()))?;
+        target.drop_cache();
+        buffer.as_mut_slice().fill(0);
+        target.read_direct(buffer.as_mut_slice(), piece.offset)?;
+        if buffer.as_slice() != piece.bytes {
+            return Err(Error::new(
+                agent_api::ErrorKind::Disk,
+                format!(
+                    "the {} reads back other bytes than were written: the disk is defective",
+                    piece.name
+                ),
+            ));
+        }
+        written += piece.bytes.len() as u64;
+    }
+    if target.is_block() {
+        announce_partitions(target, plan, nodes);
+    }
+    Ok(written)
+}
+
+/// Partition nodes of the old table would let udev, md or LVM find what is left of the old system, and keep stale pages.
+fn forget_partitions(target: &Disk) -> HandMadeNodes {
+    if !target.is_block() || sys::block::reread_partitions(target.file()).is_ok() {
+        return HandMadeNodes(false);
+    }
+    // A kernel without table parsers, or a loop device without partition scanning: nodes made by hand go by hand. The call
+    // fails for every number that is not there.
+    let gone =
+        (1..=MAX_NODES).filter(|n| sys::block::delete_partition(target.file(), *n).is_ok()).count();
+    HandMadeNodes(gone > 0)
+}
+
+/// Makes the new partitions known. The data are safe whatever the kernel says to this, so its refusal is not an error.
+fn announce_partitions(target: &Disk, plan: &RestorePlan, nodes: HandMadeNodes) {
+    if sys::block::reread_partitions(target.file()).is_ok() || !nodes.0 {
+        return;
+    }
+    for partition in &plan.partitions {
+        let number = i32::try_from(partition.number).ok().filter(|n| *n <= MAX_NODES);
+        let (start, len) =
+            (i64::try_from(partition.start_bytes).ok(), i64::try_from(partition.len_bytes).ok());
+        if let (Some(number), Some(start), Some(len)) = (number, start, len) {
+            // As above.
+            let _ = sys::block::add_partition(target.file(), number, start, len);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The disk inside an image as `Read + Seek`, so that the parsers of real disks can look into images. Every frame that is
+//! touched is checked first. For planning: the pipeline does not use it.
+
+use std::io::{self, Read, Seek, SeekFrom};
+
+use image_format::{Decoder, FrameEntry, FrameKind, ImageReader, ReadAt};
+
+use crate::error::{Error, Result};
+use crate::verify;
+
+/// A cursor over the disk in an image, with the last frame kept.
+pub struct ImageDisk<'a, R> {
+    image: &'a ImageReader<R>,
+    decoder: Decoder,
+    stored: Vec<u8>,
+    frame: Option<(FrameEntry, Vec<u8>)>,
+    at: u64,
+}
+
+impl<'a, R: ReadAt> ImageDisk<'a, R> {
+    pub fn new(image: &'a ImageReader<R>) -> Result<Self> {
+        Ok(Self { image, decoder: verify::new_decoder()?, stored: Vec::new(), frame: None, at: 0 })
+    }
+
+    /// Reads `len` bytes at `offset`.
+    pub fn bytes(&mut self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.at = offset;
+        self.read_exact(&mut bytes).map_err(|e| match e.downcast::<Error>() {
+            Ok(error) => error,
+            Err(e) => {
+                Error::new(agent_api::ErrorKind::ImageCorrupt, "reading the disk inside the image")
+                    .because(e)
+            }
+        })?;
+        Ok(bytes)
+    }
+
+    fn load(&mut self) -> Result<()> {
+        let covers = |e: &FrameEntry| {
+            (e.logical_offset..e.logical_offset + u64::from(e.logical_len)).contains(&self.at)
+        };
+        if self.frame.as_ref().is_some_and(|(entry, _)| covers(entry)) {
+            return Ok(());
+        }
+        let entry = self.image.frame_at(self.at)?;
+        let mut content = Vec::new();
+        if entry.kind == FrameKind::Data {
+            self.image.read_stored(&entry, &mut self.stored)?;
+            content.resize(usize::try_from(entry.logical_len).expect("a frame is a few MiB"), 0);
+            self.decoder.decode(&entry, &self.stored, &mut content)?;
+        }
+        self.frame = Some((entry, content));
+        Ok(())
+    }
+}
+
+impl<R: ReadAt> Read for ImageDisk<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.at >= self.image.disk_len() || buf.is_empty() {
+            return Ok(0);
+        }
+        self.load().map_err(io::Error::other)?;
+        let (entry, content) = self.frame.as_ref().expect("just loaded");
+        let within = self.at - entry.logical_offset;
+        let left = u64::from(entry.logical_len) - within;
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        let start = usize::try_from(within).expect("a frame is at most a GiB");
+        match entry.kind {
+            FrameKind::Data => buf[..len].copy_from_slice(&content[start..start + len]),
+            FrameKind::Hole => buf[..len].fill(0),
+        }
+        self.at += len as u64;
+        Ok(len)
+    }
+}
+
+impl<R: ReadAt> Seek for ImageDisk<'_, R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(n) => Some(n),
+            SeekFrom::End(n) => self.image.disk_len().checked_add_signed(n),
+            SeekFrom::Current(n) => self.at.checked_add_signed(n),
+        };
+        self.at = target.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "seeking before the start")
+        })?;
+        Ok(self.at)
+    }
+}

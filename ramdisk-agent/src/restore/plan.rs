@@ -1,0 +1,327 @@
+//! The plan of a restore: what is on the target now, what is destroyed, what is written, in which order. A value: it is made
+//! whole, shown, and only then acted on.
+
+use std::fmt;
+use std::ops::Range;
+
+use agent_api::{DiskInfo, ErrorKind, RestoreOptions};
+use image_format::{ImageReader, ReadAt};
+use serde::Serialize;
+
+use crate::disk::Disk;
+use crate::error::{Error, IoContext, Result};
+use crate::probe;
+use crate::restore::commit::Piece;
+use crate::restore::image_disk::ImageDisk;
+use crate::run::size;
+use crate::table::{self, Partition, Table, TableKind, TableOutcome};
+
+/// What is withheld at the start of the disk until everything else is on it, at most; partitions that begin earlier are not
+/// withheld. Also how much is zeroed at both ends of the target before the first write.
+const HEAD_LEN: u64 = 1 << 20;
+
+/// What a restore will do.
+#[derive(Debug, Clone, Serialize)]
+pub struct RestorePlan {
+    /// Root hash of the image.
+    pub root: String,
+    /// Size of the disk in the image.
+    pub image_bytes: u64,
+    /// The target.
+    pub target: DiskInfo,
+    /// What was found on the target: all of it will be destroyed.
+    pub destroys: Vec<String>,
+    /// The partition table that will be there: `gpt`, `mbr` or `none`.
+    pub table_kind: String,
+    /// The partitions that will be there.
+    pub partitions: Vec<PlannedPartition>,
+    /// What is not as in the image, such as a moved backup GPT.
+    pub notes: Vec<String>,
+    /// Zeroed before the first frame is written.
+    #[serde(skip)]
+    pub wipes: Vec<Range<u64>>,
+    /// Written last, in this order.
+    pub commit: Vec<Piece>,
+    /// Byte ranges of the image that the frames do not write, with the image's bytes there. Sorted.
+    #[serde(skip)]
+    withheld: Vec<(Range<u64>, Vec<u8>)>,
+}
+
+/// A partition of the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedPartition {
+    /// Its number.
+    pub number: u32,
+    /// Where it starts.
+    pub start_bytes: u64,
+    /// Its length.
+    pub len_bytes: u64,
+    /// Its name, or its filesystem.
+    pub what: String,
+}
+
+/// Refuses an image whose root is not the one that was asked for.
+pub fn check_root<R: ReadAt>(image: &ImageReader<R>, expected: Option<&str>) -> Result<()> {
+    match expected {
+        Some(expected) if !expected.trim().eq_ignore_ascii_case(&image.root().to_string()) => {
+            Err(Error::new(
+                ErrorKind::ImageCorrupt,
+                format!(
+                    "the image's root hash is {}, and {expected} was asked for: it is another image",
+                    image.root()
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub fn make<R: ReadAt>(
+    image: &ImageReader<R>,
+    target: &Disk,
+    options: &RestoreOptions,
+) -> Result<RestorePlan> {
+    check_root(image, options.expect_root.as_deref())?;
+    image.check_seek_table()?;
+    check_target(image, target)?;
+    let sector = image.manifest().disk.logical_sector_bytes;
+    let mut disk = ImageDisk::new(image)?;
+    let outcome = table::read_table(&mut disk, image.disk_len(), sector).map_err(image_error)?;
+    let table = match outcome {
+        TableOutcome::Table(table) => table,
+        TableOutcome::Refused(refusal) => {
+            return Err(Error::refused("the partition table in the image cannot be restored")
+                .because(refusal));
+        }
+    };
+    let withheld_ranges = withheld_ranges(&table, image.disk_len());
+    let withheld = withheld_ranges
+        .iter()
+        .map(|range| {
+            let len =
+                usize::try_from(range.end - range.start).expect("heads and tables are a few MiB");
+            Ok((range.clone(), disk.bytes(range.start, len)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let commit = commit_pieces(&table, &mut disk, &withheld_ranges, target.len_bytes())?;
+    let mut notes = table.warnings.clone();
+    if table.kind == TableKind::Gpt && target.len_bytes() != image.disk_len() {
+        notes.push(
+            "the backup GPT goes to the end of the target; the space between is left unpartitioned"
+                .into(),
+        );
+    }
+    Ok(RestorePlan {
+        root: image.root().to_string(),
+        image_bytes: image.disk_len(),
+        target: target.info(),
+        destroys: found_on(target)?,
+        table_kind: format!("{:?}", table.kind).to_lowercase(),
+        partitions: planned_partitions(image, &table.partitions),
+        notes,
+        wipes: wipes(image.disk_len(), target.len_bytes(), &withheld_ranges),
+        commit,
+        withheld,
+    })
+}
+
+fn image_error(e: std::io::Error) -> Error {
+    match e.downcast::<Error>() {
+        Ok(error) => error,
+        Err(e) => {
+            Error::new(ErrorKind::ImageCorrupt, "reading the partition table inside the image")
+                .because(e)
+        }
+    }
+}
+
+/// The safety rules about the target itself.
+fn check_target<R: ReadAt>(image: &ImageReader<R>, target: &Disk) -> Result<()> {
+    let path = target.path().display();
+    let users = crate::disk::in_use(target.path(), false)?;
+    if !users.is_empty() {
+        return Err(Error::refused(format!(
+            "{path} is in use: {}; nothing was written",
+            users.join(", ")
+        )));
+    }
+    if target.info().read_only {
+        return Err(Error::refused(format!("{path} is write-protected; nothing was written")));
+    }
+    if target.len_bytes() < image.disk_len() {
+        return Err(Error::refused(format!(
+            "{path} has {} bytes and the image's disk {}: {} bytes are missing; nothing was written",
+            target.len_bytes(),
+            image.disk_len(),
+            image.disk_len() - target.len_bytes()
+        )));
+    }
+    let sector = image.manifest().disk.logical_sector_bytes;
+    if target.is_block() && target.logical_sector_bytes() != sector {
+        return Err(Error::refused(format!(
+            "{path} has logical sectors of {} bytes and the image's disk had {sector}: tables and filesystems made for \
+             one do not work on the other; nothing was written",
+            target.logical_sector_bytes()
+        )));
+    }
+    Ok(())
+}
+
+/// What the frames leave out: the table's own sectors and the boot gap; or the head of a bare filesystem.
+fn withheld_ranges(table: &Table, disk_bytes: u64) -> Vec<Range<u64>> {
+    let first = table.partitions.iter().map(|p| p.start_bytes).min();
+    let head = match (table.kind, first) {
+        (TableKind::None, _) | (_, None) => HEAD_LEN,
+        (_, Some(first)) => first.min(HEAD_LEN),
+    };
+    let head = 0..head.min(disk_bytes);
+    let mut ranges = Vec::from([head]);
+    ranges.extend(table.metadata.iter().map(|e| e.start..(e.start + e.len).min(disk_bytes)));
+    ranges.sort_by_key(|r| r.start);
+    super::ranges::bridged(&ranges, 0)
+}
+
+fn commit_pieces<R: ReadAt>(
+    table: &Table,
+    disk: &mut ImageDisk<'_, R>,
+    withheld: &[Range<u64>],
+    target_bytes: u64,
+) -> Result<Vec<Piece>> {
+    let head = withheld.first().map_or(0, |r| r.end);
+    let mut tables: Vec<Piece> = table::relocate_backup(disk, table, target_bytes)
+        .map_err(image_error)?
+        .into_iter()
+        .map(|p| Piece { name: p.name.to_string(), offset: p.offset, bytes: p.bytes })
+        .collect();
+    if tables.is_empty() {
+        // A bare filesystem: its first sectors, where every filesystem but btrfs has what makes it one, come last.
+        let split = 4096.min(head);
+        tables.push(Piece {
+            name: "start of the filesystem".into(),
+            offset: 0,
+            bytes: bytes_at(disk, 0..split)?,
+        });
+    }
+    let mut head_tables: Vec<Range<u64>> = tables
+        .iter()
+        .map(|p| p.offset..p.offset + p.bytes.len() as u64)
+        .filter(|r| r.start < head)
+        .collect();
+    head_tables.sort_by_key(|r| r.start);
+    let mut pieces = Vec::new();
+    for gap in super::ranges::gaps(&head_tables, 0..head) {
+        pieces.push(Piece {
+            name: "boot gap".into(),
+            offset: gap.start,
+            bytes: bytes_at(disk, gap)?,
+        });
+    }
+    pieces.append(&mut tables);
+    Ok(pieces)
+}
+
+fn bytes_at<R: ReadAt>(disk: &mut ImageDisk<'_, R>, range: Range<u64>) -> Result<Vec<u8>> {
+    disk.bytes(range.start, usize::try_from(range.end - range.start).expect("at most the head"))
+}
+
+fn found_on(target: &Disk) -> Result<Vec<String>> {
+    let mut file = target.file();
+    let signatures = probe::signatures(&mut file, target.len_bytes())
+        .on_disk(|| format!("looking at what is on {}", target.path().display()))?;
+    Ok(signatures.into_iter().map(|s| s.what).collect())
+}
+
+fn planned_partitions<R: ReadAt>(
+    image: &ImageReader<R>,
+    partitions: &[Partition],
+) -> Vec<PlannedPartition> {
+    let what = |p: &Partition| {
+        let volume = image.manifest().volumes.iter().find(|v| v.number == Some(p.number));
+        let filesystem =
+            volume.and_then(|v| v.filesystem.clone()).unwrap_or_else(|| "unknown".into());
+        let label =
+            volume.and_then(|v| v.fs_label.clone()).or_else(|| p.name.clone()).unwrap_or_default();
+        format!("{filesystem} {label}").trim_end().to_owned()
+    };
+    partitions
+        .iter()
+        .map(|p| PlannedPartition {
+            number: p.number,
+            start_bytes: p.start_bytes,
+            len_bytes: p.len_bytes,
+            what: what(p),
+        })
+        .collect()
+}
+
+/// Both ends of the target, and every place where the image has a table: zeroed first, so that nothing boots from now on.
+fn wipes(image_bytes: u64, target_bytes: u64, withheld: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut wipes: Vec<Range<u64>> = withheld.to_vec();
+    wipes.push(0..HEAD_LEN.min(target_bytes));
+    for end in [image_bytes, target_bytes] {
+        wipes.push(end.saturating_sub(HEAD_LEN)..end);
+    }
+    wipes.sort_by_key(|r| r.start);
+    super::ranges::bridged(&wipes, 0)
+}
+
+impl RestorePlan {
+    /// The parts of a range that the frames may write.
+    pub fn outside_withheld(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let held: Vec<Range<u64>> = self.withheld.iter().map(|(r, _)| r.clone()).collect();
+        super::ranges::gaps(&held, range)
+    }
+
+    /// Puts the image's withheld bytes into a span's content that was read from the disk, where they are not yet.
+    pub fn fill_withheld(&self, base: u64, content: &mut [u8]) {
+        let end = base + content.len() as u64;
+        for (range, bytes) in &self.withheld {
+            let (from, to) = (range.start.max(base), range.end.min(end));
+            if from < to {
+                let index = |n: u64| usize::try_from(n).expect("within a span or a head");
+                content[index(from - base)..index(to - base)]
+                    .copy_from_slice(&bytes[index(from - range.start)..index(to - range.start)]);
+            }
+        }
+    }
+}
+
+impl fmt::Display for RestorePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_dash = |s: &Option<String>| s.clone().unwrap_or_else(|| "-".into());
+        let t = &self.target;
+        writeln!(f, "image      {} of disk, root {}", size(self.image_bytes), self.root)?;
+        writeln!(
+            f,
+            "target     {}  {}  model {}  serial {}  wwn {}",
+            t.path,
+            size(t.size_bytes),
+            or_dash(&t.model),
+            or_dash(&t.serial),
+            or_dash(&t.wwn)
+        )?;
+        if self.destroys.is_empty() {
+            writeln!(f, "destroys   nothing that is known")?;
+        }
+        for what in &self.destroys {
+            writeln!(f, "destroys   {what}")?;
+        }
+        for p in &self.partitions {
+            writeln!(
+                f,
+                "writes     partition {}  {:>12}  {}",
+                p.number,
+                size(p.len_bytes),
+                p.what
+            )?;
+        }
+        for note in &self.notes {
+            writeln!(f, "note       {note}")?;
+        }
+        write!(
+            f,
+            "bootable   last: {}",
+            self.commit.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ")
+        )
+    }
+}

@@ -1,0 +1,161 @@
+//! `imprint-agent run -`: one job, as the supervisor hands it over. The job comes as JSON on standard input, so that nothing of
+//! it shows in a process list; progress and, last, the outcome leave as JSON lines on standard output.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use agent_api::{
+    CaptureSummary, ErrorKind, Failure, JobAction, JobSpec, Outcome, RestoreSummary, Summary,
+};
+use image_format::ImageReader;
+
+use crate::disk::{self, Disk, Selector};
+use crate::error::{Error, IoContext, Result};
+use crate::progress::{Face, Progress, Ticker};
+use crate::store::{self, StoreUrl};
+use crate::{capture, restore};
+
+/// A job's text is a few hundred bytes; more than this is not a job.
+const MAX_JOB_LEN: u64 = 1 << 20;
+
+/// Reads a job from standard input, does it, prints its outcome. Whether it succeeded.
+pub fn run_stdin(progress: &Arc<Progress>) -> Result<bool> {
+    let mut text = String::new();
+    std::io::stdin()
+        .take(MAX_JOB_LEN)
+        .read_to_string(&mut text)
+        .internal(|| "reading the job from standard input".into())?;
+    let ticker = Ticker::start(progress, Face::Worker);
+    let result = serde_json::from_str::<JobSpec>(&text)
+        .map_err(|e| {
+            Error::new(ErrorKind::Internal, "understanding the job on standard input").because(e)
+        })
+        .and_then(|job| run_job(&job, progress));
+    ticker.finish();
+    let outcome = match result {
+        Ok(summary) => Outcome::Succeeded(Box::new(summary)),
+        Err(error) => Outcome::Failed(Failure { kind: error.kind(), message: error.chain() }),
+    };
+    let line = serde_json::json!({ "outcome": outcome });
+    writeln!(std::io::stdout().lock(), "{line}").internal(|| "writing the outcome".into())?;
+    Ok(matches!(outcome, Outcome::Succeeded(_)))
+}
+
+fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
+    let selector = match &job.disk {
+        Some(text) => text.parse()?,
+        None => Selector::Only,
+    };
+    let path = disk::resolve(&selector, &disk::inventory())?;
+    let url = parse_url(&job.image_url)?;
+    match &job.action {
+        JobAction::Capture(options) => {
+            let disk = Disk::open_source(&path)?;
+            let plan = capture::plan(&disk, options)?;
+            Ok(Summary::Capture(capture::run(&disk, &url, &plan, options, progress)?))
+        }
+        JobAction::Restore(options) => {
+            let image = open_image(&url, progress)?;
+            let target = Disk::open_target(&path)?;
+            let plan = restore::plan(&image, &target, options)?;
+            Ok(Summary::Restore(restore::run(&image, &target, &plan, options, progress)?))
+        }
+    }
+}
+
+/// An image opened from a store.
+pub type Image = ImageReader<Box<dyn store::ImageFile>>;
+
+/// Opens an image and checks its index.
+pub fn open_image(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
+    let file = store::open_with(url, &store_options(progress))?;
+    ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))
+}
+
+/// Parses a store's URL.
+pub fn parse_url(text: &str) -> Result<StoreUrl> {
+    text.parse()
+        .map_err(|e: store::UrlError| Error::refused(format!("'{text}' names no image")).because(e))
+}
+
+/// The patience of stores, with stalls shown in the progress.
+#[must_use]
+pub fn store_options(progress: &Arc<Progress>) -> store::Options {
+    struct Show(Arc<Progress>);
+    impl store::Observer for Show {
+        fn stalled(&self, what: &str) {
+            self.0.set_stalled(Some(what.to_owned()));
+        }
+        fn resumed(&self) {
+            self.0.set_stalled(None);
+        }
+    }
+    store::Options {
+        observer: Some(Arc::new(Show(Arc::clone(progress)))),
+        ..store::Options::default()
+    }
+}
+
+/// A summary for people: what, how much, how fast.
+#[must_use]
+pub fn describe(summary: &Summary) -> String {
+    match summary {
+        Summary::Capture(s) => describe_capture(s),
+        Summary::Restore(s) => describe_restore(s),
+    }
+}
+
+fn describe_capture(s: &CaptureSummary) -> String {
+    let mut text = format!(
+        "captured   {} of disk, {} kept, in {}\nstored     {} ({:.1} % of what was kept)\nre-read    {} in {}, all hashes \
+         right\ntotal      {}\nroot       {}",
+        size(s.disk_bytes),
+        size(s.data_bytes),
+        rate(s.data_bytes, s.capture_ms),
+        size(s.stored_bytes),
+        percent(s.stored_bytes, s.data_bytes),
+        size(s.reread_bytes),
+        seconds(s.verify_ms),
+        seconds(s.total_ms),
+        s.root,
+    );
+    for raw in &s.raw {
+        text.push_str("\ntaken raw  ");
+        text.push_str(raw);
+    }
+    text
+}
+
+fn describe_restore(s: &RestoreSummary) -> String {
+    format!(
+        "fetched    {} in {}\nwritten    {}, flushed in {}\nread back  {} in {}, all hashes right\ntotal      {}\nroot       {}",
+        size(s.fetched_bytes),
+        rate(s.written_bytes, s.restore_ms),
+        size(s.written_bytes),
+        seconds(s.flush_ms),
+        size(s.readback_bytes),
+        rate(s.readback_bytes, s.verify_ms),
+        seconds(s.total_ms),
+        s.root,
+    )
+}
+
+/// Bytes for people, in powers of 1024.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{:02} s", ms / 1000, ms % 1000 / 10)
+}
+
+fn rate(bytes: u64, ms: u64) -> String {
+    format!("{} ({}/s)", seconds(ms), size(bytes.saturating_mul(1000) / ms.max(1)))
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "one decimal of a percentage")]
+    let share = part as f64 / whole.max(1) as f64;
+    share * 100.0
+}

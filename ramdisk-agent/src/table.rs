@@ -1,0 +1,372 @@
+//! Partition tables: what a disk is divided into, and the table's sectors for a disk of another size.
+//!
+//! [`read_table`] tells GPT, MBR and bare filesystems apart, as the kernel would, and refuses a table that cannot be trusted
+//! rather than guess. Everything in it is checked against the size of the disk, so callers may use its offsets as they are. The
+//! only allocation that a table sizes is its array of entries, and that has a limit. [`relocate_backup`] makes the bytes that
+//! a restore writes last. Deliberately absent: logical partitions inside extended ones, and changes to the layout.
+
+mod gpt;
+mod mbr;
+
+use std::io::{self, Read, Seek, SeekFrom};
+
+use thiserror::Error;
+
+use crate::extents::Extents;
+use crate::probe;
+use gpt::Gpt;
+use mbr::Mbr;
+
+pub use gpt::Damage;
+
+/// The bytes of LBA 0 that an MBR uses, at every sector size.
+const MBR_LEN: usize = 512;
+/// The logical sector sizes that disks have.
+pub(crate) const SECTOR_BYTES: [u32; 2] = [512, 4096];
+
+/// The kind of a partition table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TableKind {
+    /// A GUID partition table.
+    Gpt,
+    /// A master boot record with primary partitions.
+    Mbr,
+    /// None: the disk holds one bare filesystem, or nothing that is known.
+    None,
+}
+
+/// A partition. Its bytes lie within the disk, outside the table's own sectors, and in no other partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// Its number, as Linux counts: from 1, by its place in the table.
+    pub number: u32,
+    /// Where it starts, in bytes.
+    pub start_bytes: u64,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+    /// Its type as blkid prints it: a GUID, or for an MBR `0x83`.
+    pub type_id: String,
+    /// Its own identity as blkid prints it (PARTUUID).
+    pub uuid: Option<String>,
+    /// Its name; only a GPT has names.
+    pub name: Option<String>,
+    /// The attribute bits of a GPT.
+    pub attributes: u64,
+    /// Whether a BIOS may boot it: the MBR's active flag, the GPT's legacy boot bit.
+    pub bootable: bool,
+}
+
+/// What a disk is divided into.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// GPT, MBR or none.
+    pub kind: TableKind,
+    /// The disk's GUID, or the MBR's signature in hex, as blkid prints it (PTUUID).
+    pub disk_id: Option<String>,
+    /// The sector size that its numbers are counted in.
+    pub logical_sector_bytes: u32,
+    /// The first LBA that a GPT gives to partitions.
+    pub first_usable_lba: Option<u64>,
+    /// The last LBA that a GPT gives to partitions.
+    pub last_usable_lba: Option<u64>,
+    /// The partitions, by their start.
+    pub partitions: Vec<Partition>,
+    /// What is odd but not wrong, in sentences without a full stop.
+    pub warnings: Vec<String>,
+    /// The table's own sectors: LBA 0, headers and entries of both copies. Empty if there is no table.
+    pub metadata: Extents,
+    gpt: Option<Gpt>,
+}
+
+/// What was found.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "made once for a disk and taken apart at once")]
+pub enum TableOutcome {
+    /// A table, or surely none.
+    Table(Table),
+    /// Something that must not be acted on.
+    Refused(TableRefusal),
+}
+
+/// Why a table is not used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TableRefusal {
+    /// Both copies of a GPT are damaged.
+    #[error(
+        "both copies of the GPT are damaged (primary: {primary}; backup: {backup}): repair it with gdisk, or erase the \
+         disk's signatures with wipefs"
+    )]
+    BothDamaged {
+        /// What is wrong with the primary.
+        primary: Damage,
+        /// What is wrong with the backup.
+        backup: Damage,
+    },
+    /// The table was made on a disk with another sector size.
+    #[error(
+        "the GPT counts in sectors of {table} bytes and the disk's have {disk}: the disk was copied from one of another \
+         kind, or its enclosure translates; read it the way it was partitioned"
+    )]
+    SectorSize {
+        /// Sector size of the table.
+        table: u32,
+        /// Sector size of the disk.
+        disk: u32,
+    },
+    /// A partition that ends before it begins, or has no length.
+    #[error("partition {number} ends before it begins: correct the table with fdisk or gdisk")]
+    Backwards {
+        /// The partition.
+        number: u32,
+    },
+    /// A partition that is longer than the disk.
+    #[error(
+        "partition {number} ends at byte {end_bytes} and the disk at byte {disk_bytes}: the table belongs to a larger disk, \
+         or the copy was cut off; shrink the partition first"
+    )]
+    PastEnd {
+        /// The partition.
+        number: u32,
+        /// Its end.
+        end_bytes: u128,
+        /// The disk's end.
+        disk_bytes: u64,
+    },
+    /// Two partitions that share sectors.
+    #[error("partitions {first} and {second} overlap: correct the table with fdisk or gdisk")]
+    Overlap {
+        /// The one that starts first.
+        first: u32,
+        /// The other.
+        second: u32,
+    },
+    /// A partition that holds sectors of the table.
+    #[error(
+        "partition {number} lies over sectors of the partition table itself: correct the table with fdisk or gdisk"
+    )]
+    OverTable {
+        /// The partition.
+        number: u32,
+    },
+    /// An extended partition.
+    #[error(
+        "partition {number} is an extended one, which this version cannot handle: capture its logical partitions one by one, \
+         or convert the disk to GPT"
+    )]
+    Extended {
+        /// The partition.
+        number: u32,
+    },
+    /// A GPT that the kernel does not see, and a filesystem over it.
+    #[error(
+        "the disk has a GPT without the protective MBR that would make it valid, and also {filesystem}: erase the one that \
+         is not in use with wipefs"
+    )]
+    Ambiguous {
+        /// The filesystem.
+        filesystem: String,
+    },
+}
+
+/// Some sectors of a table, to be written as they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablePiece {
+    /// `backup GPT`, `primary GPT` or `LBA 0`.
+    pub name: &'static str,
+    /// Where they go, in bytes.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Reads the partition table of a disk. `Err` only when the source cannot be read.
+pub fn read_table(
+    src: &mut (impl Read + Seek),
+    disk_bytes: u64,
+    logical_sector_bytes: u32,
+) -> io::Result<TableOutcome> {
+    let sector = Sectors::new(disk_bytes, logical_sector_bytes)?;
+    let nothing = || Table {
+        kind: TableKind::None,
+        disk_id: None,
+        logical_sector_bytes,
+        first_usable_lba: None,
+        last_usable_lba: None,
+        partitions: Vec::new(),
+        warnings: Vec::new(),
+        metadata: Extents::new(),
+        gpt: None,
+    };
+    if sector.count == 0 {
+        return Ok(TableOutcome::Table(nothing()));
+    }
+    let lba0 = sector.read(src, 0, 1)?;
+    let mbr = Mbr::parse(&lba0);
+    let protective = mbr.as_ref().is_some_and(|mbr| mbr.protective().is_some());
+    if protective && !probe::owns_boot_sector(&lba0) {
+        return gpt::read(src, sector, mbr.as_ref());
+    }
+    if let Some(mbr) = mbr.as_ref().filter(|mbr| !mbr.is_empty()) {
+        if !mbr.is_plausible() || mbr.starts_at_zero() || probe::owns_boot_sector(&lba0) {
+            // Code and messages of a boot sector stand where the entries would be; a hybrid ISO has an entry that begins at
+            // the disk's first byte. A filesystem that begins elsewhere proves nothing here: it may be a left-over.
+            if probe::starts_with_volume(src, disk_bytes)? {
+                return Ok(TableOutcome::Table(nothing()));
+            }
+        }
+        if !mbr.is_plausible() {
+            let mut table = nothing();
+            table.warnings.push(
+                "LBA 0 is signed like a partition table and its entries make no sense; it is not taken as one".into(),
+            );
+            return Ok(TableOutcome::Table(table));
+        }
+        let mut outcome = mbr::read(mbr, sector);
+        if let TableOutcome::Table(table) = &mut outcome
+            && gpt::is_sound(src, sector)?
+        {
+            table.warnings.push(
+                "a GPT without a protective MBR lies behind the MBR; it is not used, and systems do not use it".into(),
+            );
+        }
+        return Ok(outcome);
+    }
+    // No partitions in LBA 0: what else is there decides.
+    let filesystem = probe::whole(src, disk_bytes)?;
+    let unprotected = gpt::is_sound(src, sector)? && !probe::owns_boot_sector(&lba0);
+    match (filesystem, unprotected, mbr) {
+        (Some(found), true, _) => {
+            let filesystem = found.to_string();
+            Ok(TableOutcome::Refused(TableRefusal::Ambiguous { filesystem }))
+        }
+        (Some(_), false, _) => Ok(TableOutcome::Table(nothing())),
+        (None, true, mbr) => gpt::read(src, sector, mbr.as_ref()),
+        (None, false, Some(mbr)) => Ok(mbr::read(&mbr, sector)),
+        (None, false, None) => Ok(TableOutcome::Table(nothing())),
+    }
+}
+
+/// The sectors of the table for a disk of `target_bytes`, in the order in which they are to be written: the backup GPT at the
+/// disk's end, the primary, LBA 0 last. `src` is the disk that `table` was read from. For a disk of the same size the pieces are
+/// that disk's own bytes, but a damaged copy of a GPT is made anew from the other. Fails with `InvalidInput` if the partitions
+/// do not fit.
+pub fn relocate_backup(
+    src: &mut (impl Read + Seek),
+    table: &Table,
+    target_bytes: u64,
+) -> io::Result<Vec<TablePiece>> {
+    if table.kind == TableKind::None {
+        return Ok(Vec::new());
+    }
+    let target = Sectors::new(target_bytes, table.logical_sector_bytes)?;
+    let end = table.partitions.iter().map(|p| p.start_bytes + p.len_bytes).max().unwrap_or(0);
+    if target.count == 0 || end > target_bytes {
+        return Err(too_small(target_bytes));
+    }
+    let mut lba0 = target.read(src, 0, 1)?;
+    let mut pieces = Vec::new();
+    if let Some(gpt) = &table.gpt {
+        pieces = gpt.pieces(target, table)?;
+        if target.count != gpt.disk_sectors() {
+            mbr::resize_protective(&mut lba0, gpt.disk_sectors(), target.count);
+        }
+    }
+    pieces.push(TablePiece { name: "LBA 0", offset: 0, bytes: lba0 });
+    Ok(pieces)
+}
+
+fn too_small(target_bytes: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("the partitions and their table do not fit a disk of {target_bytes} bytes"),
+    )
+}
+
+/// A disk counted in sectors.
+#[derive(Debug, Clone, Copy)]
+struct Sectors {
+    /// Bytes in one.
+    bytes: u32,
+    /// How many whole ones the disk has.
+    count: u64,
+    disk_bytes: u64,
+}
+
+impl Sectors {
+    fn new(disk_bytes: u64, bytes: u32) -> io::Result<Self> {
+        if !bytes.is_power_of_two() || !(512..=65536).contains(&bytes) {
+            let message = format!("a disk with sectors of {bytes} bytes cannot be handled");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        Ok(Self { bytes, count: disk_bytes / u64::from(bytes), disk_bytes })
+    }
+
+    /// Where a sector begins. For sectors of the disk, so that it cannot overflow.
+    fn offset(self, lba: u64) -> u64 {
+        lba * u64::from(self.bytes)
+    }
+
+    /// How many sectors `len` bytes take.
+    fn holding(self, len: usize) -> u64 {
+        (len as u64).div_ceil(u64::from(self.bytes))
+    }
+
+    /// Reads sectors that lie within the disk and whose number has a limit.
+    fn read(self, src: &mut (impl Read + Seek), lba: u64, count: u64) -> io::Result<Vec<u8>> {
+        let len = usize::try_from(self.offset(count)).map_err(io::Error::other)?;
+        let mut bytes = vec![0; len];
+        src.seek(SeekFrom::Start(self.offset(lba)))?;
+        src.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// Makes a partition of what a table says, or says why not. `end_lba` is the first sector behind it.
+fn place(
+    sectors: Sectors,
+    number: u32,
+    start_lba: u64,
+    end_lba: u128,
+) -> Result<(u64, u64), TableRefusal> {
+    if end_lba <= u128::from(start_lba) {
+        return Err(TableRefusal::Backwards { number });
+    }
+    match u64::try_from(end_lba) {
+        Ok(end) if end <= sectors.count => {
+            Ok((sectors.offset(start_lba), sectors.offset(end - start_lba)))
+        }
+        _ => {
+            let end_bytes = end_lba * u128::from(sectors.bytes);
+            Err(TableRefusal::PastEnd { number, end_bytes, disk_bytes: sectors.disk_bytes })
+        }
+    }
+}
+
+/// Sorts partitions by their start, and finds those that share sectors with another or with the table.
+fn check_layout(partitions: &mut [Partition], metadata: &Extents) -> Result<(), TableRefusal> {
+    partitions.sort_by_key(|p| p.start_bytes);
+    if let Some(pair) =
+        partitions.windows(2).find(|p| p[0].start_bytes + p[0].len_bytes > p[1].start_bytes)
+    {
+        return Err(TableRefusal::Overlap { first: pair[0].number, second: pair[1].number });
+    }
+    match partitions
+        .iter()
+        .find(|p| metadata.overlapping(p.start_bytes, p.len_bytes).next().is_some())
+    {
+        Some(p) => Err(TableRefusal::OverTable { number: p.number }),
+        None => Ok(()),
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! The master boot record: four entries at the end of LBA 0, behind boot code that is never touched.
+//!
+//! Layout as in the UEFI specification (2.10, section 5.2), which also defines the protective entry of a GPT. Numbers and
+//! identities are those that Linux gives.
+
+use super::{
+    MBR_LEN, Partition, Sectors, Table, TableKind, TableOutcome, TableRefusal, check_layout, place,
+    u32_at,
+};
+use crate::extents::Extents;
+
+const DISK_SIGNATURE: usize = 440;
+const ENTRIES: usize = 446;
+const ENTRY_LEN: usize = 16;
+const ENTRY_COUNT: usize = 4;
+const SIGNATURE: usize = 510;
+
+const PROTECTIVE: u8 = 0xEE;
+const EXTENDED: [u8; 3] = [0x05, 0x0F, 0x85];
+const ACTIVE: u8 = 0x80;
+/// The last CHS address of an entry that is too large for one.
+const CHS_MAX: [u8; 3] = [0xFF; 3];
+
+/// A sector with the signature of an MBR.
+#[derive(Debug, Clone)]
+pub struct Mbr {
+    disk_signature: u32,
+    entries: [Entry; ENTRY_COUNT],
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    flags: u8,
+    kind: u8,
+    start: u32,
+    len: u32,
+}
+
+impl Entry {
+    fn parse(bytes: &[u8]) -> Self {
+        Self { flags: bytes[0], kind: bytes[4], start: u32_at(bytes, 8), len: u32_at(bytes, 12) }
+    }
+
+    /// As the kernel has it: without a length there is nothing.
+    fn is_used(&self) -> bool {
+        self.kind != 0 && self.len != 0
+    }
+
+    /// The first sector behind it.
+    pub fn end(&self) -> u64 {
+        u64::from(self.start) + u64::from(self.len)
+    }
+}
+
+impl Mbr {
+    /// `None` without the signature.
+    pub fn parse(lba0: &[u8]) -> Option<Self> {
+        let bytes: &[u8; MBR_LEN] = lba0.first_chunk()?;
+        let entry = |i: usize| Entry::parse(&bytes[ENTRIES + i * ENTRY_LEN..][..ENTRY_LEN]);
+        (bytes[SIGNATURE..] == [0x55, 0xAA]).then(|| Self {
+            disk_signature: u32_at(bytes, DISK_SIGNATURE),
+            entries: std::array::from_fn(entry),
+        })
+    }
+
+    /// The entry that keeps tools that know no GPT off the disk.
+    pub fn protective(&self) -> Option<&Entry> {
+        // Where text of a boot sector stands for entries, the type says nothing.
+        let real = |e: &&Entry| {
+            e.kind == PROTECTIVE && e.is_used() && (e.start == 1 || self.is_plausible())
+        };
+        self.entries.iter().find(real)
+    }
+
+    /// How many partitions it has beside a protective one.
+    pub fn count(&self) -> usize {
+        self.entries.iter().filter(|e| e.is_used() && e.kind != PROTECTIVE).count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        !self.entries.iter().any(Entry::is_used)
+    }
+
+    /// The kernel's test: every entry, used or not, is either active or not.
+    pub fn is_plausible(&self) -> bool {
+        self.entries.iter().all(|e| matches!(e.flags, 0 | ACTIVE))
+    }
+
+    /// Whether a partition would hold the table itself.
+    pub fn starts_at_zero(&self) -> bool {
+        self.entries.iter().any(|e| e.is_used() && e.start == 0)
+    }
+}
+
+/// The table that an MBR without a protective entry describes.
+pub fn read(mbr: &Mbr, sectors: Sectors) -> TableOutcome {
+    match table(mbr, sectors) {
+        Ok(table) => TableOutcome::Table(table),
+        Err(refusal) => TableOutcome::Refused(refusal),
+    }
+}
+
+fn table(mbr: &Mbr, sectors: Sectors) -> Result<Table, TableRefusal> {
+    let mut partitions = Vec::new();
+    for (entry, number) in mbr.entries.iter().zip(1..).filter(|(e, _)| e.is_used()) {
+        if EXTENDED.contains(&entry.kind) {
+            return Err(TableRefusal::Extended { number });
+        }
+        let (start_bytes, len_bytes) =
+            place(sectors, number, u64::from(entry.start), u128::from(entry.end()))?;
+        partitions.push(Partition {
+            number,
+            start_bytes,
+            len_bytes,
+            type_id: format!("{:#04x}", entry.kind),
+            uuid: (mbr.disk_signature != 0)
+                .then(|| format!("{:08x}-{number:02x}", mbr.disk_signature)),
+            name: None,
+            attributes: 0,
+            bootable: entry.flags == ACTIVE,
+        });
+    }
+    let metadata = Extents::single(0, u64::from(sectors.bytes));
+    check_layout(&mut partitions, &metadata)?;
+    Ok(Table {
+        kind: TableKind::Mbr,
+        disk_id: (mbr.disk_signature != 0).then(|| format!("{:08x}", mbr.disk_signature)),
+        logical_sector_bytes: sectors.bytes,
+        first_usable_lba: None,
+        last_usable_lba: None,
+        partitions,
+        warnings: Vec::new(),
+        metadata,
+        gpt: None,
+    })
+}
+
+/// Fits the protective entry of LBA 0 to a disk of another size. An entry that did not reach the end of its disk is one of a
+/// hybrid MBR that leaves room for others on purpose; it stays, and so does one that has the largest length there is.
+pub fn resize_protective(lba0: &mut [u8], old_sectors: u64, new_sectors: u64) {
+    let Some(mbr) = Mbr::parse(lba0) else { return };
+    for (i, entry) in mbr.entries.iter().enumerate().filter(|(_, e)| e.kind == PROTECTIVE) {
+        if entry.len == u32::MAX || (entry.end() < old_sectors && mbr.count() > 0) {
+            continue;
+        }
+        let len = new_sectors.saturating_sub(u64::from(entry.start));
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        let bytes = &mut lba0[ENTRIES + i * ENTRY_LEN..][..ENTRY_LEN];
+        bytes[5..8].copy_from_slice(&CHS_MAX);
+        bytes[12..16].copy_from_slice(&len.to_le_bytes());
+    }
+}
