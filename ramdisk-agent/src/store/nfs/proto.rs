@@ -330,3 +330,141 @@ pub(super) fn read_folder(decoder: &mut Decoder<'_>) -> Result<FolderPage, XdrEr
     }
     Ok(FolderPage { entries, last_cookie, verifier, end: decoder.bool()? })
 }
+
+#[cfg(test)]
+mod tests {
+    use nfs3_types::nfs3 as theirs;
+    use nfs3_types::xdr_codec::{List, Opaque, Pack};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn attributes() -> theirs::fattr3 {
+        let time = |seconds| theirs::nfstime3 { seconds, nseconds: seconds + 1 };
+        theirs::fattr3 {
+            type_: theirs::ftype3::NF3REG,
+            mode: 0o640,
+            nlink: 1,
+            uid: 2,
+            gid: 3,
+            size: 1 << 40,
+            used: 5,
+            rdev: theirs::specdata3::default(),
+            fsid: 77,
+            fileid: 88,
+            atime: time(10),
+            mtime: time(20),
+            ctime: time(30),
+        }
+    }
+
+    const ATTRIBUTES: Attributes = Attributes {
+        kind: FileKind::Regular,
+        len_bytes: 1 << 40,
+        id: (77, 88),
+        modified: (20, 21),
+    };
+
+    fn packed(value: &impl Pack) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        value.pack(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn results_of_an_independent_codec() {
+        let wcc = || theirs::wcc_data {
+            before: theirs::Nfs3Option::Some(theirs::wcc_attr {
+                size: 1,
+                mtime: theirs::nfstime3::default(),
+                ctime: theirs::nfstime3::default(),
+            }),
+            after: theirs::Nfs3Option::Some(attributes()),
+        };
+        let found: theirs::LOOKUP3res = theirs::Nfs3Result::Ok(theirs::LOOKUP3resok {
+            object: theirs::nfs_fh3 { data: Opaque::borrowed(b"handle") },
+            obj_attributes: theirs::Nfs3Option::Some(attributes()),
+            dir_attributes: theirs::Nfs3Option::None,
+        });
+        let found = outcome(&packed(&found), read_lookup).unwrap().unwrap();
+        assert_eq!(found, (Handle(b"handle".to_vec()), Some(ATTRIBUTES)));
+
+        let written: theirs::WRITE3res = theirs::Nfs3Result::Ok(theirs::WRITE3resok {
+            file_wcc: wcc(),
+            count: 9,
+            committed: theirs::stable_how::DATA_SYNC,
+            verf: theirs::writeverf3([6; 8]),
+        });
+        let written = outcome(&packed(&written), read_written).unwrap().unwrap();
+        assert_eq!((written.count, written.stable, written.verifier), (9, true, [6; 8]));
+
+        let committed: theirs::COMMIT3res = theirs::Nfs3Result::Ok(theirs::COMMIT3resok {
+            file_wcc: wcc(),
+            verf: theirs::writeverf3([7; 8]),
+        });
+        assert_eq!(outcome(&packed(&committed), read_committed), Ok(Ok([7; 8])));
+
+        let page: theirs::READDIRPLUS3res<'_> = theirs::Nfs3Result::Ok(theirs::READDIRPLUS3resok {
+            dir_attributes: theirs::Nfs3Option::None,
+            cookieverf: theirs::cookieverf3([8; 8]),
+            reply: theirs::dirlistplus3 {
+                entries: List(vec![theirs::entryplus3 {
+                    fileid: 88,
+                    name: b"x.img.zst"[..].into(),
+                    cookie: 3,
+                    name_attributes: theirs::Nfs3Option::Some(attributes()),
+                    name_handle: theirs::Nfs3Option::None,
+                }]),
+                eof: true,
+            },
+        });
+        let page = outcome(&packed(&page), read_folder).unwrap().unwrap();
+        assert_eq!((page.verifier, page.last_cookie, page.end), ([8; 8], Some(3), true));
+        assert_eq!(page.entries[0].name, b"x.img.zst");
+        assert_eq!(page.entries[0].attributes, Some(ATTRIBUTES));
+    }
+
+    #[test]
+    fn data_must_be_as_long_as_said_and_as_asked() {
+        let data = |count| {
+            packed(&theirs::READ3res::Ok(theirs::READ3resok {
+                file_attributes: theirs::Nfs3Option::None,
+                count,
+                eof: false,
+                data: Opaque::borrowed(b"12345"),
+            }))
+        };
+        let read = |count, limit| {
+            let bytes = data(count);
+            outcome(&bytes, |decoder| read_data(decoder, limit).map(|got| got.data.len()))
+        };
+        assert_eq!(read(5, 5), Ok(Ok(5)));
+        assert_eq!(read(4, 5), Err(XdrError::Value { value: 4 }));
+        assert_eq!(read(5, 4), Err(XdrError::TooLong { len: 5, limit: 4 }));
+    }
+
+    #[test]
+    fn every_status_has_words() {
+        for code in [1, 2, 5, 13, 17, 20, 22, 28, 30, 69, 70, 10_001, 10_004, 10_006, 10_008] {
+            assert!(!matches!(Status::from_wire(code), Status::Other(_)), "{code}");
+            assert!(Status::from_wire(code).to_string().contains("NFS3ERR_"));
+        }
+        assert_eq!(Status::from_wire(12_345).to_string(), "status 12345");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_result_or_an_error(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), ok in any::<bool>()) {
+            if ok && bytes.len() > 8 {
+                bytes[..8].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 1]);
+            }
+            let _ = outcome(&bytes, read_lookup);
+            let _ = outcome(&bytes, read_create);
+            let _ = outcome(&bytes, read_written);
+            let _ = outcome(&bytes, read_committed);
+            let _ = outcome(&bytes, read_fsinfo);
+            let _ = outcome(&bytes, read_folder);
+            let _ = outcome(&bytes, |decoder| read_data(decoder, 100).map(|got| got.data.len()));
+        }
+    }
+}

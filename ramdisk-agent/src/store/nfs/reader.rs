@@ -114,7 +114,7 @@ impl NfsImage {
                     let then = &self.opened.attributes;
                     if got
                         .attributes
-                        .is_some_and(|now| now.id != then.id || now.len_bytes != then.len_bytes)
+                        .is_some_and(|now| now.id != then.id || now.len_bytes < then.len_bytes)
                     {
                         return Err(self.replaced());
                     }
