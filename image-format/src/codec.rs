@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io;
 
-use zstd::zstd_safe;
+use zstd::zstd_safe::{self, CParameter};
 
 use crate::error::{FormatError, Result};
 use crate::hole::HOLE_WINDOW_LEN;
@@ -16,6 +16,19 @@ use crate::{FrameEntry, FrameKind, Hash, MAX_SPAN_LEN, RunKind, Runs};
 
 /// The largest window that stock zstd accepts without being told to.
 const MAX_WINDOW_LEN: u64 = 128 << 20;
+
+/// The level that nearly every image has.
+const DEFAULT_LEVEL: i32 = 3;
+/// What is set otherwise than zstd sets it at that level. On the used blocks of a Debian system, in spans of 4 MiB, the four
+/// together take 12 to 15 % less time for 0.6 % more bytes: a short-match table that fits the first-level cache and no search
+/// for better places to split blocks (full blocks are searched, and these are never full) gain the time, the window of a whole
+/// span gives half of the bytes back.
+const TUNED: [CParameter; 4] = [
+    CParameter::WindowLog(22),
+    CParameter::HashLog(17),
+    CParameter::ChainLog(15),
+    CParameter::MaxBlockSize((128 << 10) - 1),
+];
 
 /// What the index will say of a data frame; made by [`Encoder::encode`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +67,11 @@ impl Encoder {
         let mut compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
         compressor.include_checksum(true).map_err(failed)?;
         compressor.include_contentsize(true).map_err(failed)?;
+        if level == DEFAULT_LEVEL {
+            for parameter in TUNED {
+                compressor.set_parameter(parameter).map_err(failed)?;
+            }
+        }
         Ok(Self { level, compressor })
     }
 
