@@ -73,9 +73,6 @@ enum Command {
         #[arg(value_parser = ["-"])]
         job: String,
     },
-    /// Be PID 1 of the initramfs
-    #[command(hide = true)]
-    Init,
 }
 
 #[derive(Debug, Args)]
@@ -224,11 +221,6 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Ls { folder } => ls_command(folder, cli.json, &progress)?,
         Command::Disks => disks_command(cli.json)?,
         Command::Run { .. } => return Ok(u8::from(!run::run_stdin(&progress)?)),
-        Command::Init => {
-            return Err(Error::refused(
-                "init is for PID 1 of the initramfs; on a running system use the other commands",
-            ));
-        }
     }
     Ok(0)
 }

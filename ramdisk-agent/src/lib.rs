@@ -11,6 +11,7 @@ pub mod disk;
 pub mod error;
 pub mod extents;
 pub mod fs;
+pub mod init;
 pub mod pipeline;
 pub mod probe;
 pub mod progress;

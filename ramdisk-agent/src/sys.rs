@@ -8,3 +8,4 @@
 )]
 
 pub mod block;
+pub mod packet;

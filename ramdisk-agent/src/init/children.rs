@@ -49,14 +49,20 @@ pub fn spawn(command: &mut Command) -> io::Result<OwnChild> {
     // Held over the start, so that the reaper cannot meet a child that died before it was written down.
     let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
     let child = command.spawn()?;
-    let pid = child.id().and_then(|id| i32::try_from(id).ok()).ok_or_else(|| io::Error::other("the child has no id"))?;
+    let pid = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .ok_or_else(|| io::Error::other("the child has no id"))?;
     own.insert(pid);
     Ok(OwnChild { child, pid })
 }
 
 /// Sets how gladly the kernel ends a process when memory runs out: −1000 never, 1000 first.
 pub fn set_oom_score(pid: i32, score: i32) -> io::Result<()> {
-    std::fs::write(Path::new("/proc").join(pid.to_string()).join("oom_score_adj"), score.to_string())
+    std::fs::write(
+        Path::new("/proc").join(pid.to_string()).join("oom_score_adj"),
+        score.to_string(),
+    )
 }
 
 /// Starts the thread that reaps strangers. For PID 1 only.

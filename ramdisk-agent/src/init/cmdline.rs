@@ -55,7 +55,8 @@ impl Settings {
     }
 
     fn take(&mut self, word: &str) {
-        let (key, value) = word.split_once('=').map_or((word, None), |(k, v)| (k.trim(), Some(v.trim())));
+        let (key, value) =
+            word.split_once('=').map_or((word, None), |(k, v)| (k.trim(), Some(v.trim())));
         match (key, value) {
             (KERNEL_PARAM_CONTROLLER, Some(url)) => match check_url(url) {
                 Ok(()) => self.controller = Some(url.trim_end_matches('/').to_owned()),
@@ -67,7 +68,9 @@ impl Settings {
             },
             ("BOOTIF", Some(text)) => match text.parse() {
                 Ok(mac) => self.boot_mac = Some(mac),
-                Err(_) => self.complain(word, "not a hardware address such as 01-52-54-00-77-00-01"),
+                Err(_) => {
+                    self.complain(word, "not a hardware address such as 01-52-54-00-77-00-01")
+                }
             },
             ("imprint.hold", value) => match value {
                 None | Some("1" | "yes" | "true" | "on") => self.hold = true,
@@ -78,7 +81,9 @@ impl Settings {
                 Ok(secs @ 1..=3600) => self.dhcp_timeout = Duration::from_secs(secs),
                 _ => self.complain(word, "not a number of seconds from 1 to 3600"),
             },
-            (key, _) if key.starts_with("imprint.") => self.complain(word, "this agent knows no such parameter"),
+            (key, _) if key.starts_with("imprint.") => {
+                self.complain(word, "this agent knows no such parameter")
+            }
             (key, Some(value)) => {
                 if let Some((module, name)) = key.split_once('.') {
                     self.module_params.push((module.replace('-', "_"), format!("{name}={value}")));
@@ -98,7 +103,9 @@ fn check_url(url: &str) -> Result<(), &'static str> {
     match parsed {
         _ if parsed.scheme() != "https" => Err("the controller is reached by https:// only"),
         _ if parsed.host().is_none() => Err("the URL names no host"),
-        _ if !parsed.username().is_empty() || parsed.password().is_some() => Err("credentials do not belong in a URL"),
+        _ if !parsed.username().is_empty() || parsed.password().is_some() => {
+            Err("credentials do not belong in a URL")
+        }
         _ => Ok(()),
     }
 }
@@ -172,7 +179,8 @@ mod tests {
 
     #[test]
     fn quotes_hold_blanks_and_modules_get_their_parameters() {
-        let settings = Settings::parse("", r#"dyndbg="file a.c +p" virtio-net.napi_tx=0 root=/dev/sda1"#);
+        let settings =
+            Settings::parse("", r#"dyndbg="file a.c +p" virtio-net.napi_tx=0 root=/dev/sda1"#);
         assert_eq!(settings.module_params, vec![("virtio_net".into(), "napi_tx=0".into())]);
         assert_eq!(words(r#"a "b c"d  e"#), vec!["a", "b cd", "e"]);
     }

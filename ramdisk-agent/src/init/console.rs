@@ -46,7 +46,12 @@ impl Log {
     /// A log on all consoles that the kernel uses (`console=`), or on the kernel's own log if there is none.
     #[must_use]
     pub fn on_consoles() -> Self {
-        Self::to(open_consoles().into_iter().map(|f| Box::new(Console(f)) as Box<dyn Write + Send>).collect())
+        Self::to(
+            open_consoles()
+                .into_iter()
+                .map(|f| Box::new(Console(f)) as Box<dyn Write + Send>)
+                .collect(),
+        )
     }
 
     /// A log to the given writers.
@@ -124,7 +129,8 @@ impl Log {
 
 /// One line without control characters, cut to [`MAX_LINE_LEN`].
 fn clean(text: &str) -> String {
-    let mut line: String = text.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut line: String =
+        text.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if line.len() > MAX_LINE_LEN {
         let mut end = MAX_LINE_LEN;
         while !line.is_char_boundary(end) {
@@ -158,10 +164,14 @@ fn show(items: &Receiver<Item>, mut writers: Vec<Box<dyn Write + Send>>) {
 
 fn open_consoles() -> Vec<File> {
     let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
-    let mut files: Vec<File> =
-        active.split_whitespace().filter_map(|name| open_console(&Path::new("/dev").join(name)).ok()).collect();
+    let mut files: Vec<File> = active
+        .split_whitespace()
+        .filter_map(|name| open_console(&Path::new("/dev").join(name)).ok())
+        .collect();
     if files.is_empty() {
-        files.extend(["/dev/console", "/dev/kmsg"].iter().find_map(|p| open_console(Path::new(p)).ok()));
+        files.extend(
+            ["/dev/console", "/dev/kmsg"].iter().find_map(|p| open_console(Path::new(p)).ok()),
+        );
     }
     files
 }

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use agent_api::{Heartbeat, Outcome, Orders, Redeem, Report, Session, WORK_WAIT_SECS, Work};
+use agent_api::{Heartbeat, Orders, Outcome, Redeem, Report, Session, WORK_WAIT_SECS, Work};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Method, RequestBuilder, StatusCode, Url, redirect};
 use serde::de::DeserializeOwned;
@@ -134,9 +134,11 @@ impl Controller {
 
     /// Turns a ticket into a session; the credential is kept for the later calls.
     pub async fn redeem(&self, redeem: &Redeem) -> Result<Session, CallError> {
-        let request = self.request(Method::POST, "v1/agent/redeem").json(redeem).timeout(CALL_LIMIT);
+        let request =
+            self.request(Method::POST, "v1/agent/redeem").json(redeem).timeout(CALL_LIMIT);
         let session: Session = self.json(request).await?;
-        *self.credential.write().unwrap_or_else(PoisonError::into_inner) = Some(session.credential.clone());
+        *self.credential.write().unwrap_or_else(PoisonError::into_inner) =
+            Some(session.credential.clone());
         Ok(session)
     }
 
@@ -147,7 +149,10 @@ impl Controller {
 
     /// Says that this agent lives.
     pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<Orders, CallError> {
-        self.json(self.request(Method::POST, "v1/agent/heartbeat").json(heartbeat).timeout(CALL_LIMIT)).await
+        self.json(
+            self.request(Method::POST, "v1/agent/heartbeat").json(heartbeat).timeout(CALL_LIMIT),
+        )
+        .await
     }
 
     /// Says how far a job has come.
@@ -209,7 +214,11 @@ impl Controller {
             }
             body.extend_from_slice(&chunk);
         }
-        if status.is_success() { Ok(body) } else { Err(CallError::Refused { status, detail: detail(&body) }) }
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(CallError::Refused { status, detail: detail(&body) })
+        }
     }
 
     fn unreachable(&self, source: reqwest::Error) -> CallError {
@@ -244,7 +253,10 @@ mod tests {
 
     #[test]
     fn refusals_are_told_from_troubles() {
-        let refused = |code: u16| CallError::Refused { status: StatusCode::from_u16(code).unwrap(), detail: None };
+        let refused = |code: u16| CallError::Refused {
+            status: StatusCode::from_u16(code).unwrap(),
+            detail: None,
+        };
         assert!(refused(401).is_revocation() && refused(403).is_revocation());
         for code in [404, 409, 429, 500, 503] {
             assert!(!refused(code).is_revocation(), "{code}");
@@ -256,7 +268,10 @@ mod tests {
 
     #[test]
     fn a_problem_document_gives_its_detail() {
-        assert_eq!(detail(br#"{"title":"Conflict","detail":"used before"}"#).as_deref(), Some("used before"));
+        assert_eq!(
+            detail(br#"{"title":"Conflict","detail":"used before"}"#).as_deref(),
+            Some("used before")
+        );
         assert_eq!(detail(br#"{"title":"Conflict"}"#).as_deref(), Some("Conflict"));
         assert_eq!(detail(b"plain\n").as_deref(), Some("plain"));
         assert_eq!(detail(b""), None);

@@ -23,8 +23,12 @@ mod packet;
 pub use message::{DecodeError, Kind, Reply, Request, Route};
 
 /// Waits between requests; the last one repeats.
-const WAITS: [Duration; 4] =
-    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8)];
+const WAITS: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
 /// How often a request for an offered address is sent.
 const REQUEST_TRIES: usize = 3;
 /// How often to look whether somebody else has won, or the link has come.
@@ -99,7 +103,8 @@ impl Lease {
 /// Gets a lease. Ends at `deadline`, or when `stop` is set.
 pub fn acquire(card: &Card, stop: &AtomicBool, deadline: Instant) -> Result<Lease, DhcpError> {
     while !card.has_carrier() {
-        pause(stop, deadline, LOOK).map_err(|e| e.unwrap_or_else(|| DhcpError::NoCarrier { card: card.name.clone() }))?;
+        pause(stop, deadline, LOOK)
+            .map_err(|e| e.unwrap_or_else(|| DhcpError::NoCarrier { card: card.name.clone() }))?;
     }
     let client = Client { card, stop, deadline, began: Instant::now(), socket: open(card)? };
     let mut requests = 0;
@@ -109,7 +114,9 @@ pub fn acquire(card: &Card, stop: &AtomicBool, deadline: Instant) -> Result<Leas
         requests += 1;
         let no_answer = || DhcpError::NoAnswer { card: card.name.clone(), requests };
         client.broadcast(&client.request(Kind::Discover, transaction))?;
-        let Some(offer) = client.reply(transaction, wait, no_answer, |r| r.kind == Kind::Offer && usable(r))? else {
+        let Some(offer) =
+            client.reply(transaction, wait, no_answer, |r| r.kind == Kind::Offer && usable(r))?
+        else {
             continue;
         };
         if let Some(reply) = client.take(&offer, transaction, no_answer)? {
@@ -128,19 +135,27 @@ pub fn extend(lease: &Lease, any: bool) -> Result<Lease, DhcpError> {
     let client = Client { card, stop: &never, deadline: began + wait, began, socket: open(card)? };
     let own = lease.reply.address;
     let to = lease.reply.server.filter(|_| !any).unwrap_or(Ipv4Addr::BROADCAST);
-    let udp = UdpSocket::bind(SocketAddrV4::new(own, packet::CLIENT_PORT)).map_err(io_error("use the lease's address"))?;
+    let udp = UdpSocket::bind(SocketAddrV4::new(own, packet::CLIENT_PORT))
+        .map_err(io_error("use the lease's address"))?;
     udp.set_broadcast(true).map_err(io_error("broadcast"))?;
     setsockopt(&udp, sockopt::BindToDevice, &card.name.clone().into())
         .map_err(|e| io_error("bind to the card")(e.into()))?;
     let transaction = transaction();
     let request = Request { client: Some(own), ..client.request(Kind::Request, transaction) };
-    udp.send_to(&request.encode(), SocketAddrV4::new(to, packet::SERVER_PORT)).map_err(io_error("send a renewal"))?;
+    udp.send_to(&request.encode(), SocketAddrV4::new(to, packet::SERVER_PORT))
+        .map_err(io_error("send a renewal"))?;
     let no_answer = || DhcpError::NoAnswer { card: card.name.clone(), requests: 1 };
-    let reply = client.reply(transaction, wait, no_answer, |r| is_answer(r) && (r.kind == Kind::Nak || r.address == own))?;
+    let reply = client.reply(transaction, wait, no_answer, |r| {
+        is_answer(r) && (r.kind == Kind::Nak || r.address == own)
+    })?;
     match reply {
         Some(reply) if reply.kind == Kind::Ack => {
             let server = reply.server.or(lease.reply.server);
-            Ok(Lease { card: card.clone(), reply: Reply { server, ..reply }, since: Instant::now() })
+            Ok(Lease {
+                card: card.clone(),
+                reply: Reply { server, ..reply },
+                since: Instant::now(),
+            })
         }
         Some(nak) => Err(DhcpError::Refused { card: card.name.clone(), why: nak.message }),
         None => Err(no_answer()),
@@ -158,7 +173,15 @@ struct Client<'a> {
 impl Client<'_> {
     fn request(&self, kind: Kind, transaction: u32) -> Request {
         let secs = u16::try_from(self.began.elapsed().as_secs()).unwrap_or(u16::MAX);
-        Request { kind, transaction, secs, mac: self.card.mac, client: None, wanted: None, server: None }
+        Request {
+            kind,
+            transaction,
+            secs,
+            mac: self.card.mac,
+            client: None,
+            wanted: None,
+            server: None,
+        }
     }
 
     fn broadcast(&self, request: &Request) -> Result<(), DhcpError> {
@@ -185,7 +208,9 @@ impl Client<'_> {
         for wait in WAITS.iter().take(REQUEST_TRIES) {
             self.broadcast(&request)?;
             let same_server = |r: &Reply| r.server.is_none() || r.server == offer.server;
-            if let Some(reply) = self.reply(transaction, *wait, no_answer, |r| is_answer(r) && same_server(r))? {
+            if let Some(reply) =
+                self.reply(transaction, *wait, no_answer, |r| is_answer(r) && same_server(r))?
+            {
                 let good = reply.kind == Kind::Ack && usable(&reply);
                 return Ok(good.then(|| Reply { server: reply.server.or(offer.server), ..reply }));
             }

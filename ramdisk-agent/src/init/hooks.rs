@@ -148,7 +148,8 @@ mod tests {
     async fn a_hook_that_hangs_is_ended_with_its_children() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "10-hang", "sleep 600 & wait", 0o755);
-        let failure = run_all(dir.path(), Duration::from_millis(300), &Log::to(Vec::new())).await.unwrap();
+        let failure =
+            run_all(dir.path(), Duration::from_millis(300), &Log::to(Vec::new())).await.unwrap();
         assert!(failure.message.starts_with("hook 10-hang was ended after"), "{}", failure.message);
     }
 

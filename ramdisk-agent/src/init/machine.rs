@@ -10,7 +10,15 @@ use agent_api::{Machine, Nic};
 use super::net::{self, Mac};
 
 /// Placeholders that vendors leave in firmware tables.
-const PLACEHOLDERS: &[&str] = &["", "none", "not specified", "to be filled by o.e.m.", "default string", "system serial number", "0"];
+const PLACEHOLDERS: &[&str] = &[
+    "",
+    "none",
+    "not specified",
+    "to be filled by o.e.m.",
+    "default string",
+    "system serial number",
+    "0",
+];
 
 /// Looks at this machine. `boot_mac` marks the card that it booted from.
 #[must_use]
@@ -24,7 +32,8 @@ pub fn inventory(boot_mac: Option<Mac>) -> Machine {
         serial: dmi("product_serial"),
         firmware: firmware(root).to_owned(),
         memory_bytes: memory_bytes(root),
-        cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+        cpus: std::thread::available_parallelism()
+            .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
         nics: nics(boot_mac),
         disks: crate::disk::inventory(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -44,7 +53,9 @@ fn firmware(root: &Path) -> &'static str {
 fn memory_bytes(root: &Path) -> u64 {
     let text = fs::read_to_string(root.join("proc/meminfo")).unwrap_or_default();
     text.lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+        .find_map(|line| {
+            line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+        })
         .and_then(|kib| kib.checked_mul(1024))
         .unwrap_or(0)
 }
@@ -86,7 +97,8 @@ mod tests {
     fn memory_is_counted_in_bytes() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("proc")).unwrap();
-        fs::write(dir.path().join("proc/meminfo"), "MemTotal:        2035084 kB\nMemFree: 1 kB\n").unwrap();
+        fs::write(dir.path().join("proc/meminfo"), "MemTotal:        2035084 kB\nMemFree: 1 kB\n")
+            .unwrap();
         assert_eq!(memory_bytes(dir.path()), 2_035_084 * 1024);
     }
 

@@ -43,7 +43,10 @@ impl Loader {
         let folder = Path::new("/lib/modules").join(&release);
         let index = Index::read(&folder).map_err(|e| {
             let have = have_folders();
-            io::Error::new(e.kind(), format!("{} ({e}); this initramfs has modules for: {have}", folder.display()))
+            io::Error::new(
+                e.kind(),
+                format!("{} ({e}); this initramfs has modules for: {have}", folder.display()),
+            )
         })?;
         Ok(Self {
             index,
@@ -64,7 +67,9 @@ impl Loader {
         }
         for name in extra.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
             if !self.load(name) && !self.index.is_builtin(name) {
-                self.complaints.push(format!("{EXTRA_MODULES} names the module {name}, which is not in this initramfs"));
+                self.complaints.push(format!(
+                    "{EXTRA_MODULES} names the module {name}, which is not in this initramfs"
+                ));
             }
         }
     }
@@ -87,7 +92,8 @@ impl Loader {
         if !self.seen.insert(alias.to_owned()) {
             return false;
         }
-        let names: Vec<String> = self.index.for_alias(alias).into_iter().map(str::to_owned).collect();
+        let names: Vec<String> =
+            self.index.for_alias(alias).into_iter().map(str::to_owned).collect();
         for name in names {
             self.load(&name);
         }
@@ -114,7 +120,8 @@ impl Loader {
         if self.index.is_builtin(word) || self.load(word) {
             return self.complaints.is_empty();
         }
-        let names: Vec<String> = self.index.for_alias(word).into_iter().map(str::to_owned).collect();
+        let names: Vec<String> =
+            self.index.for_alias(word).into_iter().map(str::to_owned).collect();
         let known = !names.is_empty();
         for name in names {
             self.load(&name);
@@ -124,12 +131,17 @@ impl Loader {
 
     fn insert(&self, path: &str) -> Result<(), String> {
         if !path.ends_with(".ko") {
-            return Err("it is packed, and this agent loads plain .ko files only: build the initramfs anew".into());
+            return Err(
+                "it is packed, and this agent loads plain .ko files only: build the initramfs anew"
+                    .into(),
+            );
         }
         let file = File::open(self.folder.join(path)).map_err(|e| e.to_string())?;
         let name = index::name_of(path);
-        let params: Vec<&str> = self.params.iter().filter(|(m, _)| *m == name).map(|(_, p)| p.as_str()).collect();
-        let params = CString::new(params.join(" ")).map_err(|_| "its parameters hold a NUL byte".to_owned())?;
+        let params: Vec<&str> =
+            self.params.iter().filter(|(m, _)| *m == name).map(|(_, p)| p.as_str()).collect();
+        let params = CString::new(params.join(" "))
+            .map_err(|_| "its parameters hold a NUL byte".to_owned())?;
         match finit_module(&file, &params, ModuleInitFlags::empty()) {
             Ok(()) | Err(Errno::EEXIST) => Ok(()),
             // Drivers answer so when the device turns out not to be theirs.
@@ -152,7 +164,9 @@ impl Loader {
 
 fn have_folders() -> String {
     let names: Vec<String> = fs::read_dir("/lib/modules")
-        .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        .map(|entries| {
+            entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+        })
         .unwrap_or_default();
     if names.is_empty() { "no kernel".to_owned() } else { names.join(", ") }
 }
@@ -204,7 +218,11 @@ pub fn modprobe(args: &[String]) -> bool {
         if !loader.load_any(word) {
             good = false;
             let reasons = loader.take_complaints();
-            complain(&if reasons.is_empty() { format!("no module {word}") } else { reasons.join("; ") });
+            complain(&if reasons.is_empty() {
+                format!("no module {word}")
+            } else {
+                reasons.join("; ")
+            });
         }
     }
     good

@@ -185,7 +185,7 @@ fn round(boot_mac: Option<Mac>, limit: Duration, log: &Log) -> Option<Lease> {
     let deadline = Instant::now() + limit;
     let stop = AtomicBool::new(false);
     let (send, results) = channel();
-    let lease = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let mut seen = BTreeSet::new();
         let mut running = 0_usize;
         loop {
@@ -217,15 +217,15 @@ fn round(boot_mac: Option<Mac>, limit: Duration, log: &Log) -> Option<Lease> {
             if running == 0 && Instant::now() >= deadline {
                 if seen.is_empty() {
                     log.say("this machine has no network card that the initramfs has a driver for");
-                } else if let Some(mac) = boot_mac.filter(|m| !cards().iter().any(|c| c.mac == *m)) {
+                } else if let Some(mac) = boot_mac.filter(|m| !cards().iter().any(|c| c.mac == *m))
+                {
                     log.say(format!("no network card has the address {mac} that BOOTIF names"));
                 }
                 break None;
             }
         }
         .inspect(|_| stop.store(true, Ordering::Relaxed))
-    });
-    lease
+    })
 }
 
 /// Gives the card its address, the kernel its routes, and the resolver its servers.
@@ -239,8 +239,14 @@ fn configure(lease: &Lease, log: &Log) -> std::io::Result<()> {
     }
     netlink.add_address(card.index, reply.address, reply.prefix_len)?;
     // Routes on the link first: later gateways may be reached by them.
-    for route in reply.routes.iter().filter(|r| r.gateway.is_none()).chain(reply.routes.iter().filter(|r| r.gateway.is_some())) {
-        if let Err(e) = netlink.add_route(card.index, route.target, route.prefix_len, route.gateway) {
+    for route in reply
+        .routes
+        .iter()
+        .filter(|r| r.gateway.is_none())
+        .chain(reply.routes.iter().filter(|r| r.gateway.is_some()))
+    {
+        if let Err(e) = netlink.add_route(card.index, route.target, route.prefix_len, route.gateway)
+        {
             log.say(format!("cannot add the route to {}/{}: {e}", route.target, route.prefix_len));
         }
     }
@@ -299,7 +305,10 @@ fn keep(mut lease: Lease, settings: &Settings, log: &Log) {
                 lease = new;
             }
             Err(DhcpError::Refused { .. }) => {
-                log.say(format!("the DHCP server takes {} back: asking for another address", lease.reply.address));
+                log.say(format!(
+                    "the DHCP server takes {} back: asking for another address",
+                    lease.reply.address
+                ));
                 let old = lease;
                 lease = acquire(settings, log);
                 if (old.card.index, old.reply.address) != (lease.card.index, lease.reply.address) {
@@ -308,19 +317,26 @@ fn keep(mut lease: Lease, settings: &Settings, log: &Log) {
             }
             Err(e) => {
                 if !silent {
-                    log.say(format!("the lease of {} is not renewed, going on with it: {}", lease.reply.address, chain(&e)));
+                    log.say(format!(
+                        "the lease of {} is not renewed, going on with it: {}",
+                        lease.reply.address,
+                        chain(&e)
+                    ));
                 }
                 silent = true;
                 // RFC 2131, 4.4.5: wait half of what is left, a minute at least; more often for the short leases of labs.
-                std::thread::sleep((renew / 4).clamp(Duration::from_secs(1), Duration::from_secs(60)));
+                std::thread::sleep(
+                    (renew / 4).clamp(Duration::from_secs(1), Duration::from_secs(60)),
+                );
             }
         }
     }
 }
 
 fn forget(lease: &Lease, log: &Log) {
-    let result = Netlink::open()
-        .and_then(|mut n| n.remove_address(lease.card.index, lease.reply.address, lease.reply.prefix_len));
+    let result = Netlink::open().and_then(|mut n| {
+        n.remove_address(lease.card.index, lease.reply.address, lease.reply.prefix_len)
+    });
     if let Err(e) = result {
         log.say(format!("cannot take {} from {}: {e}", lease.reply.address, lease.card.name));
     }
@@ -348,7 +364,13 @@ mod tests {
         assert_eq!("52:54:00:77:00:ab".parse(), Ok(mac));
         assert_eq!("01-52-54-00-77-00-AB".parse(), Ok(mac));
         assert_eq!(mac.to_string(), "52:54:00:77:00:ab");
-        for bad in ["", "52:54:00:77:00", "02-52-54-00-77-00-ab", "52:54:00:77:00:+b", "52:54:00:77:00:ab:cd:ef"] {
+        for bad in [
+            "",
+            "52:54:00:77:00",
+            "02-52-54-00-77-00-ab",
+            "52:54:00:77:00:+b",
+            "52:54:00:77:00:ab:cd:ef",
+        ] {
             assert_eq!(bad.parse::<Mac>(), Err(MacError), "{bad}");
         }
     }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    socket,
 };
 use std::os::fd::AsFd;
 
@@ -54,8 +55,12 @@ pub struct Netlink {
 impl Netlink {
     /// Opens the conversation.
     pub fn open() -> io::Result<Self> {
-        let fd =
-            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        )?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         Ok(Self { fd, sequence: 0 })
     }
@@ -67,7 +72,9 @@ impl Netlink {
 
     /// Sets a link's largest packet.
     pub fn set_mtu(&mut self, index: u32, mtu: u32) -> io::Result<()> {
-        self.ask(&Request::new(RTM_NEWLINK, 0).link(index, 0, 0).attribute(IFLA_MTU, &mtu.to_ne_bytes()))
+        self.ask(
+            &Request::new(RTM_NEWLINK, 0).link(index, 0, 0).attribute(IFLA_MTU, &mtu.to_ne_bytes()),
+        )
     }
 
     /// Gives a link an address, or renews it.
@@ -77,14 +84,20 @@ impl Netlink {
             .attribute(IFA_LOCAL, &address.octets())
             .attribute(IFA_ADDRESS, &address.octets());
         if prefix_len < 31 {
-            let broadcast = address.to_bits() | u32::MAX.checked_shr(u32::from(prefix_len)).unwrap_or(0);
+            let broadcast =
+                address.to_bits() | u32::MAX.checked_shr(u32::from(prefix_len)).unwrap_or(0);
             request = request.attribute(IFA_BROADCAST, &broadcast.to_be_bytes());
         }
         self.ask(&request)
     }
 
     /// Takes an address away.
-    pub fn remove_address(&mut self, index: u32, address: Ipv4Addr, prefix_len: u8) -> io::Result<()> {
+    pub fn remove_address(
+        &mut self,
+        index: u32,
+        address: Ipv4Addr,
+        prefix_len: u8,
+    ) -> io::Result<()> {
         self.ask(
             &Request::new(RTM_DELADDR, 0)
                 .address(index, prefix_len)
@@ -124,7 +137,9 @@ impl Netlink {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer"));
             }
             let len = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            if let Some(answer) = acknowledgement(buffer.get(..len).unwrap_or_default(), self.sequence) {
+            if let Some(answer) =
+                acknowledgement(buffer.get(..len).unwrap_or_default(), self.sequence)
+            {
                 return answer;
             }
         }
@@ -171,8 +186,18 @@ impl Request {
 
     /// `struct rtmsg`. Gateways are taken to be on the link, since clouds give /32 addresses with a gateway outside.
     fn route(mut self, prefix_len: u8, has_gateway: bool) -> Self {
-        let (scope, flags) = if has_gateway { (RT_SCOPE_UNIVERSE, RTNH_F_ONLINK) } else { (RT_SCOPE_LINK, 0) };
-        self.body.extend([AF_INET, prefix_len, 0, 0, RT_TABLE_MAIN, RTPROT_DHCP, scope, RTN_UNICAST]);
+        let (scope, flags) =
+            if has_gateway { (RT_SCOPE_UNIVERSE, RTNH_F_ONLINK) } else { (RT_SCOPE_LINK, 0) };
+        self.body.extend([
+            AF_INET,
+            prefix_len,
+            0,
+            0,
+            RT_TABLE_MAIN,
+            RTPROT_DHCP,
+            scope,
+            RTN_UNICAST,
+        ]);
         self.body.extend(flags.to_ne_bytes());
         self
     }
@@ -187,7 +212,8 @@ impl Request {
     }
 
     fn encode(&self, sequence: u32) -> Vec<u8> {
-        let len = u32::try_from(HEADER_LEN + self.body.len()).expect("requests are shorter than 100 bytes");
+        let len = u32::try_from(HEADER_LEN + self.body.len())
+            .expect("requests are shorter than 100 bytes");
         let mut message = Vec::with_capacity(HEADER_LEN + self.body.len());
         message.extend(len.to_ne_bytes());
         message.extend(self.kind.to_ne_bytes());
@@ -205,7 +231,10 @@ mod tests {
 
     #[test]
     fn a_request_has_its_length_and_padded_attributes() {
-        let bytes = Request::new(RTM_NEWADDR, NLM_F_CREATE).address(3, 24).attribute(IFA_LOCAL, &[10, 0, 0, 1]).encode(9);
+        let bytes = Request::new(RTM_NEWADDR, NLM_F_CREATE)
+            .address(3, 24)
+            .attribute(IFA_LOCAL, &[10, 0, 0, 1])
+            .encode(9);
         assert_eq!(bytes.len(), 16 + 8 + 8);
         assert_eq!(u32::from_ne_bytes(bytes[..4].try_into().unwrap()), 32);
         assert_eq!(bytes[16..20], [2, 24, 0, 0]);
@@ -244,7 +273,9 @@ mod tests {
             let address = Ipv4Addr::new(10, 9, 8, 7);
             netlink.add_address(index, address, 24).unwrap();
             netlink.add_address(index, address, 24).unwrap();
-            netlink.add_route(index, Ipv4Addr::UNSPECIFIED, 0, Some(Ipv4Addr::new(10, 9, 8, 1))).unwrap();
+            netlink
+                .add_route(index, Ipv4Addr::UNSPECIFIED, 0, Some(Ipv4Addr::new(10, 9, 8, 1)))
+                .unwrap();
             netlink.add_route(index, Ipv4Addr::new(172, 16, 0, 0), 12, None).unwrap();
             let has = || {
                 nix::ifaddrs::getifaddrs().unwrap().any(|a| {

@@ -72,7 +72,10 @@ fn write_back(log: &Log) {
         let _ = done.send(());
     });
     if wait.recv_timeout(SYNC_LIMIT).is_err() {
-        log.say(format!("a disk did not take its data within {} s: leaving without it", SYNC_LIMIT.as_secs()));
+        log.say(format!(
+            "a disk did not take its data within {} s: leaving without it",
+            SYNC_LIMIT.as_secs()
+        ));
     }
 }
 

@@ -34,7 +34,8 @@ pub enum TicketError {
 /// Reads the ticket and deletes its file, whether it is good or not.
 pub fn take(path: &Path) -> Result<Ticket, TicketError> {
     let mut text = Vec::new();
-    let read = fs::File::open(path).and_then(|file| file.take(MAX_TICKET_LEN).read_to_end(&mut text));
+    let read =
+        fs::File::open(path).and_then(|file| file.take(MAX_TICKET_LEN).read_to_end(&mut text));
     let removed = fs::remove_file(path);
     match read {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(TicketError::None),
@@ -42,7 +43,8 @@ pub fn take(path: &Path) -> Result<Ticket, TicketError> {
         Ok(_) => removed.map_err(TicketError::Io)?,
     }
     // The message of a JSON error may quote the text, and the text is the secret: only the position is kept.
-    serde_json::from_slice(&text).map_err(|e| TicketError::Damaged { line: e.line(), column: e.column() })
+    serde_json::from_slice(&text)
+        .map_err(|e| TicketError::Damaged { line: e.line(), column: e.column() })
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt,
+    socket, sockopt,
 };
 
 /// The kernel's own announcements, not udev's.
@@ -32,7 +33,8 @@ impl Uevents {
     /// Starts to listen. What is announced from now on is kept until it is asked for.
     pub fn listen() -> io::Result<Self> {
         let protocol = SockProtocol::NetlinkKObjectUEvent;
-        let fd = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
+        let fd =
+            socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
         // A smaller buffer only means that `Lost` comes sooner.
         let _: Result<(), Errno> = setsockopt(&fd, sockopt::RcvBufForce, &BUFFER_LEN);
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;

@@ -99,10 +99,15 @@ pub async fn run(
         (Some(outcome), _) => outcome,
         (None, None) => failed(
             ErrorKind::Cancelled,
-            format!("the worker was killed and has not ended after {} s: a disk hangs", KILL_LIMIT.as_secs()),
+            format!(
+                "the worker was killed and has not ended after {} s: a disk hangs",
+                KILL_LIMIT.as_secs()
+            ),
         ),
         (None, Some(_)) if stopped => failed(ErrorKind::Cancelled, "the worker was stopped"),
-        (None, Some(status)) => failed(ErrorKind::Internal, crash_message(status, &heard.last_lines)),
+        (None, Some(status)) => {
+            failed(ErrorKind::Internal, crash_message(status, &heard.last_lines))
+        }
     }
 }
 
@@ -117,7 +122,9 @@ fn crash_message(status: std::io::Result<ExitStatus>, last_lines: &VecDeque<Stri
                 Ok(signal) => format!("worker ended by signal {number} ({signal})"),
                 Err(_) => format!("worker ended by signal {number}"),
             },
-            (None, code) => format!("worker ended without an outcome, exit code {}", code.unwrap_or(-1)),
+            (None, code) => {
+                format!("worker ended without an outcome, exit code {}", code.unwrap_or(-1))
+            }
         },
         Err(e) => format!("cannot wait for the worker: {e}"),
     };
@@ -155,7 +162,9 @@ impl Worker {
                 .kill_on_drop(true),
         )?;
         if let Err(e) = children::set_oom_score(own.pid().as_raw(), OOM_SCORE) {
-            log.say(format!("cannot tell the kernel to end the worker first when memory runs out: {e}"));
+            log.say(format!(
+                "cannot tell the kernel to end the worker first when memory runs out: {e}"
+            ));
         }
         let missing = || std::io::Error::other("a pipe to it is missing");
         let mut stdin = own.child.stdin.take().ok_or_else(missing)?;
@@ -180,7 +189,10 @@ impl Worker {
         if let Ok(ended) = timeout(TERM_LIMIT, self.own.child.wait()).await {
             return Some(ended);
         }
-        log.say(format!("the worker has not ended {} s after SIGTERM: killing it", TERM_LIMIT.as_secs()));
+        log.say(format!(
+            "the worker has not ended {} s after SIGTERM: killing it",
+            TERM_LIMIT.as_secs()
+        ));
         // The whole group, so that nothing of it goes on writing. ESRCH as above.
         let _ = kill(Pid::from_raw(-pid.as_raw()), Signal::SIGKILL);
         timeout(KILL_LIMIT, self.own.child.wait()).await.ok()
@@ -298,12 +310,14 @@ mod tests {
     }
 
     fn job() -> JobSpec {
-        serde_json::from_str(r#"{"id":"j1","image_url":"/x","action":"capture","options":{}}"#).unwrap()
+        serde_json::from_str(r#"{"id":"j1","image_url":"/x","action":"capture","options":{}}"#)
+            .unwrap()
     }
 
     async fn outcome_of(script: &str) -> (Outcome, Option<StageProgress>) {
         let (sender, receiver) = watch::channel(None);
-        let outcome = run(&sh(script), &job(), &sender, std::future::pending(), &Log::to(Vec::new())).await;
+        let outcome =
+            run(&sh(script), &job(), &sender, std::future::pending(), &Log::to(Vec::new())).await;
         (outcome, receiver.borrow().clone())
     }
 
@@ -327,7 +341,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_crash_is_told_with_its_last_lines() {
-        let (outcome, _) = outcome_of("for i in 1 2 3 4 5 6 7; do echo line $i >&2; done; kill -ABRT $$").await;
+        let (outcome, _) =
+            outcome_of("for i in 1 2 3 4 5 6 7; do echo line $i >&2; done; kill -ABRT $$").await;
         let failure = failure(outcome);
         assert_eq!(failure.kind, ErrorKind::Internal);
         let expected = "worker ended by signal 6 (SIGABRT); its last lines: line 3 | line 4 | line 5 | line 6 | line 7";
@@ -337,20 +352,25 @@ mod tests {
     #[tokio::test]
     async fn an_end_without_an_outcome_is_a_failure() {
         let failure = failure(outcome_of("exit 0").await.0);
-        assert_eq!(failure.message, "worker ended without an outcome, exit code 0; it wrote nothing to the log");
+        assert_eq!(
+            failure.message,
+            "worker ended without an outcome, exit code 0; it wrote nothing to the log"
+        );
     }
 
     #[tokio::test]
     async fn a_program_that_cannot_be_started_is_a_failure() {
         let command = WorkerCommand { program: "/nonsuch".into(), args: Vec::new() };
         let (sender, _receiver) = watch::channel(None);
-        let outcome = run(&command, &job(), &sender, std::future::pending(), &Log::to(Vec::new())).await;
+        let outcome =
+            run(&command, &job(), &sender, std::future::pending(), &Log::to(Vec::new())).await;
         assert!(failure(outcome).message.starts_with("cannot start the worker /nonsuch: "));
     }
 
     #[tokio::test]
     async fn a_grandchild_with_the_pipes_does_not_hold_up_the_end() {
-        let script = r#"sleep 60 & echo '{"outcome":{"result":"failed","kind":"disk","message":"m"}}'"#;
+        let script =
+            r#"sleep 60 & echo '{"outcome":{"result":"failed","kind":"disk","message":"m"}}'"#;
         let began = Instant::now();
         assert_eq!(failure(outcome_of(script).await.0).kind, ErrorKind::Disk);
         assert!(began.elapsed() < Duration::from_secs(30));

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::digest::{SHA256, digest};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring as provider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    CryptoProvider, ring as provider, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
@@ -127,9 +129,11 @@ mod tests {
     #[test]
     fn a_pin_is_the_hash_of_the_key_in_the_certificate() {
         let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::new(vec!["a".into()]).unwrap().self_signed(&key).unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(vec!["a".into()]).unwrap().self_signed(&key).unwrap();
         let spki = rcgen::PublicKeyData::subject_public_key_info(&key);
-        let expected: String = digest(&SHA256, &spki).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        let expected: String =
+            digest(&SHA256, &spki).as_ref().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(Pin::of(certificate.der()).unwrap().to_string(), expected);
         assert!(Pin::of(&CertificateDer::from(vec![1, 2, 3])).is_err());
     }

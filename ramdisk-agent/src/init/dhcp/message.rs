@@ -50,7 +50,9 @@ impl Kind {
     }
 
     fn from_code(code: u8) -> Option<Self> {
-        [Self::Discover, Self::Offer, Self::Request, Self::Ack, Self::Nak].into_iter().find(|k| k.code() == code)
+        [Self::Discover, Self::Offer, Self::Request, Self::Ack, Self::Nak]
+            .into_iter()
+            .find(|k| k.code() == code)
     }
 }
 
@@ -177,7 +179,10 @@ impl Reply {
     /// Reads a message, without UDP and IP.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let fixed = bytes.get(..FIXED_LEN).ok_or(DecodeError::NotDhcp)?;
-        let rest = bytes.get(FIXED_LEN..).and_then(|r| r.strip_prefix(&COOKIE)).ok_or(DecodeError::NotDhcp)?;
+        let rest = bytes
+            .get(FIXED_LEN..)
+            .and_then(|r| r.strip_prefix(&COOKIE))
+            .ok_or(DecodeError::NotDhcp)?;
         if fixed[0] != BOOT_REPLY {
             return Err(DecodeError::NotDhcp);
         }
@@ -194,7 +199,10 @@ impl Reply {
         if overload & 2 != 0 {
             collect(&fixed[44..108], &mut options)?;
         }
-        let kind = options.get(&53).and_then(|v| Kind::from_code(*v.first()?)).ok_or(DecodeError::UnknownKind)?;
+        let kind = options
+            .get(&53)
+            .and_then(|v| Kind::from_code(*v.first()?))
+            .ok_or(DecodeError::UnknownKind)?;
         let address = ipv4(&fixed[16..20]).ok_or(DecodeError::NotDhcp)?;
         let mac: [u8; 6] = fixed[28..34].try_into().map_err(|_| DecodeError::NotDhcp)?;
         Ok(Self {
@@ -203,11 +211,20 @@ impl Reply {
             mac: Mac::new(mac),
             address,
             server: options.get(&54).and_then(|v| ipv4(v)),
-            prefix_len: options.get(&1).and_then(|v| prefix_of_mask(v)).unwrap_or_else(|| prefix_of_class(address)),
+            prefix_len: options
+                .get(&1)
+                .and_then(|v| prefix_of_mask(v))
+                .unwrap_or_else(|| prefix_of_class(address)),
             routes: routes(&options),
-            dns: options.get(&6).map(|v| v.chunks_exact(4).filter_map(ipv4).collect()).unwrap_or_default(),
+            dns: options
+                .get(&6)
+                .map(|v| v.chunks_exact(4).filter_map(ipv4).collect())
+                .unwrap_or_default(),
             domain: options.get(&15).and_then(|v| domain(v)),
-            mtu: options.get(&26).and_then(|v| <[u8; 2]>::try_from(v.as_slice()).ok()).map(u16::from_be_bytes),
+            mtu: options
+                .get(&26)
+                .and_then(|v| <[u8; 2]>::try_from(v.as_slice()).ok())
+                .map(u16::from_be_bytes),
             lease_secs: u32_option(options.get(&51)).filter(|s| *s != u32::MAX),
             renew_secs: u32_option(options.get(&58)),
             rebind_secs: u32_option(options.get(&59)),
@@ -224,7 +241,8 @@ fn collect(mut bytes: &[u8], options: &mut BTreeMap<u8, Vec<u8>>) -> Result<(), 
             255 => return Ok(()),
             _ => {
                 let (&len, rest) = rest.split_first().ok_or(DecodeError::Truncated)?;
-                let (value, rest) = rest.split_at_checked(usize::from(len)).ok_or(DecodeError::Truncated)?;
+                let (value, rest) =
+                    rest.split_at_checked(usize::from(len)).ok_or(DecodeError::Truncated)?;
                 options.entry(code).or_default().extend(value);
                 bytes = rest;
             }
@@ -243,7 +261,8 @@ fn u32_option(value: Option<&Vec<u8>>) -> Option<u32> {
 
 fn prefix_of_mask(bytes: &[u8]) -> Option<u8> {
     let mask = ipv4(bytes)?.to_bits();
-    (mask.count_zeros() == mask.trailing_zeros()).then(|| u8::try_from(mask.leading_ones()).unwrap_or(32))
+    (mask.count_zeros() == mask.trailing_zeros())
+        .then(|| u8::try_from(mask.leading_ones()).unwrap_or(32))
 }
 
 fn prefix_of_class(address: Ipv4Addr) -> u8 {
@@ -257,7 +276,8 @@ fn prefix_of_class(address: Ipv4Addr) -> u8 {
 /// A domain goes into a configuration file: letters, digits, dots and hyphens only.
 fn domain(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0');
-    let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+    let fits = !text.is_empty()
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
     fits.then(|| text.to_owned())
 }
 
@@ -268,7 +288,11 @@ fn routes(options: &BTreeMap<u8, Vec<u8>>) -> Vec<Route> {
     }
     let router = options.get(&3).and_then(|v| ipv4(v.get(..4)?));
     router
-        .map(|gateway| Route { target: Ipv4Addr::UNSPECIFIED, prefix_len: 0, gateway: Some(gateway) })
+        .map(|gateway| Route {
+            target: Ipv4Addr::UNSPECIFIED,
+            prefix_len: 0,
+            gateway: Some(gateway),
+        })
         .into_iter()
         .collect()
 }
@@ -339,15 +363,18 @@ mod tests {
     #[test]
     fn an_acknowledgement_of_dnsmasq() {
         let bytes = reply(&[
-            53, 1, 5, 54, 4, 10, 77, 0, 1, 51, 4, 0, 0, 0x0e, 0x10, 58, 4, 0, 0, 7, 8, 59, 4, 0, 0, 12, 78, 1, 4, 255,
-            255, 255, 0, 28, 4, 10, 77, 0, 255, 6, 8, 10, 77, 0, 1, 9, 9, 9, 9, 3, 4, 10, 77, 0, 254, 15, 3, b'l', b'a',
-            b'b', 26, 2, 5, 120, 255,
+            53, 1, 5, 54, 4, 10, 77, 0, 1, 51, 4, 0, 0, 0x0e, 0x10, 58, 4, 0, 0, 7, 8, 59, 4, 0, 0,
+            12, 78, 1, 4, 255, 255, 255, 0, 28, 4, 10, 77, 0, 255, 6, 8, 10, 77, 0, 1, 9, 9, 9, 9,
+            3, 4, 10, 77, 0, 254, 15, 3, b'l', b'a', b'b', 26, 2, 5, 120, 255,
         ]);
         let r = Reply::decode(&bytes).unwrap();
         assert_eq!((r.kind, r.transaction, r.mac), (Kind::Ack, 0xdead_beef, MAC));
         assert_eq!((r.address, r.prefix_len), (Ipv4Addr::new(10, 77, 0, 100), 24));
         assert_eq!(r.server, Some(Ipv4Addr::new(10, 77, 0, 1)));
-        assert_eq!((r.lease_secs, r.renew_secs, r.rebind_secs), (Some(3600), Some(1800), Some(3150)));
+        assert_eq!(
+            (r.lease_secs, r.renew_secs, r.rebind_secs),
+            (Some(3600), Some(1800), Some(3150))
+        );
         assert_eq!(r.dns, vec![Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(9, 9, 9, 9)]);
         assert_eq!((r.domain.as_deref(), r.mtu), (Some("lab"), Some(1400)));
         let gateway = Some(Ipv4Addr::new(10, 77, 0, 254));
@@ -357,17 +384,28 @@ mod tests {
     #[test]
     fn classless_routes_replace_the_router() {
         let bytes = reply(&[
-            53, 1, 2, 3, 4, 10, 77, 0, 254, 121, 14, 12, 172, 16, 0, 0, 0, 0, 0, 10, 77, 0, 1, 255, 255, 255,
+            53, 1, 2, 3, 4, 10, 77, 0, 254, 121, 14, 12, 172, 16, 0, 0, 0, 0, 0, 10, 77, 0, 1, 255,
+            255, 255,
         ]);
         let r = Reply::decode(&bytes).unwrap();
-        assert_eq!(r.routes.len(), 1, "a list with a prefix of 255 bits is damaged: the router counts");
-        let bytes = reply(&[53, 1, 2, 3, 4, 10, 77, 0, 254, 121, 12, 12, 172, 31, 0, 0, 0, 0, 0, 10, 77, 0, 1, 255]);
+        assert_eq!(
+            r.routes.len(),
+            1,
+            "a list with a prefix of 255 bits is damaged: the router counts"
+        );
+        let bytes = reply(&[
+            53, 1, 2, 3, 4, 10, 77, 0, 254, 121, 12, 12, 172, 31, 0, 0, 0, 0, 0, 10, 77, 0, 1, 255,
+        ]);
         let r = Reply::decode(&bytes).unwrap();
         assert_eq!(
             r.routes,
             vec![
                 Route { target: Ipv4Addr::new(172, 16, 0, 0), prefix_len: 12, gateway: None },
-                Route { target: Ipv4Addr::UNSPECIFIED, prefix_len: 0, gateway: Some(Ipv4Addr::new(10, 77, 0, 1)) },
+                Route {
+                    target: Ipv4Addr::UNSPECIFIED,
+                    prefix_len: 0,
+                    gateway: Some(Ipv4Addr::new(10, 77, 0, 1))
+                },
             ]
         );
     }
@@ -389,7 +427,10 @@ mod tests {
         assert_eq!(Reply::decode(&reply(&[53, 9, 5])), Err(DecodeError::Truncated));
         assert_eq!(Reply::decode(&reply(&[53, 1, 77])), Err(DecodeError::UnknownKind));
         assert_eq!(Reply::decode(&reply(&[255])), Err(DecodeError::UnknownKind));
-        let r = Reply::decode(&reply(&[53, 1, 5, 1, 4, 255, 0, 255, 0, 15, 4, b'a', b'\n', b'b', b'c', 255])).unwrap();
+        let r = Reply::decode(&reply(&[
+            53, 1, 5, 1, 4, 255, 0, 255, 0, 15, 4, b'a', b'\n', b'b', b'c', 255,
+        ]))
+        .unwrap();
         assert_eq!((r.prefix_len, r.domain), (8, None));
     }
 

@@ -15,7 +15,8 @@ const UDP_HEADER_LEN: usize = 8;
 /// Wraps a message from client to server.
 #[must_use]
 pub fn wrap(message: &[u8], from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
-    let udp_len = u16::try_from(UDP_HEADER_LEN + message.len()).expect("a request is shorter than 1500 bytes");
+    let udp_len = u16::try_from(UDP_HEADER_LEN + message.len())
+        .expect("a request is shorter than 1500 bytes");
     let total_len = u16::try_from(IP_HEADER_LEN).expect("20 fits") + udp_len;
     let mut packet = vec![0x45, 0];
     packet.extend(total_len.to_be_bytes());

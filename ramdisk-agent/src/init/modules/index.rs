@@ -114,7 +114,12 @@ impl Index {
         found.then_some(order)
     }
 
-    fn add<'a>(&'a self, name: &str, order: &mut Vec<&'a str>, visited: &mut BTreeSet<String>) -> bool {
+    fn add<'a>(
+        &'a self,
+        name: &str,
+        order: &mut Vec<&'a str>,
+        visited: &mut BTreeSet<String>,
+    ) -> bool {
         let Some((path, needs)) = self.modules.get(name) else { return false };
         if !visited.insert(name.to_owned()) {
             return true;
@@ -180,7 +185,8 @@ mod tests {
     #[test]
     fn dependencies_come_first() {
         let index = index();
-        let names: Vec<String> = index.load_order("virtio-pci").unwrap().into_iter().map(name_of).collect();
+        let names: Vec<String> =
+            index.load_order("virtio-pci").unwrap().into_iter().map(name_of).collect();
         assert_eq!(names, ["virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci"]);
         assert_eq!(index.load_order("nonsuch"), None);
     }
@@ -188,24 +194,37 @@ mod tests {
     #[test]
     fn soft_dependencies_are_loaded_if_they_are_there() {
         let index = index();
-        let names: Vec<String> = index.load_order("ext4").unwrap().into_iter().map(name_of).collect();
+        let names: Vec<String> =
+            index.load_order("ext4").unwrap().into_iter().map(name_of).collect();
         assert_eq!(names, ["crc32c_intel", "crc16", "ext4", "failover"]);
     }
 
     #[test]
     fn a_circle_ends() {
-        let index = Index::parse("a.ko: b.ko\nb.ko: a.ko\n", "", "softdep a pre: b\nsoftdep b pre: a\n", "");
+        let index = Index::parse(
+            "a.ko: b.ko\nb.ko: a.ko\n",
+            "",
+            "softdep a pre: b\nsoftdep b pre: a\n",
+            "",
+        );
         assert_eq!(index.load_order("a").unwrap().len(), 2);
     }
 
     #[test]
     fn aliases_find_modules() {
         let index = index();
-        assert_eq!(index.for_alias("pci:v00001AF4d00001000sv00001AF4sd00000001bc02sc00i00"), ["virtio_pci"]);
+        assert_eq!(
+            index.for_alias("pci:v00001AF4d00001000sv00001AF4sd00000001bc02sc00i00"),
+            ["virtio_pci"]
+        );
         assert_eq!(index.for_alias("fs-ext4"), ["ext4"]);
         assert_eq!(index.for_alias("acpi:LNRO0005:"), ["virtio_mmio"]);
         assert_eq!(index.for_alias("pci:v00008086d0000"), Vec::<&str>::new());
-        assert!(index.is_builtin("nvme_core") && index.is_builtin("nvme-core") && !index.is_builtin("ext4"));
+        assert!(
+            index.is_builtin("nvme_core")
+                && index.is_builtin("nvme-core")
+                && !index.is_builtin("ext4")
+        );
         assert_eq!((index.len(), index.is_empty()), (9, false));
     }
 }

@@ -1,0 +1,369 @@
+//! The agent's life with its controller: redeem the ticket, run the hooks, ask for work, do it, report, leave when told.
+//!
+//! Heartbeats and log lines go out from tasks of their own, so that neither waits for a job nor a job for them. Progress is
+//! dropped when the controller does not answer; an outcome is sent until it is acknowledged. Only the controller's own word
+//! ends a session: a network that fails, or a controller that is being restarted, never does.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::{
+    Failure, Finish, Heartbeat, JobSpec, Orders, Outcome, Redeem, Report, StageProgress, Ticket,
+    Work,
+};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::console::Log;
+use super::controller::{CallError, Controller};
+use super::net::{Mac, chain};
+use super::worker::{self, WorkerCommand};
+use super::{clock, hooks, machine};
+
+/// Between two attempts to reach the controller; the last repeats.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
+/// How often progress is reported.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How often lines of the log are sent.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+/// What one request with log lines takes.
+const MAX_LOG_LEN: usize = 64 << 10;
+/// Heartbeats are at least this far apart, whatever the controller says, and at most [`HEARTBEAT_MAX`].
+const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
+const HEARTBEAT_MAX: Duration = Duration::from_secs(30);
+/// How long the last lines of the log may take to reach the controller before the machine leaves.
+const LAST_LOG_LIMIT: Duration = Duration::from_secs(3);
+
+/// What a session needs.
+#[derive(Debug)]
+pub struct Session {
+    /// The controller.
+    pub controller: Controller,
+    /// This boot's ticket.
+    pub ticket: Ticket,
+    /// The card that the machine booted from.
+    pub boot_mac: Option<Mac>,
+    /// The folder of hooks.
+    pub hooks: PathBuf,
+    /// What runs a job.
+    pub worker: WorkerCommand,
+    /// The log.
+    pub log: Log,
+}
+
+/// Why a session ended without an order to leave.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The ticket is void, used, or another machine's.
+    #[error("the controller at {url} does not take this boot's ticket")]
+    Ticket {
+        /// The controller.
+        url: String,
+        /// Its answer.
+        #[source]
+        source: CallError,
+    },
+    /// The credential is void: the job was taken away.
+    #[error("the controller at {url} has taken this machine's job away")]
+    Revoked {
+        /// The controller.
+        url: String,
+        /// Its answer.
+        #[source]
+        source: Arc<CallError>,
+    },
+    /// The kernel has no random numbers.
+    #[error("cannot make up an id for this boot: the kernel has no random numbers")]
+    Random,
+}
+
+/// What the tasks of a session share.
+#[derive(Debug)]
+struct Shared {
+    controller: Controller,
+    log: Log,
+    boot_id: String,
+    /// The job that a worker runs now.
+    job: watch::Sender<Option<String>>,
+    /// The latest job that is to be cancelled.
+    cancelled: watch::Sender<Option<String>>,
+    /// The controller's last word, once its credential is void.
+    revoked: watch::Sender<Option<Arc<CallError>>>,
+}
+
+impl Shared {
+    fn obey(&self, orders: Orders) {
+        if orders.cancel_job.is_some() {
+            self.cancelled.send_replace(orders.cancel_job);
+        }
+    }
+
+    /// Looks at a failed call: a void credential ends the session.
+    fn note(&self, error: CallError) -> Result<(), Refusal> {
+        if !error.is_revocation() {
+            return Ok(());
+        }
+        let source = Arc::new(error);
+        self.revoked.send_replace(Some(Arc::clone(&source)));
+        Err(self.refusal(source))
+    }
+
+    fn refusal(&self, source: Arc<CallError>) -> Refusal {
+        Refusal::Revoked { url: self.controller.url().to_owned(), source }
+    }
+}
+
+impl Session {
+    /// Lives the session; how to leave.
+    pub async fn live(self) -> Result<Finish, Refusal> {
+        let boot_id = random_id().ok_or(Refusal::Random)?;
+        let log = self.log.clone();
+        let session = self.redeem(&boot_id).await?;
+        log.say(format!(
+            "this is {}, for the controller at {}",
+            session.host,
+            self.controller.url()
+        ));
+        match clock::set_if_off(session.unix_time_secs) {
+            Ok(Some(off)) => log.say(format!("clock set: it was off by {off} s")),
+            Ok(None) => {}
+            Err(errno) => log.say(format!("cannot set the clock: {}", errno.desc())),
+        }
+        let shared = Arc::new(Shared {
+            controller: self.controller.clone(),
+            log: log.clone(),
+            boot_id,
+            job: watch::Sender::new(None),
+            cancelled: watch::Sender::new(None),
+            revoked: watch::Sender::new(None),
+        });
+        let every = Duration::from_secs(session.heartbeat_secs).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
+        // Ended with the set, when this function returns.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(beat(Arc::clone(&shared), every));
+        tasks.spawn(send_log(Arc::clone(&shared)));
+        let unprepared = hooks::run_all(&self.hooks, hooks::LIMIT, &log).await;
+        let how = self.work(&shared, unprepared).await?;
+        // What cannot be sent in this time stays on the console.
+        let _ = tokio::time::timeout(LAST_LOG_LIMIT, flush_log(&shared)).await;
+        Ok(how)
+    }
+
+    async fn redeem(&self, boot_id: &str) -> Result<agent_api::Session, Refusal> {
+        let redeem = Redeem {
+            secret: self.ticket.secret.clone(),
+            boot_id: boot_id.to_owned(),
+            machine: machine::inventory(self.boot_mac),
+        };
+        let mut pauses = Pauses::default();
+        loop {
+            match self.controller.redeem(&redeem).await {
+                Ok(session) => return Ok(session),
+                Err(source) if source.is_final() => {
+                    return Err(Refusal::Ticket { url: self.controller.url().to_owned(), source });
+                }
+                Err(error) => pauses.wait(&self.log, &chain(&error)).await,
+            }
+        }
+    }
+
+    /// Asks for work until told to leave. With `unprepared`, every job fails with it.
+    async fn work(
+        &self,
+        shared: &Arc<Shared>,
+        unprepared: Option<Failure>,
+    ) -> Result<Finish, Refusal> {
+        let mut revoked = shared.revoked.subscribe();
+        let mut pauses = Pauses::default();
+        loop {
+            let asked = tokio::select! {
+                asked = shared.controller.work() => asked,
+                source = held(&mut revoked) => return Err(shared.refusal(source)),
+            };
+            match asked {
+                Ok(work) => {
+                    pauses = Pauses::default();
+                    match work {
+                        Work::Idle | Work::Unknown => sleep(PAUSES[0]).await,
+                        Work::Finish { how } => return Ok(how),
+                        Work::Job(job) => self.job(shared, *job, unprepared.as_ref()).await?,
+                    }
+                }
+                Err(error) => {
+                    let text = chain(&error);
+                    shared.note(error)?;
+                    pauses.wait(&shared.log, &text).await;
+                }
+            }
+        }
+    }
+
+    async fn job(
+        &self,
+        shared: &Arc<Shared>,
+        job: JobSpec,
+        unprepared: Option<&Failure>,
+    ) -> Result<(), Refusal> {
+        let log = &shared.log;
+        log.say(format!("job {}: {}", job.id, job.image_url));
+        shared.job.send_replace(Some(job.id.clone()));
+        let outcome = match unprepared {
+            Some(failure) => Outcome::Failed(failure.clone()),
+            None => {
+                let (progress, seen) = watch::channel(None);
+                let reports = tokio::spawn(report(Arc::clone(shared), job.id.clone(), seen));
+                let (mut cancelled, mut revoked) =
+                    (shared.cancelled.subscribe(), shared.revoked.subscribe());
+                let stop = async {
+                    tokio::select! {
+                        () = names(&mut cancelled, &job.id) => log.say("the job was cancelled: ending the worker"),
+                        _ = held(&mut revoked) => log.say("the job was taken away: ending the worker"),
+                    }
+                };
+                let outcome = worker::run(&self.worker, &job, &progress, stop, log).await;
+                reports.abort();
+                outcome
+            }
+        };
+        match &outcome {
+            Outcome::Succeeded(_) => log.say(format!("job {} is done", job.id)),
+            Outcome::Failed(failure) => {
+                log.say(format!("job {} failed: {}", job.id, failure.message))
+            }
+        }
+        let mut pauses = Pauses::default();
+        loop {
+            match shared.controller.outcome(&job.id, &outcome).await {
+                Ok(_) => break,
+                Err(error) if error.is_final() => {
+                    log.say(format!("the controller does not want the outcome: {}", chain(&error)));
+                    shared.note(error)?;
+                    break;
+                }
+                Err(error) => pauses.wait(log, &chain(&error)).await,
+            }
+        }
+        shared.job.send_replace(None);
+        Ok(())
+    }
+}
+
+/// Waits until a channel holds something. A channel whose sender is gone never will.
+async fn held<T: Clone>(receiver: &mut watch::Receiver<Option<T>>) -> T {
+    let found = match receiver.wait_for(Option::is_some).await {
+        Ok(held) => held.clone(),
+        Err(_) => None,
+    };
+    match found {
+        Some(found) => found,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until a channel holds this name.
+async fn names(receiver: &mut watch::Receiver<Option<String>>, name: &str) {
+    if receiver.wait_for(|held| held.as_deref() == Some(name)).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Pauses between attempts, and what is said of them: the first time, and whenever the reason changes.
+#[derive(Debug, Default)]
+struct Pauses {
+    attempts: usize,
+    said: String,
+}
+
+impl Pauses {
+    async fn wait(&mut self, log: &Log, why: &str) {
+        if self.said != why {
+            log.say(format!("{why}; trying again"));
+            why.clone_into(&mut self.said);
+        }
+        let pause = PAUSES[self.attempts.min(PAUSES.len() - 1)];
+        self.attempts += 1;
+        sleep(pause).await;
+    }
+}
+
+async fn beat(shared: Arc<Shared>, every: Duration) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let heartbeat = Heartbeat {
+            boot_id: shared.boot_id.clone(),
+            uptime_secs: clock::uptime_secs(),
+            job: shared.job.borrow().clone(),
+        };
+        match shared.controller.heartbeat(&heartbeat).await {
+            Ok(orders) => shared.obey(orders),
+            // The next one is due soon; whether the controller can be reached is for the work loop to say.
+            Err(error) => {
+                if shared.note(error).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Reports a job's progress, at most once a second, always the newest.
+async fn report(
+    shared: Arc<Shared>,
+    job: String,
+    mut seen: watch::Receiver<Option<StageProgress>>,
+) {
+    let mut sequence = 0;
+    while seen.changed().await.is_ok() {
+        let Some(progress) = seen.borrow_and_update().clone() else { continue };
+        sequence += 1;
+        match shared.controller.report(&job, &Report { sequence, progress }).await {
+            Ok(orders) => shared.obey(orders),
+            // Dropped: newer progress follows.
+            Err(error) => {
+                if shared.note(error).is_err() {
+                    return;
+                }
+            }
+        }
+        sleep(REPORT_EVERY).await;
+    }
+}
+
+async fn send_log(shared: Arc<Shared>) {
+    loop {
+        sleep(LOG_EVERY).await;
+        flush_log(&shared).await;
+    }
+}
+
+/// Sends what the backlog holds, until it is empty or the controller does not take it.
+async fn flush_log(shared: &Shared) {
+    while let Some(lines) = shared.log.take(MAX_LOG_LEN) {
+        match shared.controller.log(lines.clone()).await {
+            Ok(()) => {}
+            // It will not take them later either.
+            Err(error) if error.is_final() => return,
+            Err(_) => {
+                shared.log.put_back(&lines);
+                return;
+            }
+        }
+    }
+}
+
+/// 128 random bits in hex.
+fn random_id() -> Option<String> {
+    use ring::rand::SecureRandom;
+    let mut bytes = [0_u8; 16];
+    ring::rand::SystemRandom::new().fill(&mut bytes).ok()?;
+    Some(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
