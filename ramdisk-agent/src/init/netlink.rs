@@ -273,9 +273,9 @@ mod tests {
             let address = Ipv4Addr::new(10, 9, 8, 7);
             netlink.add_address(index, address, 24).unwrap();
             netlink.add_address(index, address, 24).unwrap();
-            netlink
-                .add_route(index, Ipv4Addr::UNSPECIFIED, 0, Some(Ipv4Addr::new(10, 9, 8, 1)))
-                .unwrap();
+            // Outside the address's network: the loopback link takes every address inside as its own.
+            let gateway = Ipv4Addr::new(10, 77, 0, 1);
+            netlink.add_route(index, Ipv4Addr::UNSPECIFIED, 0, Some(gateway)).unwrap();
             netlink.add_route(index, Ipv4Addr::new(172, 16, 0, 0), 12, None).unwrap();
             let has = || {
                 nix::ifaddrs::getifaddrs().unwrap().any(|a| {
@@ -284,7 +284,7 @@ mod tests {
             };
             assert!(has());
             let routes = std::fs::read_to_string("/proc/thread-self/net/route").unwrap();
-            assert!(routes.contains("lo\t00000000\t0108090A"), "{routes}");
+            assert!(routes.contains("lo\t00000000\t01004D0A"), "{routes}");
             netlink.remove_address(index, address, 24).unwrap();
             assert!(!has());
             let error = netlink.set_mtu(4242, 1400).unwrap_err();
