@@ -131,12 +131,15 @@ impl ModuleTree {
     /// are built in; `None` if there is no such thing.
     #[must_use]
     pub fn find(&self, text: &str) -> Option<BTreeSet<String>> {
-        let name = name_of(text);
-        if self.modules.contains_key(&name) {
-            return Some(BTreeSet::from([name]));
-        }
-        if self.builtin.contains_key(&name) {
-            return Some(BTreeSet::new());
+        // A folder may have the name of a module that is in it, as drivers/virtio has.
+        if !is_folder(text) {
+            let name = name_of(text);
+            if self.modules.contains_key(&name) {
+                return Some(BTreeSet::from([name]));
+            }
+            if self.builtin.contains_key(&name) {
+                return Some(BTreeSet::new());
+            }
         }
         let found: BTreeSet<String> =
             self.below(text).chain(self.by_alias(text).map(str::to_owned)).collect();
@@ -342,7 +345,8 @@ pub(crate) fn name_of(text: &str) -> String {
 }
 
 fn is_folder(text: &str) -> bool {
-    text.contains('/') && !text.ends_with(".ko")
+    let file = SUFFIXES.iter().find_map(|s| text.strip_suffix(s)).unwrap_or(text);
+    text.contains('/') && !file.ends_with(".ko")
 }
 
 fn lies_below(path: &str, folder: &str) -> bool {
@@ -395,7 +399,8 @@ mod tests {
                 "kernel/fs/ext4/ext4.ko.xz: kernel/fs/jbd2/jbd2.ko.xz kernel/lib/crc16.ko\nkernel/fs/jbd2/jbd2.ko.xz:\n\
                  kernel/lib/crc16.ko:\nkernel/crypto/crc32c_generic.ko:\nkernel/arch/x86/crypto/crc32c-intel.ko:\n\
                  kernel/drivers/net/virtio_net.ko: kernel/net/core/failover.ko\nkernel/net/core/failover.ko:\n\
-                 kernel/drivers/net/ethernet/intel/e1000/e1000.ko.zst:\n",
+                 kernel/drivers/net/ethernet/intel/e1000/e1000.ko.zst:\n\
+                 kernel/drivers/virtio/virtio.ko:\nkernel/drivers/virtio/virtio_pci.ko: kernel/drivers/virtio/virtio.ko\n",
             ),
             (
                 "modules.alias",
@@ -439,6 +444,8 @@ mod tests {
         assert_eq!(tree.find("nvme"), Some(set(&[])));
         assert_eq!(tree.find("drivers/pci"), Some(set(&[])));
         assert_eq!(tree.find("pci:v00001B36d00000010sv0sd0bc01sc08i02"), Some(set(&[])));
+        assert_eq!(tree.find("drivers/virtio"), Some(set(&["virtio", "virtio_pci"])));
+        assert_eq!(tree.find("kernel/drivers/virtio/virtio.ko"), Some(set(&["virtio"])));
         assert_eq!(tree.find("drivers/ne"), None);
         assert_eq!(tree.find("e100"), None);
         assert_eq!(tree.near("e100"), ["e1000"]);

@@ -17,6 +17,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Capture one virtual machine, imprint another, boot it: installs what is missing first
+    Demo {
+        /// Machines with UEFI firmware instead of BIOS
+        #[arg(long)]
+        uefi: bool,
+    },
     /// Build the static agent: target/imprint/imprint-agent
     Agent,
     /// Make the lab's template: a small Debian disk that has booted once
@@ -33,6 +39,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
+        Task::Demo { uefi } => xtask::demo(uefi),
         Task::Agent => xtask::agent(),
         Task::Template => xtask::template(),
         Task::BmcChassis { machine, words } => xtask::bmc_chassis(&machine, &words),

@@ -6,12 +6,23 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::net::{ADDRESS, Network};
-use crate::process::Server;
+use crate::process::{self, Server};
 
 /// What clients mount.
 pub const EXPORT: &str = "/images";
 /// The NFS port, the standard one.
 const PORT: u16 = 2049;
+/// Ganesha does not start without a portmapper. The first argument is the file for the portmapper's number.
+const START: &str = "\
+set -e
+mount -t tmpfs tmpfs /run
+mkdir /run/ganesha /run/rpcbind
+rpcbind -f &
+echo $! > \"$1\"
+shift
+until ss -Hlnt sport = :111 | grep -q .; do sleep 0.05; done
+exec ganesha.nfsd -F \"$@\"
+";
 /// How long ganesha may take to listen: five times what was measured.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 
@@ -54,6 +65,7 @@ impl NfsServer {
     /// # Errors
     /// If it cannot be killed.
     pub fn crash(&mut self) -> Result<()> {
+        self.end_rpcbind();
         self.server.take().map_or(Ok(()), Server::kill)
     }
 
@@ -65,13 +77,9 @@ impl NfsServer {
         let config = self.folder.join("ganesha.conf");
         std::fs::write(&config, self.config())
             .with_context(|| format!("writing {}", config.display()))?;
-        // `ip netns exec` gives a mount namespace of its own; a private /run keeps ganesha's files out of the host's.
+        // `ip netns exec` gives a mount namespace of its own; a private /run keeps the sockets of both out of the host's.
         let mut ganesha = network.command("sh");
-        ganesha.args([
-            "-c",
-            "mount -t tmpfs tmpfs /run && mkdir /run/ganesha && exec ganesha.nfsd -F \"$@\"",
-            "sh",
-        ]);
+        ganesha.args(["-c", START, "sh"]).arg(self.rpcbind_pid());
         ganesha.arg("-f").arg(&config).arg("-p").arg(self.folder.join("ganesha.pid"));
         ganesha.arg("-L").arg(self.folder.join("ganesha.log")).args(["-N", "NIV_EVENT"]);
         let mut server =
@@ -81,18 +89,39 @@ impl NfsServer {
         Ok(())
     }
 
+    fn rpcbind_pid(&self) -> PathBuf {
+        self.folder.join("rpcbind.pid")
+    }
+
+    /// Ends the portmapper, if it is still ours.
+    fn end_rpcbind(&self) {
+        let pid = std::fs::read_to_string(self.rpcbind_pid()).ok();
+        let pid = pid.and_then(|text| text.trim().parse::<u32>().ok());
+        let ours = |pid: &u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|name| name.trim() == "rpcbind")
+        };
+        process::end_all(&Vec::from_iter(pid.filter(ours)));
+    }
+
     fn config(&self) -> String {
         let images = self.images();
         let (images, recovery) = (images.display(), self.folder.join("recovery"));
         let recovery = recovery.display();
         format!(
             "NFS_CORE_PARAM {{\n  Protocols = 3, 4;\n  NFS_Port = {PORT};\n  MNT_Port = 20048;\n  Bind_addr = {ADDRESS};\n  \
-             Enable_NLM = false;\n  Enable_RQUOTA = false;\n  Plugins_Dir = /usr/lib/x86_64-linux-gnu/ganesha;\n  \
+             Enable_NLM = false;\n  Enable_RQUOTA = false;\n  Enable_UDP = false;\n  Plugins_Dir = /usr/lib/x86_64-linux-gnu/ganesha;\n  \
              mount_path_pseudo = true;\n}}\n\
              NFSv4 {{\n  Graceless = true;\n  Only_Numeric_Owners = true;\n  RecoveryBackend = fs;\n  RecoveryRoot = {recovery};\n}}\n\
              EXPORT {{\n  Export_Id = 1;\n  Path = {images};\n  Pseudo = {EXPORT};\n  Access_Type = RW;\n  \
              Squash = No_Root_Squash;\n  SecType = sys;\n  Protocols = 3, 4;\n  Transports = TCP;\n  FSAL {{ Name = VFS; }}\n}}\n\
              LOG {{ Default_Log_Level = EVENT; }}\n"
         )
+    }
+}
+
+impl Drop for NfsServer {
+    fn drop(&mut self) {
+        self.end_rpcbind();
     }
 }

@@ -3,8 +3,16 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
-use tests::{agent_build, bmc, packages, template};
+use anyhow::{Context, Result};
+use tests::machine::Firmware;
+use tests::{agent_build, bmc, demo, packages, template};
+
+/// The main job, on virtual machines.
+pub fn demo(uefi: bool) -> Result<ExitCode> {
+    let own = std::env::current_exe().context("finding the running program")?;
+    demo::run(&own, if uefi { Firmware::Uefi } else { Firmware::Bios })?;
+    Ok(ExitCode::SUCCESS)
+}
 
 /// Builds the agent.
 pub fn agent() -> Result<ExitCode> {

@@ -1,5 +1,6 @@
 //! The life of the dnsmasq child: started, watched, started again; a left-over of a killed controller is ended first.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -54,9 +55,9 @@ pub async fn supervise(dhcp: Arc<Dhcp>, stop: impl Future<Output = ()>) {
                 let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
                 dhcp.set_child(pid);
                 tokio::select! {
-                    status = follow(&mut child) => {
+                    (status, last_words) = follow(&mut child) => {
                         dhcp.set_child(None);
-                        tracing::error!(?status, "dnsmasq ended: no machine gets an address until it runs again");
+                        tracing::error!(?status, last_words, "dnsmasq ended: no machine gets an address until it runs again");
                     }
                     () = &mut stop => {
                         dhcp.set_child(None);
@@ -87,8 +88,7 @@ pub async fn supervise(dhcp: Arc<Dhcp>, stop: impl Future<Output = ()>) {
 fn spawn(dhcp: &Dhcp) -> std::io::Result<Child> {
     Command::new(&dhcp.settings.dnsmasq)
         .arg("--keep-in-foreground")
-        .arg("--conf-file")
-        .arg(dhcp.settings.run_dir.join("dnsmasq.conf"))
+        .arg(config_option(&dhcp.settings.run_dir))
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -97,8 +97,16 @@ fn spawn(dhcp: &Dhcp) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Passes on what the child says until it ends.
-async fn follow(child: &mut Child) -> std::io::Result<std::process::ExitStatus> {
+/// The option that names the configuration; one word, since its value is optional.
+fn config_option(run_dir: &Path) -> OsString {
+    let mut option = OsString::from("--conf-file=");
+    option.push(run_dir.join("dnsmasq.conf"));
+    option
+}
+
+/// Passes on what the child says until it ends; how it ended, and its last words.
+async fn follow(child: &mut Child) -> (std::io::Result<std::process::ExitStatus>, String) {
+    let mut last = String::new();
     if let Some(stderr) = child.stderr.take() {
         let mut lines = BufReader::new(stderr).lines();
         while let Ok(Some(line)) = lines.next_line().await {
@@ -108,9 +116,10 @@ async fn follow(child: &mut Child) -> std::io::Result<std::process::ExitStatus> 
             } else {
                 tracing::debug!(target: "imprint::dnsmasq", "{text}");
             }
+            text.clone_into(&mut last);
         }
     }
-    child.wait().await
+    (child.wait().await, last)
 }
 
 /// Ends the dnsmasq that a killed controller left over the same folder, after checking that it is one.
@@ -137,10 +146,10 @@ pub(super) fn end_stale(run_dir: &Path) -> Result<(), DhcpError> {
 
 fn is_ours(pid: i32, run_dir: &Path) -> bool {
     let Ok(cmdline) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    let config = run_dir.join("dnsmasq.conf");
+    let config = config_option(run_dir);
     let words: Vec<&[u8]> = cmdline.split(|b| *b == 0).collect();
     let names_dnsmasq = words.first().is_some_and(|word| word.ends_with(b"dnsmasq"));
-    let names_config = words.contains(&config.as_os_str().as_encoded_bytes());
+    let names_config = words.contains(&config.as_encoded_bytes());
     // A process that has ended but was not waited for yet has an empty command line: it does not count.
     names_dnsmasq && names_config
 }
