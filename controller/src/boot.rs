@@ -73,8 +73,8 @@ async fn judge(controller: &Controller, asker: &Asker, patient: bool) -> Result<
     if !job.may_boot() || !controller.boots_agents() {
         return Ok(Verdict::Local("its job does not want the agent now"));
     }
-    if job.state.is_working() {
-        // Either the machine rebooted in mid-job or somebody else asks in its name. The silence of its agent tells.
+    if controller.db.session_of_job(job.id).await?.is_some() {
+        // An agent has checked in. Either the machine rebooted or somebody else asks in its name: the silence of its agent tells.
         let asked = controller.live.heard_count(job.id);
         loop {
             let silence = controller.live.silence(job.id);

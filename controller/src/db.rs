@@ -19,7 +19,7 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 
 pub use hosts::{BmcRow, Host, HostChange, NewHost, SeenMachine};
 pub use images::{Image, NewImage};
-pub use jobs::{Event, Idempotency, JobFilter, NewJobOutcome};
+pub use jobs::{Event, Idempotency, JOB_PAUSED, JobFilter, NewJobOutcome};
 pub use power::PowerAction;
 pub use sessions::{Redemption, Session};
 pub use tokens::Token;

@@ -103,7 +103,7 @@ async fn drive(controller: &Controller, id: i64) {
         let next = match controller.db.job(id).await {
             Ok(job) if job.state.is_terminal() => {
                 tracing::info!(job = id, state = %job.state, failure = ?job.failure, "job ended");
-                controller.live.ring(id);
+                controller.live.forget(id);
                 return;
             }
             Ok(job) => step(controller, &job).await,

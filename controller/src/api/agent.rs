@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::ApiError;
 use crate::clock::now_ms;
 use crate::context::Controller;
-use crate::db::{BmcRow, Host, Redemption, Session};
+use crate::db::{BmcRow, DbError, Host, JOB_PAUSED, Redemption, Session};
 use crate::host::Finish;
 use crate::job::{Action, Job, State as JobState};
 use crate::names::{Mac, machine_uuid};
@@ -253,8 +253,14 @@ pub(super) async fn outcome(
 ) -> Answer<Orders> {
     let id = own_job(&session, &id)?;
     let Json(outcome) = body?;
-    if controller.db.store_outcome(id, &outcome).await? {
-        tracing::info!(job = id, ?outcome, "outcome");
+    match controller.db.store_outcome(id, &outcome).await {
+        Ok(true) => tracing::info!(job = id, ?outcome, "outcome"),
+        Ok(false) => {}
+        // Not now, but later: an agent takes 409 for a final no, and asks again after 503.
+        Err(DbError::Conflict { code: code @ JOB_PAUSED, message }) => {
+            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message));
+        }
+        Err(error) => return Err(error.into()),
     }
     controller.live.ring(id);
     orders(&controller, &session).await

@@ -8,6 +8,9 @@ use super::{Db, Result, conflict, content, not_found, on_unique};
 use crate::clock::now_ms;
 use crate::job::{Action, BOOT_BUDGET, Job, NewJob, Options, Shutdown, State};
 
+/// Code of the conflict when a job waits for a person.
+pub const JOB_PAUSED: &str = "job_paused";
+
 /// Something that happened to a job.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Event {
@@ -328,6 +331,10 @@ impl Db {
                 "job_not_running",
                 format!("job {id} is {}, no agent works on it", job.state),
             ));
+        }
+        if let Some(why) = &job.needs_attention {
+            // Who reports may not be the machine that was meant.
+            return Err(conflict(JOB_PAUSED, format!("job {id} is paused: {why}")));
         }
         let text = serde_json::to_string(outcome).expect("an outcome is plain data");
         sqlx::query("UPDATE jobs SET outcome = ?, stalled = 0 WHERE id = ?")
