@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use agent_api::DiskInfo;
+use agent_api::{DiskInfo, ErrorKind};
 
 pub use inventory::{in_use, inventory, inventory_of};
 pub use selector::{Selector, resolve};
@@ -67,13 +67,13 @@ pub struct Disk {
 impl Disk {
     /// Opens a source read-only. Reads go through the page cache.
     pub fn open_source(path: &Path) -> Result<Self> {
-        let file = File::open(path).on_disk(|| format!("opening {}", path.display()))?;
+        let file = File::open(path).map_err(|e| open_error(path, "opening", e))?;
         Self::from_file(path, file, None)
     }
 
     /// Opens a target for writing, exclusively if it is a block device.
     pub fn open_target(path: &Path) -> Result<Self> {
-        let meta = std::fs::metadata(path).on_disk(|| format!("looking at {}", path.display()))?;
+        let meta = std::fs::metadata(path).map_err(|e| open_error(path, "looking at", e))?;
         let exclusive = if meta.file_type().is_block_device() { libc::O_EXCL } else { 0 };
         let open =
             |flags: i32| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
@@ -83,11 +83,7 @@ impl Disk {
                 path.display()
             ))
             .because(e),
-            _ => Error::new(
-                agent_api::ErrorKind::Disk,
-                format!("opening {} for writing", path.display()),
-            )
-            .because(e),
+            _ => open_error(path, "opening for writing", e),
         })?;
         // The exclusive claim belongs to `file`; a second exclusive open would be refused as somebody else's. tmpfs has no
         // O_DIRECT: then everything goes through the page cache and is dropped from it before the read-back.
@@ -261,6 +257,14 @@ impl Disk {
     pub fn device_number(&self) -> io::Result<Option<u64>> {
         Ok(self.is_block.then_some(self.file.metadata()?.rdev()))
     }
+}
+
+fn open_error(path: &Path, doing: &str, error: std::io::Error) -> Error {
+    let kind = match error.kind() {
+        std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+        _ => ErrorKind::Disk,
+    };
+    Error::new(kind, format!("{doing} {}", path.display())).because(error)
 }
 
 #[cfg(test)]

@@ -15,12 +15,13 @@ use crate::names::Mac;
 /// Seconds after which a kernel that panicked restarts the machine.
 const PANIC_SECS: u32 = 30;
 
-/// Boots the next device in the firmware's order, which is the disk.
+/// Boots the next device in the firmware's order, which is the disk. With an error, since UEFI firmware takes a success for the end
+/// of its list and shows its menu (UEFI specification, 3.1.1).
 #[must_use]
 pub fn local(why: &str) -> String {
     let why: String =
         why.chars().filter(|c| c.is_ascii_alphanumeric() || " .,:-".contains(*c)).collect();
-    format!("#!ipxe\necho imprint: {why}: booting from disk\nexit\n")
+    format!("#!ipxe\necho imprint: {why}: booting from disk\nexit 1\n")
 }
 
 /// A value that would mean something to iPXE; it was not checked where it came in.
@@ -70,7 +71,7 @@ pub fn agent(boot: &BootSettings, host: &Host, job: &Job, mac: Mac) -> Result<St
     )?;
     line(&mut script, &["boot".into()], Some("failed"))?;
     script.push_str(
-        ":failed\necho imprint: the boot files did not come: booting from disk\nimgfree\nexit\n",
+        ":failed\necho imprint: the boot files did not come: booting from disk\nimgfree\nexit 1\n",
     );
     Ok(script)
 }

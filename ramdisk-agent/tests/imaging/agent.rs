@@ -1,0 +1,67 @@
+//! The program under test.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// What a run of the agent came to.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn json(&self) -> Value {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+
+    /// Asserts that it failed with this kind, and says all of these words.
+    pub fn refused(&self, kind: &str, words: &[&str]) {
+        assert_ne!(self.code, 0, "it succeeded:\n{}", self.stdout);
+        for word in words.iter().chain([&format!("[{kind}]").as_str()]) {
+            assert!(self.stderr.contains(word), "no {word:?} in: {}", self.stderr);
+        }
+    }
+}
+
+pub fn agent(args: &[impl AsRef<OsStr>]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    Ran {
+        code: output.status.code().expect("no signal ended it"),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+fn with_paths(words: &[&str], paths: &[&Path]) -> Ran {
+    let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+    args.splice(1..1, paths.iter().map(|p| p.as_os_str()));
+    agent(&args)
+}
+
+/// `capture DISK IMAGE --json …`; the summary.
+pub fn capture(disk: &Path, image: &Path, flags: &[&str]) -> Value {
+    try_capture(disk, image, flags).json()
+}
+
+pub fn try_capture(disk: &Path, image: &Path, flags: &[&str]) -> Ran {
+    with_paths(&[&["capture", "--json"], flags].concat(), &[disk, image])
+}
+
+/// `restore IMAGE DISK --yes --json …`; the summary.
+pub fn restore(image: &Path, disk: &Path, flags: &[&str]) -> Value {
+    try_restore(image, disk, flags).json()
+}
+
+pub fn try_restore(image: &Path, disk: &Path, flags: &[&str]) -> Ran {
+    with_paths(&[&["restore", "--yes", "--json"], flags].concat(), &[image, disk])
+}

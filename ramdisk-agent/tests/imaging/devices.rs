@@ -1,0 +1,191 @@
+//! Block devices: partitions that the kernel sees, devices in use, sectors of 4096 bytes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::agent::{capture, restore, try_capture, try_restore};
+use crate::disks::{self, noise_file};
+use crate::round_trip::restored;
+use crate::tools::run;
+
+/// A loop device over a file; detached when dropped.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn new(file: &Path, flags: &[&str]) -> Self {
+        let args = [&["--find", "--show"], flags, &[file.to_str().unwrap()]].concat();
+        Self(run("util-linux", "losetup", &args).trim().into())
+    }
+
+    /// Has the kernel read the partition table; not every kernel does so by itself.
+    fn find_partitions(&self) {
+        run("util-linux", "partx", &["--update", self.text()]);
+    }
+
+    fn text(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // Fails only if it is gone already.
+        let _ = crate::tools::status("util-linux", "losetup", &["--detach", self.text()]);
+    }
+}
+
+/// A mounted filesystem.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(device: &str, at: &Path, options: &str) -> Self {
+        fs::create_dir_all(at).unwrap();
+        run("mount", "mount", &["-o", options, device, at.to_str().unwrap()]);
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        run("mount", "umount", &[self.0.to_str().unwrap()]);
+    }
+}
+
+/// Every file below a folder: owner, mode, times, links, extended attributes, content.
+fn inventory(folder: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(at) = folders.pop() {
+        for entry in fs::read_dir(&at).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = path.symlink_metadata().unwrap();
+            let content = if meta.is_dir() {
+                folders.push(path.clone());
+                String::new()
+            } else if meta.is_symlink() {
+                fs::read_link(&path).unwrap().display().to_string()
+            } else {
+                blake3::hash(&fs::read(&path).unwrap()).to_string()
+            };
+            let mut names = vec![0_u8; 4096];
+            let len = rustix::fs::llistxattr(&path, &mut names[..]).unwrap();
+            let mut attributes = String::new();
+            for name in names[..len].split(|b| *b == 0).filter(|n| !n.is_empty()) {
+                let name = std::str::from_utf8(name).unwrap();
+                let mut value = vec![0_u8; 4096];
+                let len = rustix::fs::lgetxattr(&path, name, &mut value[..]).unwrap();
+                attributes += &format!("{name}={:?} ", &value[..len]);
+            }
+            let facts = format!(
+                "{:o} {}:{} {} links {} times {}.{} {}.{} blocks {} {attributes}{content}",
+                meta.mode(),
+                meta.uid(),
+                meta.gid(),
+                meta.len(),
+                meta.nlink(),
+                meta.mtime(),
+                meta.mtime_nsec(),
+                meta.ctime(),
+                meta.ctime_nsec(),
+                meta.blocks(),
+            );
+            found.insert(path.strip_prefix(folder).unwrap().to_owned(), facts);
+        }
+    }
+    found
+}
+
+#[test]
+fn the_kernel_mounts_what_was_restored_and_every_file_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, image) = restored(dir.path());
+    let target = dir.path().join("t");
+    noise_file(&target, disk.len, 1);
+    let device = Loop::new(&target, &[]);
+    restore(&image, &device.0, &[]);
+    let source = Loop::new(&disk.path, &["--read-only"]);
+    device.find_partitions();
+    source.find_partitions();
+    let trees = [&source, &device].map(|device| {
+        let at = dir.path().join("mnt");
+        let partition = format!("{}p2", device.text());
+        let _mounted = Mounted::new(&partition, &at, "ro,noload");
+        inventory(&at)
+    });
+    assert!(trees[0].len() > 60);
+    assert_eq!(trees[0], trees[1]);
+}
+
+#[test]
+fn one_partition_of_a_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, _) = restored(dir.path());
+    let device = Loop::new(&disk.path, &[]);
+    device.find_partitions();
+    let partition = PathBuf::from(format!("{}p2", device.text()));
+    let (image, target) = (dir.path().join("root.img.zst"), dir.path().join("t"));
+    let captured = capture(&partition, &image, &[]);
+    assert_eq!(captured["disk_bytes"].as_u64(), Some(disk.root.len));
+    noise_file(&target, disk.root.len, 2);
+    restore(&image, &target, &[]);
+    run("e2fsprogs", "e2fsck", &["-fn", target.to_str().unwrap()]);
+    // And back into its place, where only it changes.
+    restore(&image, &partition, &[]);
+    run("e2fsprogs", "e2fsck", &["-fn", partition.to_str().unwrap()]);
+    drop(device);
+    disks::judge(&disk, &disk.path, dir.path());
+}
+
+#[test]
+fn devices_in_use_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, image) = restored(dir.path());
+    let device = Loop::new(&disk.path, &[]);
+    device.find_partitions();
+    let partition = format!("{}p2", device.text());
+    let before = blake3::hash(&fs::read(&disk.path).unwrap());
+    {
+        let _mounted = Mounted::new(&partition, &dir.path().join("mnt"), "ro,noload");
+        try_restore(&image, &device.0, &[]).refused("refused", &[device.text()]);
+        try_restore(&image, Path::new(&partition), &[]).refused("refused", &[]);
+    }
+    assert_eq!(blake3::hash(&fs::read(&disk.path).unwrap()), before);
+    let _mounted = Mounted::new(&partition, &dir.path().join("mnt"), "rw");
+    let other = dir.path().join("b.img.zst");
+    try_capture(&device.0, &other, &[]).refused("refused", &["mounted"]);
+}
+
+#[test]
+fn sectors_of_4096_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, target) = (dir.path().join("s"), dir.path().join("t"));
+    noise_file(&source, 96 << 20, 1);
+    let device = Loop::new(&source, &["--sector-size", "4096"]);
+    run(
+        "gdisk",
+        "sgdisk",
+        &["-o", "-n1:256:+16M", "-t1:ef00", "-n2:0:0", "-t2:8300", device.text()],
+    );
+    device.find_partitions();
+    let parts = [1, 2].map(|n| format!("{}p{n}", device.text()));
+    run("dosfstools", "mkfs.vfat", &["-S", "4096", &parts[0]]);
+    run("e2fsprogs", "mke2fs", &["-q", "-t", "ext4", &parts[1]]);
+    let image = dir.path().join("a.img.zst");
+    let captured = capture(&device.0, &image, &[]);
+    assert_eq!(captured["raw"].as_array().unwrap().len(), 0, "{captured:#}");
+    drop(device);
+
+    noise_file(&target, (96 << 20) + 8192, 2);
+    let plain = Loop::new(&target, &[]);
+    try_restore(&image, &plain.0, &[]).refused("refused", &["4096", "512"]);
+    drop(plain);
+    let device = Loop::new(&target, &["--sector-size", "4096"]);
+    restore(&image, &device.0, &[]);
+    device.find_partitions();
+    let verdict = run("gdisk", "sgdisk", &["-v", device.text()]);
+    assert!(verdict.contains("No problems found"), "{verdict}");
+    run("dosfstools", "fsck.vfat", &["-n", &format!("{}p1", device.text())]);
+    run("e2fsprogs", "e2fsck", &["-fn", &format!("{}p2", device.text())]);
+}

@@ -1,0 +1,86 @@
+//! What must not be done is refused before the first write, with a reason.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::agent::{agent, capture, restore, try_capture, try_restore};
+use crate::disks::{self, noise_file};
+use crate::round_trip::restored;
+
+/// Asserts that a file does not change while something is tried.
+fn untouched(path: &Path, attempt: impl FnOnce()) {
+    let before = blake3::hash(&fs::read(path).unwrap());
+    attempt();
+    assert_eq!(blake3::hash(&fs::read(path).unwrap()), before, "it was written to");
+}
+
+#[test]
+fn targets_that_do_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, image) = restored(dir.path());
+    let target = dir.path().join("t");
+    noise_file(&target, disk.len - 512, 1);
+    untouched(&target, || {
+        try_restore(&image, &target, &[]).refused("refused", &["512"]);
+    });
+    noise_file(&target, disk.len, 1);
+    untouched(&target, || {
+        let root = "00".repeat(32);
+        try_restore(&image, &target, &["--expect-root", &root])
+            .refused("image_corrupt", &["another image"]);
+    });
+}
+
+#[test]
+fn nothing_happens_unless_agreed_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, image) = restored(dir.path());
+    let target = dir.path().join("t");
+    noise_file(&target, disk.len, 1);
+    untouched(&target, || {
+        let ran = agent(&["restore", image.to_str().unwrap(), target.to_str().unwrap()]);
+        ran.refused("refused", &["--yes"]);
+        assert!(ran.stdout.contains("primary GPT"), "the plan comes first: {}", ran.stdout);
+    });
+}
+
+#[test]
+fn an_image_is_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, image) = restored(dir.path());
+    untouched(&image, || {
+        try_capture(&disk.path, &image, &[]).refused("refused", &["a.img.zst", "exists"]);
+    });
+}
+
+#[test]
+fn sources_that_were_not_shut_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, image) = (dir.path().join("v"), dir.path().join("a.img.zst"));
+    disks::ext4(&volume, 48 << 20, dir.path());
+    let file = File::options().read(true).write(true).open(&volume).unwrap();
+    // s_state in the superblock: cleanly unmounted is 1. Without its checksum the map would be refused for another reason.
+    crate::tools::run("e2fsprogs", "tune2fs", &["-O", "^metadata_csum", volume.to_str().unwrap()]);
+    file.write_all_at(&[0, 0], 1024 + 0x3a).unwrap();
+    try_capture(&volume, &image, &[]).refused("source_not_clean", &["--dirty raw"]);
+    assert!(!image.exists() && !image.with_extension("zst.partial").exists());
+    let captured = capture(&volume, &image, &["--dirty", "raw"]);
+    assert_eq!(captured["raw"].as_array().unwrap().len(), 1);
+    let target = dir.path().join("t");
+    noise_file(&target, 48 << 20, 2);
+    restore(&image, &target, &[]);
+    assert!(fs::read(&volume).unwrap() == fs::read(&target).unwrap());
+}
+
+#[test]
+fn places_that_are_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = dir.path().join("nowhere");
+    let image = dir.path().join("a.img.zst");
+    try_capture(&nowhere, &image, &[]).refused("not_found", &["nowhere"]);
+    noise_file(&nowhere, 1 << 20, 1);
+    try_restore(&image, &nowhere, &[]).refused("not_found", &["a.img.zst"]);
+    try_restore(&nowhere, &nowhere, &[]).refused("image_corrupt", &[]);
+    try_capture(Path::new("serial=NONE77"), &image, &[]).refused("refused", &["NONE77"]);
+}

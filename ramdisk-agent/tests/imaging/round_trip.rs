@@ -1,0 +1,217 @@
+//! What comes back is what was there.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use ramdisk_agent::extents::Extent;
+use ramdisk_agent::fs::{FsKind, map_volume};
+
+use crate::agent::{agent, capture, restore};
+use crate::disks::{self, Part, TestDisk, dump, identity, judge, noise_file, system, take};
+use crate::tools::run;
+
+fn hash(path: &Path) -> blake3::Hash {
+    blake3::Hasher::new().update_reader(File::open(path).unwrap()).unwrap().finalize()
+}
+
+/// Unpacks an image with stock zstd.
+fn unpack(image: &Path, to: &Path) {
+    let (image, to) = (image.to_str().unwrap(), to.to_str().unwrap());
+    run("zstd", "zstd", &["-d", "-q", "-f", "-o", to, image]);
+}
+
+/// What is used of a part, by the agent's own map, which has tests of its own.
+fn used(disk: &Path, part: Part, folder: &Path) -> (FsKind, Vec<Extent>) {
+    let file = folder.join("mapped");
+    take(disk, part, &file);
+    let map = map_volume(&mut File::open(&file).unwrap(), part.len).unwrap();
+    (map.kind, map.used.iter().copied().collect())
+}
+
+fn onto_noise(label: &str, extra: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = system(dir.path(), label);
+    let (image, target) = (dir.path().join("a.img.zst"), dir.path().join("target"));
+    let before = hash(&disk.path);
+    let captured = capture(&disk.path, &image, &[]);
+    assert_eq!(captured["raw"].as_array().unwrap().len(), 0, "{captured:#}");
+    assert_eq!(hash(&disk.path), before, "a capture writes nothing to its source");
+    assert!(!dir.path().join("a.img.zst.partial").exists());
+
+    noise_file(&target, disk.len + extra, 4);
+    let restored = restore(&image, &target, &[]);
+    assert_eq!(restored["root"], captured["root"]);
+    // Everything that was written is read back: at least the used bytes.
+    assert!(restored["readback_bytes"].as_u64() >= captured["data_bytes"].as_u64());
+
+    judge(&disk, &target, dir.path());
+    assert_eq!(dump(&target), dump(&disk.path));
+    for part in [disk.esp, disk.root, disk.swap] {
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        take(&disk.path, part, &a);
+        take(&target, part, &b);
+        assert_eq!(identity(&a), identity(&b));
+        let (_, extents) = used(&disk.path, part, dir.path());
+        let (a, b) = (fs::read(a).unwrap(), fs::read(b).unwrap());
+        for extent in extents {
+            let range = extent.start as usize..extent.end() as usize;
+            assert!(a[range.clone()] == b[range], "used bytes differ at {extent:?} of {part:?}");
+        }
+    }
+    let same = |range: std::ops::Range<u64>| {
+        let read = |path: &Path| {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            File::open(path).unwrap().read_exact_at(&mut bytes, range.start).unwrap();
+            bytes
+        };
+        read(&disk.path) == read(&target)
+    };
+    assert!(same(0..440), "boot code");
+    assert!(same(64 << 10..disk.esp.start), "the gap before the first partition");
+    if label == "gpt" {
+        let verdict = run("gdisk", "sgdisk", &["-v", target.to_str().unwrap()]);
+        assert!(verdict.contains("No problems found"), "{verdict}");
+    }
+}
+
+#[test]
+fn a_gpt_disk_onto_one_full_of_noise() {
+    onto_noise("gpt", 0);
+}
+
+#[test]
+fn a_gpt_disk_onto_a_larger_one() {
+    onto_noise("gpt", 7 * 1024 * 1024 + 512);
+}
+
+#[test]
+fn an_mbr_disk_onto_one_full_of_noise() {
+    onto_noise("dos", 0);
+}
+
+#[test]
+fn an_mbr_disk_onto_a_larger_one() {
+    onto_noise("dos", 3 * 1024 * 1024);
+}
+
+#[test]
+fn stock_zstd_unpacks_the_disk_with_its_free_blocks_zeroed() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = system(dir.path(), "gpt");
+    let (image, unpacked) = (dir.path().join("a.img.zst"), dir.path().join("unpacked"));
+    capture(&disk.path, &image, &[]);
+    unpack(&image, &unpacked);
+    assert_eq!(fs::metadata(&unpacked).unwrap().len(), disk.len);
+    judge(&disk, &unpacked, dir.path());
+
+    // Restored onto zeros, every byte is that of the unpacked image.
+    let target = dir.path().join("target");
+    File::create(&target).unwrap().set_len(disk.len).unwrap();
+    restore(&image, &target, &[]);
+    assert_eq!(hash(&target), hash(&unpacked));
+
+    // Outside of what is used there are only zeros.
+    let bytes = fs::read(&unpacked).unwrap();
+    for part in [disk.esp, disk.root, disk.swap] {
+        let (_, extents) = used(&disk.path, part, dir.path());
+        let mut at = part.start as usize;
+        for extent in extents {
+            let start = part.start as usize + extent.start as usize;
+            assert!(bytes[at..start].iter().all(|b| *b == 0));
+            at = part.start as usize + extent.end() as usize;
+        }
+    }
+}
+
+#[test]
+fn what_free_blocks_hold_does_not_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = system(dir.path(), "gpt");
+    let images = [dir.path().join("a.img.zst"), dir.path().join("b.img.zst")];
+    capture(&disk.path, &images[0], &[]);
+    let file = File::options().write(true).open(&disk.path).unwrap();
+    let mut filled = 0;
+    for part in [disk.esp, disk.root, disk.swap] {
+        let (_, extents) = used(&disk.path, part, dir.path());
+        let mut at = 0;
+        for extent in extents.into_iter().chain([Extent { start: part.len, len: 0 }]) {
+            let len = (extent.start - at) as usize;
+            file.write_all_at(&disks::noise(len, at), part.start + at).unwrap();
+            filled += len;
+            at = extent.end();
+        }
+    }
+    assert!(filled > 100 << 20, "most of the disk is free");
+    capture(&disk.path, &images[1], &[]);
+    let unpacked = images.map(|image| {
+        let to = image.with_extension("raw");
+        unpack(&image, &to);
+        hash(&to)
+    });
+    assert_eq!(unpacked[0], unpacked[1]);
+}
+
+#[test]
+fn bare_filesystems() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = dir.path().join("volume");
+    for (name, check) in [
+        ("ext4", ["e2fsck", "-fn"]),
+        ("fat12", ["fsck.vfat", "-n"]),
+        ("fat16", ["fsck.vfat", "-n"]),
+        ("fat32", ["fsck.vfat", "-n"]),
+        ("swap", ["blkid", "-p"]),
+    ] {
+        match name {
+            "ext4" => disks::ext4(&volume, 64 << 20, dir.path()),
+            "fat12" => disks::fat(&volume, 4 << 20, "12"),
+            "fat16" => disks::fat(&volume, 24 << 20, "16"),
+            "fat32" => disks::fat(&volume, 48 << 20, "32"),
+            _ => disks::swap(&volume, 8 << 20),
+        }
+        let (image, target) = (dir.path().join(format!("{name}.img.zst")), dir.path().join("t"));
+        let captured = capture(&volume, &image, &[]);
+        assert_eq!(captured["raw"].as_array().unwrap().len(), 0, "{name}: {captured:#}");
+        noise_file(&target, fs::metadata(&volume).unwrap().len(), 8);
+        restore(&image, &target, &[]);
+        run(name, check[0], &[check[1], target.to_str().unwrap()]);
+        assert_eq!(identity(&volume), identity(&target));
+        let deep = agent(&["verify", "--deep", image.to_str().unwrap()]);
+        assert_eq!(deep.code, 0, "{}", deep.stderr);
+    }
+}
+
+#[test]
+fn a_disk_that_nothing_is_known_of_comes_back_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image, target) =
+        (dir.path().join("s"), dir.path().join("a.img.zst"), dir.path().join("t"));
+    noise_file(&source, (9 << 20) + 512, 3);
+    let captured = capture(&source, &image, &[]);
+    assert_eq!(captured["raw"].as_array().unwrap().len(), 1);
+    noise_file(&target, (9 << 20) + 512, 5);
+    restore(&image, &target, &[]);
+    assert_eq!(hash(&source), hash(&target));
+}
+
+#[test]
+fn scrubbing_leaves_nothing_of_the_previous_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = system(dir.path(), "gpt");
+    let (image, target, unpacked) =
+        (dir.path().join("a.img.zst"), dir.path().join("t"), dir.path().join("u"));
+    capture(&disk.path, &image, &[]);
+    unpack(&image, &unpacked);
+    noise_file(&target, disk.len, 6);
+    restore(&image, &target, &["--scrub-free"]);
+    assert_eq!(hash(&target), hash(&unpacked));
+}
+
+/// Restores a disk once and gives its parts: for tests that look at something else.
+pub fn restored(dir: &Path) -> (TestDisk, std::path::PathBuf) {
+    let disk = system(dir, "gpt");
+    let image = dir.join("a.img.zst");
+    capture(&disk.path, &image, &[]);
+    (disk, image)
+}
