@@ -133,6 +133,16 @@ impl Lab {
         Ok(machine)
     }
 
+    /// A machine's BMC.
+    ///
+    /// # Panics
+    /// If the machine is not of this lab.
+    #[must_use]
+    pub fn bmc(&self, machine: &Machine) -> &Bmc {
+        let address = format!("10.77.0.{}", 10 + machine.number);
+        self.bmcs.iter().find(|bmc| bmc.address() == address).expect("the machine is of this lab")
+    }
+
     /// Enters a machine as a host of the controller. `finish` is what it does after a job: `disk` or `off`.
     ///
     /// # Errors
@@ -201,15 +211,28 @@ impl Lab {
     /// # Errors
     /// If the job ends before, or takes too long.
     pub fn wait_stage(&self, host: &str, stage: &str) -> Result<()> {
-        let result = wait::until(stage, JOB_LIMIT, || {
+        self.wait_for(host, stage, |job| {
+            let progress = &job["progress"];
+            progress["stage"] == stage && progress["done_bytes"].as_u64() > Some(0)
+        })
+    }
+
+    /// Waits until the newest job of a host is in a state.
+    ///
+    /// # Errors
+    /// If the job ends before, or takes too long.
+    pub fn wait_state(&self, host: &str, state: &str) -> Result<()> {
+        self.wait_for(host, state, |job| job["state"] == state)
+    }
+
+    fn wait_for(&self, host: &str, what: &str, there: impl Fn(&Value) -> bool) -> Result<()> {
+        let result = wait::until(what, JOB_LIMIT, || {
             let job = self.last_job(host)?;
             ensure!(
                 !matches!(job["state"].as_str(), Some("succeeded" | "failed" | "cancelled")),
-                "the job ended before it was {stage}: {job:#}"
+                "the job ended before it was {what}: {job:#}"
             );
-            let progress = &job["progress"];
-            let there = progress["stage"] == stage && progress["done_bytes"].as_u64() > Some(0);
-            Ok(there.then_some(()))
+            Ok(there(&job).then_some(()))
         });
         result.with_context(|| self.explain(host))
     }

@@ -20,5 +20,6 @@ pub mod nfs;
 pub mod packages;
 pub mod process;
 pub mod project;
+pub mod suite;
 pub mod template;
 pub mod wait;

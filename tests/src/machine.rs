@@ -108,6 +108,17 @@ impl Machine {
         std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
     }
 
+    /// Empties its NVRAM, as that of a machine which has never booted. It must be off.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn forget_nvram(&self) -> Result<()> {
+        if self.firmware == Firmware::Uefi {
+            std::fs::copy(OVMF_VARS, self.nvram()).context("copying OVMF's empty NVRAM")?;
+        }
+        Ok(())
+    }
+
     /// The machine whose folder this is.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tests::suite::Part;
 
 mod xtask;
 
@@ -23,6 +24,12 @@ enum Task {
         #[arg(long)]
         uefi: bool,
     },
+    /// Run the tests: checks, unit and property tests, virtual machines; installs what is missing first
+    Test {
+        /// Only this part
+        #[arg(long, value_enum)]
+        only: Option<Part>,
+    },
     /// Build the static agent: target/imprint/imprint-agent
     Agent,
     /// Make the lab's template: a small Debian disk that has booted once
@@ -40,6 +47,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo { uefi } => xtask::demo(uefi),
+        Task::Test { only } => xtask::test(only),
         Task::Agent => xtask::agent(),
         Task::Template => xtask::template(),
         Task::BmcChassis { machine, words } => xtask::bmc_chassis(&machine, &words),

@@ -5,12 +5,19 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use tests::machine::Firmware;
+use tests::suite::{self, Part};
 use tests::{agent_build, bmc, demo, packages, template};
 
 /// The main job, on virtual machines.
 pub fn demo(uefi: bool) -> Result<ExitCode> {
     let own = std::env::current_exe().context("finding the running program")?;
     demo::run(&own, if uefi { Firmware::Uefi } else { Firmware::Bios })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All tests, or a part of them.
+pub fn test(only: Option<Part>) -> Result<ExitCode> {
+    suite::run(only)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,0 +1,113 @@
+//! `cargo xtask test`: everything that CI runs, in order of cost.
+//!
+//! First what needs only a compiler (format, lints, documentation, licences), then unit and property tests, then the lab. All of
+//! them run even if one fails, so that a run shows everything there is to mend; what failed is listed at the end.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{command, packages, project};
+
+/// Which part of the tests to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Format, lints, documentation, licences
+    Checks,
+    /// Unit and property tests, and tests against other people's tools and servers
+    Unit,
+    /// Virtual machines
+    Lab,
+}
+
+/// Runs all of the tests, or one part of them.
+///
+/// # Errors
+/// If a step failed: its output has the reason, the error lists all that did.
+pub fn run(only: Option<Part>) -> Result<()> {
+    let mut failed = Vec::new();
+    let start = Instant::now();
+    let lists: &[&[packages::Package]] = match only {
+        Some(Part::Checks) => &[],
+        Some(Part::Unit) => &[packages::TESTS],
+        Some(Part::Lab) => &[packages::LAB],
+        None => &[packages::TESTS, packages::LAB],
+    };
+    packages::ensure(lists)?;
+    for step in steps() {
+        if only.is_some_and(|part| part != step.part) {
+            continue;
+        }
+        eprintln!("[{:4} s] {}", start.elapsed().as_secs(), command::line(&step.command));
+        let mut command = step.command;
+        if !command
+            .status()
+            .with_context(|| format!("starting {}", command::line(&command)))?
+            .success()
+        {
+            failed.push(command::line(&command));
+        }
+    }
+    eprintln!("[{:4} s] done", start.elapsed().as_secs());
+    if !failed.is_empty() {
+        bail!("these failed:\n  {}", failed.join("\n  "));
+    }
+    Ok(())
+}
+
+struct Step {
+    part: Part,
+    command: Command,
+}
+
+fn steps() -> Vec<Step> {
+    let step = |part, words: &str| {
+        let mut command = Command::new("cargo");
+        command.args(words.split(' ')).current_dir(project::root());
+        Step { part, command }
+    };
+    let nextest = has("nextest");
+    let tests = |what: &str| match (nextest, what) {
+        (true, "lab") => "nextest run -p tests --test lab".to_owned(),
+        (true, _) => "nextest run --workspace -E not(binary_id(tests::lab))".to_owned(),
+        // Without nextest each test of a machine would run beside the others.
+        (false, "lab") => "test -p tests --test lab -- --test-threads=1".to_owned(),
+        (false, _) => "test --workspace --lib --bins".to_owned(),
+    };
+    let mut steps = vec![
+        step(Part::Checks, "fmt --check"),
+        step(Part::Checks, "clippy --workspace --all-targets --quiet -- -D warnings"),
+    ];
+    let mut doc = step(Part::Checks, "doc --workspace --no-deps --quiet");
+    doc.command.env("RUSTDOCFLAGS", "-D warnings");
+    steps.push(doc);
+    if has("deny") {
+        steps.push(step(Part::Checks, "deny --log-level error check"));
+    }
+    steps.push(step(Part::Unit, &tests("unit")));
+    if !nextest {
+        // Servers and namespaces belong to a process: these run one after the other.
+        for test in INTEGRATION {
+            steps.push(step(Part::Unit, &format!("test {test} -- --test-threads=1")));
+        }
+    }
+    steps.push(step(Part::Unit, "test --workspace --doc --quiet"));
+    steps.push(step(Part::Lab, &tests("lab")));
+    steps
+}
+
+/// Test programs beside the unit tests.
+const INTEGRATION: [&str; 5] = [
+    "-p image-format --tests",
+    "-p initramfs --tests",
+    "-p controller --tests",
+    "-p ramdisk-agent --tests",
+    "-p agent-api --tests",
+];
+
+/// Whether cargo has a subcommand.
+fn has(subcommand: &str) -> bool {
+    let mut cargo = Command::new("cargo");
+    command::output(cargo.args([subcommand, "--version"]).current_dir(project::root())).is_ok()
+}

@@ -1,0 +1,52 @@
+//! Servers that die in the middle of a job.
+
+use std::time::{Duration, Instant};
+
+use tests::machine::Firmware;
+use tests::wait;
+
+use crate::rack::{IMAGE, SOURCE, TARGET, rack};
+use crate::witness;
+
+/// How long the image store stays away.
+const OUTAGE: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_job_outlives_the_image_store_and_the_controller() {
+    let mut rack = rack(Firmware::Bios);
+    let lab = &mut rack.lab;
+    lab.start_job(&["capture", SOURCE, IMAGE]).unwrap();
+    lab.wait_stage(SOURCE, "capturing").unwrap();
+
+    lab.nfs.crash().unwrap();
+    let until = Instant::now() + OUTAGE;
+    wait::until(
+        "the end of the outage",
+        OUTAGE * 2,
+        || Ok((Instant::now() >= until).then_some(())),
+    )
+    .unwrap();
+    let before = lab.last_job(SOURCE).unwrap();
+    assert!(!rack.image().exists(), "nothing is published during the outage");
+    let lab = &mut rack.lab;
+    assert_eq!(before["state"], "running", "{before:#}");
+    lab.nfs.restart(&lab.network).unwrap();
+
+    lab.controller.kill().unwrap();
+    lab.controller.restart(&lab.network).unwrap();
+    let job = lab.wait_job(SOURCE).unwrap();
+    assert_eq!(job["boots"], 1, "the machine went on where it was: {job:#}");
+    witness::check_unpacked(&rack.image(), &rack.template, rack.folder.path());
+
+    // A restore, with the controller away while the machine writes and when it reports.
+    let lab = &mut rack.lab;
+    lab.start_job(&["restore", TARGET, IMAGE]).unwrap();
+    lab.wait_state(TARGET, "running").unwrap();
+    lab.controller.kill().unwrap();
+    lab.controller.restart(&lab.network).unwrap();
+    let job = lab.wait_job(TARGET).unwrap();
+    let power_ons = job["power_actions"].as_array().unwrap().iter();
+    let power_ons = power_ons.filter(|action| action["action"] == "on").count();
+    assert_eq!(power_ons, 1, "{job:#}");
+    witness::check_restored(rack.target.disk.as_ref().unwrap(), &rack.template);
+}
