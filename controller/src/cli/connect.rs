@@ -47,8 +47,8 @@ pub struct Connection {
     #[arg(long, global = true, env = "IMPRINT_CONFIG")]
     config: Option<PathBuf>,
     /// URL of the controller, in place of the file's
-    #[arg(long, global = true, env = "IMPRINT_URL")]
-    url: Option<String>,
+    #[arg(long, global = true, value_name = "URL", env = "IMPRINT_CONTROLLER")]
+    controller: Option<String>,
     /// Pin of the controller's key, in place of the file's
     #[arg(long, global = true, env = "IMPRINT_PIN")]
     pin: Option<String>,
@@ -72,14 +72,15 @@ impl Client {
     pub fn new(connection: &Connection) -> anyhow::Result<Self> {
         let default = Path::new(DEFAULT_DATA).join("client.json");
         let path = connection.config.as_ref().unwrap_or(&default);
-        let complete =
-            connection.url.is_some() && connection.pin.is_some() && connection.token_file.is_some();
+        let complete = connection.controller.is_some()
+            && connection.pin.is_some()
+            && connection.token_file.is_some();
         let mut file = if complete {
             ClientFile { url: String::new(), pin: String::new(), token: String::new() }
         } else {
             let text = std::fs::read(path).with_context(|| {
                 format!(
-                    "reading {} (give --config FILE, or --url, --pin and --token-file)",
+                    "reading {} (give --config FILE, or --controller, --pin and --token-file)",
                     path.display()
                 )
             })?;
@@ -87,7 +88,7 @@ impl Client {
                 format!("reading {}: it must be JSON with url, pin and token", path.display())
             })?
         };
-        if let Some(url) = &connection.url {
+        if let Some(url) = &connection.controller {
             file.url.clone_from(url);
         }
         if let Some(pin) = &connection.pin {

@@ -1,0 +1,191 @@
+//! The agent's side of the API, message for message, and a job's way from planned to succeeded.
+
+use std::io::Read;
+
+use agent_api::{Redeem, Session, Ticket};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::rig::{MAC, Served, answer};
+
+/// An agent that has checked in.
+pub struct Agent<'a> {
+    served: &'a Served,
+    pub credential: String,
+}
+
+/// The ticket in the segment that the boot script names.
+pub async fn fetch_ticket(served: &Served) -> Ticket {
+    let response = served.boot_file(&format!("/boot/ticket?mac={MAC}")).await;
+    assert_eq!(response.status(), 200);
+    ticket_of(&response.bytes().await.unwrap())
+}
+
+pub fn ticket_of(segment: &[u8]) -> Ticket {
+    let mut reader = cpio::newc::Reader::new(segment).unwrap();
+    while format!("/{}", reader.entry().name()) != agent_api::TICKET_PATH {
+        assert!(!reader.entry().is_trailer(), "no ticket in the segment");
+        reader = cpio::newc::Reader::new(reader.finish().unwrap()).unwrap();
+    }
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// What an agent on the machine with this MAC address sends first.
+pub fn redemption(ticket: &Ticket, boot: u128, mac: &str) -> Value {
+    let mut machine = agent_api::Machine { firmware: "bios".into(), ..Default::default() };
+    machine.nics.push(agent_api::Nic { mac: mac.into(), ..Default::default() });
+    let redeem = Redeem { secret: ticket.secret.clone(), boot_id: format!("{boot:032x}"), machine };
+    serde_json::to_value(redeem).unwrap()
+}
+
+pub async fn redeem(served: &Served, body: &Value) -> (u16, Value) {
+    answer(served.send(Method::POST, "/v1/agent/redeem", "", Some(body)).await).await
+}
+
+impl<'a> Agent<'a> {
+    /// Fetches a ticket and redeems it.
+    pub async fn check_in(served: &'a Served, boot: u128) -> Self {
+        let ticket = fetch_ticket(served).await;
+        let (status, value) = redeem(served, &redemption(&ticket, boot, MAC)).await;
+        assert_eq!(status, 200, "{value}");
+        let session: Session = serde_json::from_value(value).unwrap();
+        Self { served, credential: session.credential }
+    }
+
+    pub async fn work(&self) -> Value {
+        let response =
+            self.served.send(Method::GET, "/v1/agent/work", &self.credential, None).await;
+        let (status, value) = answer(response).await;
+        assert_eq!(status, 200, "{value}");
+        value
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        let path = format!("/v1/agent/{path}");
+        answer(self.served.send(Method::POST, &path, &self.credential, Some(&body)).await).await
+    }
+
+    pub async fn report(&self, job: i64, sequence: u64, stage: &str) -> (u16, Value) {
+        let progress = json!({"stage": stage, "done_bytes": sequence, "total_bytes": 100, "stored_bytes": 0, "elapsed_ms": 1});
+        let report = json!({"sequence": sequence, "progress": progress});
+        self.post(&format!("jobs/{job}/report"), report).await
+    }
+
+    pub async fn outcome(&self, job: i64, outcome: Value) -> (u16, Value) {
+        self.post(&format!("jobs/{job}/outcome"), outcome).await
+    }
+}
+
+/// The outcome of a capture that went well.
+pub fn captured() -> Value {
+    json!({"result": "succeeded", "action": "capture", "root": "ab".repeat(32), "image_id": "i", "disk_bytes": 100, "used_bytes": 50, "stored_bytes": 20})
+}
+
+#[tokio::test]
+async fn a_capture_and_a_restore_from_planned_to_succeeded() {
+    let served = Served::start().await;
+    served.add_node7().await;
+    let job = served.capture("debian").await;
+    served.wait_state(job, "booting").await;
+    let agent = Agent::check_in(&served, 1).await;
+    let work = agent.work().await;
+    assert_eq!(work["kind"], "job");
+    assert_eq!(work["id"], job.to_string());
+    assert_eq!(work["image_url"], "nfs://10.0.0.5/images/debian.img.zst");
+    assert_eq!(served.state(job).await, "running");
+
+    for (sequence, (stage, state)) in [
+        ("planning", "running"),
+        ("capturing", "running"),
+        ("flushing", "running"),
+        ("verifying", "verifying"),
+        ("committing", "finalizing"),
+        // Late news changes nothing.
+        ("capturing", "finalizing"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let sequence = u64::try_from(sequence).unwrap();
+        assert_eq!(agent.report(job, sequence, stage).await.0, 200);
+        assert_eq!(served.state(job).await, state, "{stage}");
+    }
+    // Said twice, as an agent does whose answer got lost.
+    for _ in 0..2 {
+        assert_eq!(agent.outcome(job, captured()).await.0, 200);
+    }
+    assert_eq!(agent.work().await, json!({"kind": "finish", "how": "reboot"}));
+    served.wait_state(job, "succeeded").await;
+    assert!(served.script(MAC).await.ends_with("exit 1\n"), "the machine boots its disk");
+
+    let image = served.get("/v1/images/debian").await;
+    assert_eq!(image["root"], "ab".repeat(32));
+    assert_eq!(image["host"], "node7");
+    let detail = served.get(&format!("/v1/jobs/{job}")).await;
+    let path: Vec<&str> = detail["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["kind"] == "transition")
+        .map(|event| event["to"].as_str().unwrap())
+        .collect();
+    let states = ["planned", "armed", "powering", "booting", "running"];
+    let ends = ["verifying", "finalizing", "succeeded"];
+    assert_eq!(path, [&states[..], &ends[..]].concat());
+
+    // The catalogue's root hash goes with the restore.
+    let wish = json!({"action": "restore", "host": "node7", "image": "debian", "disk": "serial=X"});
+    let (status, value) = served.post("/v1/jobs", wish).await;
+    assert_eq!(status, 202, "{value}");
+    let job = value["id"].as_i64().unwrap();
+    served.wait_state(job, "booting").await;
+    let agent = Agent::check_in(&served, 2).await;
+    let work = agent.work().await;
+    assert_eq!(work["options"]["expect_root"], "ab".repeat(32));
+    assert_eq!(work["disk"], "serial=X");
+    let failure = json!({"result": "failed", "kind": "no_space", "message": "the disk is too small by 7 bytes"});
+    assert_eq!(agent.outcome(job, failure).await.0, 200);
+    served.wait_state(job, "failed").await;
+    let view = served.get(&format!("/v1/jobs/{job}")).await;
+    assert_eq!(view["failure"]["kind"], "no_space");
+    assert_eq!(view["failure"]["retryable"], false);
+}
+
+#[tokio::test]
+async fn a_cancelled_job_is_called_back_from_its_agent() {
+    let served = Served::start().await;
+    served.add_node7().await;
+    let job = served.capture("debian").await;
+    served.wait_state(job, "booting").await;
+    let agent = Agent::check_in(&served, 1).await;
+    agent.work().await;
+    assert_eq!(agent.report(job, 1, "capturing").await.1["cancel_job"], Value::Null);
+    let (status, value) = served.post(&format!("/v1/jobs/{job}/cancel"), json!({})).await;
+    assert_eq!((status, &value["state"]), (202, &json!("running")));
+    assert_eq!(agent.report(job, 2, "capturing").await.1["cancel_job"], job.to_string());
+    let outcome = json!({"result": "failed", "kind": "cancelled", "message": "as asked"});
+    assert_eq!(agent.outcome(job, outcome).await.0, 200);
+    served.wait_state(job, "cancelled").await;
+    // A terminal state stays, whoever says what.
+    assert_eq!(agent.report(job, 3, "verifying").await.0, 200);
+    assert_eq!(agent.outcome(job, captured()).await.0, 200);
+    assert_eq!(served.post(&format!("/v1/jobs/{job}/cancel"), json!({})).await.0, 409);
+    assert_eq!(served.state(job).await, "cancelled");
+    assert_eq!(served.get("/v1/images").await, json!([]));
+}
+
+#[tokio::test]
+async fn an_agent_has_no_say_in_another_job() {
+    let served = Served::start().await;
+    served.add_node7().await;
+    let job = served.capture("debian").await;
+    served.wait_state(job, "booting").await;
+    let agent = Agent::check_in(&served, 1).await;
+    let other = job + 1;
+    assert_eq!(agent.report(other, 1, "verifying").await.0, 403);
+    assert_eq!(agent.outcome(other, captured()).await.0, 403);
+    let (status, value) = agent.outcome(job, json!({"result": "dance"})).await;
+    assert_eq!((status, &value["code"]), (422, &json!("invalid")));
+}

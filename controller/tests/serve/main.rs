@@ -1,0 +1,14 @@
+//! The real program: `imprint serve` as a child process, spoken to over its own sockets, and `imprint` as its client.
+
+#![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
+
+mod agents;
+mod api;
+mod boot;
+mod cli;
+mod crash;
+mod dhcp;
+mod ipmi;
+mod rig;
+mod secrets;
+mod tickets;
