@@ -3,7 +3,7 @@
 //! open and check the index → plan → refuse or confirm → invalidate → fetch, check, decompress and write on all cores → flush →
 //! read back → commit. No byte reaches the disk before the hash of the stored frame it comes from was checked. The disk cannot
 //! boot before everything is on it and read back: old tables go first, the new boot sectors come last, a flush between each
-//! ([`commit`]). A restore that fails leaves a target that plainly does not boot.
+//! (`restore/commit.rs`). A restore that fails leaves a target that plainly does not boot.
 //!
 //! Deliberately absent: resizing, other layouts, resuming; whoever needs the same result again runs it again.
 
