@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::StageProgress;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -40,9 +41,10 @@ struct Follower {
 )]
 pub(super) async fn stream(
     State(controller): State<Arc<Controller>>,
-    Path(job): Path<i64>,
+    job: Result<Path<i64>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+    let Path(job) = job?;
     controller.db.job(job).await?;
     let after = headers
         .get("last-event-id")

@@ -276,27 +276,38 @@ pub(super) async fn create(
     let body_hash = sha256(&serde_json::to_vec(&request).expect("a request is plain data"));
     let idempotency =
         key.map(|key| Idempotency { token_id: caller.token_id, key, body_hash: &body_hash });
-    // A repeated request must not fail because the first one has changed the world meanwhile.
-    let before = match idempotency {
-        Some(idempotency) => controller.db.job_of_key(idempotency).await?,
-        None => None,
-    };
-    let (status, id) = match before {
-        Some(id) => (StatusCode::OK, id),
-        None => {
-            let new = plan(&controller, &caller, request).await?;
-            match controller.db.create_job(&new, idempotency).await? {
-                NewJobOutcome::Repeated(id) => (StatusCode::OK, id),
-                NewJobOutcome::Created(id) => {
-                    tracing::info!(job = id, host = %new.host, image = %new.image, by = caller.name, "new job");
-                    reconcile::start(&controller, id);
-                    (StatusCode::ACCEPTED, id)
-                }
-            }
-        }
+    let (status, id) = match create_once(&controller, &caller, request, idempotency).await? {
+        NewJobOutcome::Repeated(id) => (StatusCode::OK, id),
+        NewJobOutcome::Created(id) => (StatusCode::ACCEPTED, id),
     };
     let view = JobView::new(controller.db.job(id).await?, &controller);
     Ok((status, [(header::LOCATION, format!("/v1/jobs/{id}"))], Json(view)).into_response())
+}
+
+async fn create_once(
+    controller: &Arc<Controller>,
+    caller: &Caller,
+    request: NewJobRequest,
+    idempotency: Option<Idempotency<'_>>,
+) -> Result<NewJobOutcome, ApiError> {
+    let before = async || match idempotency {
+        Some(idempotency) => controller.db.job_of_key(idempotency).await,
+        None => Ok(None),
+    };
+    if let Some(id) = before().await? {
+        return Ok(NewJobOutcome::Repeated(id));
+    }
+    let new = match plan(controller, caller, request).await {
+        Ok(new) => new,
+        // A repeated request must not fail because the first one has changed the world meanwhile.
+        Err(error) => return before().await?.map(NewJobOutcome::Repeated).ok_or(error),
+    };
+    let outcome = controller.db.create_job(&new, idempotency).await?;
+    if let NewJobOutcome::Created(id) = outcome {
+        tracing::info!(job = id, host = %new.host, image = %new.image, by = caller.name, "new job");
+        reconcile::start(controller, id);
+    }
+    Ok(outcome)
 }
 
 /// Checks a request and turns it into a job.

@@ -54,6 +54,11 @@ impl<'a> Agent<'a> {
         Self { served, credential: session.credential }
     }
 
+    /// The agent that was granted this credential before.
+    pub fn with(served: &'a Served, credential: String) -> Self {
+        Self { served, credential }
+    }
+
     pub async fn work(&self) -> Value {
         let response =
             self.served.send(Method::GET, "/v1/agent/work", &self.credential, None).await;
