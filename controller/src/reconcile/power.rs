@@ -255,7 +255,7 @@ async fn wait_or_repeat(
     action: &PowerAction,
     command: Command,
 ) -> Result<Next, StepError> {
-    let waited = age(action.intended_ms);
+    let waited = age(job.state_since_ms);
     if waited > controller.limits.bmc {
         let wanted = command.as_str();
         let message = format!(
@@ -266,9 +266,8 @@ async fn wait_or_repeat(
         controller.db.fail_job(job.id, ErrorKind::Network, &message, "controller").await?;
         return Ok(Next::Now);
     }
-    if waited > PATIENCE {
-        controller.bmcs.command(host, command).await?;
-        tokio::time::sleep(PATIENCE).await;
+    if age(action.intended_ms) > PATIENCE {
+        return act(controller, job, host, command).await;
     }
     Ok(Next::Wait(LOOK_AT_POWER))
 }

@@ -9,6 +9,7 @@ mod cli;
 mod crash;
 mod dhcp;
 mod ipmi;
+mod limits;
 mod rig;
 mod secrets;
 mod tickets;
