@@ -10,6 +10,7 @@ mod jobs;
 mod power;
 mod sessions;
 mod tokens;
+mod transitions;
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,10 +20,11 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 
 pub use hosts::{BmcRow, Host, HostChange, NewHost, SeenMachine};
 pub use images::{Image, NewImage};
-pub use jobs::{Event, Idempotency, JOB_PAUSED, JobFilter, NewJobOutcome};
+pub use jobs::{Event, Idempotency, JobFilter, NewJobOutcome};
 pub use power::PowerAction;
 pub use sessions::{Redemption, Session};
 pub use tokens::Token;
+pub use transitions::JOB_PAUSED;
 
 /// How long a writer waits for another one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

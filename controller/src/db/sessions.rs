@@ -2,7 +2,8 @@
 
 use agent_api::Machine;
 
-use super::jobs::{attention, job_of_row, record, state_of, transition};
+use super::jobs::job_of_row;
+use super::transitions::{attention, record, state_of, transition};
 use super::{Db, Result, conflict, content, not_found};
 use crate::clock::now_ms;
 use crate::job::{Job, State};
