@@ -1,8 +1,8 @@
 //! A machine of the lab: a QEMU process, started and stopped by power actions only.
 //!
 //! What a machine is (firmware, memory, disk, network port) is written to `machine.json` in its folder, so that the BMC's hook,
-//! which is another process, works the same machine as the test. Whether it is on is whether its process lives. The boot order
-//! is chosen when power goes on and lasts until it goes off: a guest that restarts itself meets the same order again.
+//! which is another process, works the same machine as the test. Whether it is on is whether its process lives. A boot device that
+//! was chosen is for one start only, as with a BMC's `bootdev pxe`: a guest that restarts itself meets its disk first.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::console::Console;
 use crate::{command, process, wait};
@@ -84,6 +85,8 @@ pub struct Machine {
     pub folder: PathBuf,
 }
 
+/// A boot index greater than those of the others.
+const BEHIND_THE_DISK: u32 = 9;
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// How long QEMU may take to end when killed.
@@ -190,7 +193,11 @@ impl Machine {
         if !output.status.success() || !self.is_on() {
             bail!("starting {}: {}\n{}", self.name, output.status, command::last_words(&output));
         }
-        // As with a real BMC's "bootdev pxe": for one start only.
+        if self.boot_device() == BootDevice::Pxe && self.tap.is_some() && self.disk.is_some() {
+            // The firmware has the order of this start already and reads it anew after a reset.
+            self.monitor(&json!({"execute": "qom-set", "arguments":
+                {"path": "/machine/peripheral/nic", "property": "bootindex", "value": BEHIND_THE_DISK}}))?;
+        }
         self.set_boot_device(BootDevice::default())
     }
 
@@ -214,7 +221,7 @@ impl Machine {
     /// # Errors
     /// If the machine is off.
     pub fn press_power_button(&self) -> Result<()> {
-        self.monitor("system_powerdown")
+        self.monitor(&json!({"execute": "system_powerdown"}))
     }
 
     /// Presses reset.
@@ -222,7 +229,7 @@ impl Machine {
     /// # Errors
     /// If the machine is off.
     pub fn reset(&self) -> Result<()> {
-        self.monitor("system_reset")
+        self.monitor(&json!({"execute": "system_reset"}))
     }
 
     /// Waits until the machine is off.
@@ -313,7 +320,7 @@ impl Machine {
             let rom = if self.firmware == Firmware::Uefi { ",romfile=" } else { "" };
             qemu.arg("-netdev").arg(format!("tap,id=net,ifname={tap},script=no,downscript=no"));
             qemu.arg("-device").arg(format!(
-                "virtio-net-pci,netdev=net,mac={},bootindex={network}{rom}",
+                "virtio-net-pci,id=nic,netdev=net,mac={},bootindex={network}{rom}",
                 self.mac()
             ));
         }
@@ -334,21 +341,21 @@ impl Machine {
     }
 
     /// One command of QEMU's monitor.
-    fn monitor(&self, name: &str) -> Result<()> {
+    fn monitor(&self, order: &Value) -> Result<()> {
         let path = self.folder.join("qmp.sock");
         let talking = || format!("talking to {}", path.display());
         let mut socket = UnixStream::connect(&path).with_context(talking)?;
         socket.set_read_timeout(Some(MONITOR_LIMIT)).with_context(talking)?;
         let mut lines = BufReader::new(socket.try_clone().with_context(talking)?).lines();
-        for text in ["qmp_capabilities", name] {
-            writeln!(socket, "{{\"execute\":\"{text}\"}}").with_context(talking)?;
+        for order in [&json!({"execute": "qmp_capabilities"}), order] {
+            writeln!(socket, "{order}").with_context(talking)?;
             loop {
                 let line =
                     lines.next().with_context(|| format!("{} closed its monitor", self.name))?;
                 let answer: serde_json::Value =
                     serde_json::from_str(&line.with_context(talking)?).with_context(talking)?;
                 if answer.get("error").is_some() {
-                    bail!("QEMU of {} refuses {text}: {answer}", self.name);
+                    bail!("QEMU of {} refuses {order}: {answer}", self.name);
                 }
                 if answer.get("return").is_some() {
                     break;
