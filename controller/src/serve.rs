@@ -129,6 +129,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     for tool in [&args.ipmitool, &args.dnsmasq] {
         ensure!(tool.is_absolute(), "{} must be an absolute path", tool.display());
     }
+    // dnsmasq reads its files as another user. What is private is made so file by file.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let data = DataDir::open(&args.data)?;
     let identity = Identity::load_or_make(&data)?;
     let db = Db::open(&data.database()?).await?;

@@ -56,14 +56,16 @@ pub enum Role {
     Modprobe,
 }
 
-/// What this process is to be: the kernel starts the same file as `/init` and, through a link, as `modprobe`.
+/// What this process is to be: the kernel starts the same file as `/init` and, through a link, as `modprobe`. A container's first
+/// process that was given a command is that command.
 #[must_use]
 pub fn role() -> Option<Role> {
-    let called = std::env::args_os().next()?;
+    let mut args = std::env::args_os();
+    let called = args.next()?;
     match Path::new(&called).file_name()?.to_str()? {
         "modprobe" => Some(Role::Modprobe),
         "init" => Some(Role::Init),
-        _ if std::process::id() == 1 => Some(Role::Init),
+        _ if std::process::id() == 1 && args.next().is_none() => Some(Role::Init),
         _ => None,
     }
 }
@@ -144,6 +146,7 @@ fn live(log: &Log) -> Finish {
     let session = Session {
         controller,
         ticket,
+        redeem_limit: session::REDEEM_LIMIT,
         boot_mac: settings.boot_mac,
         hooks: hooks::FOLDER.into(),
         worker: WorkerCommand::this_binary(),

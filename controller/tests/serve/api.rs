@@ -190,3 +190,22 @@ async fn the_service_tells_about_itself() {
     let description = served.get("/openapi.json").await;
     assert!(description["openapi"].as_str().unwrap().starts_with("3."), "{description}");
 }
+
+#[tokio::test]
+async fn the_document_names_every_operation_and_every_code() {
+    let document = include_str!("../../../docs/api.md");
+    let served = Served::start().await;
+    let description = served.get("/openapi.json").await;
+    for (path, methods) in description["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let operation_name = format!("`{} {path}", method.to_uppercase());
+            assert!(document.contains(&operation_name), "{operation_name}");
+            let texts = operation["responses"].as_object().unwrap().values();
+            let texts = texts.map(|response| response["description"].as_str().unwrap());
+            let is_code = |word: &&str| word.contains('_') && !word.contains("::");
+            for code in texts.flat_map(|text| text.split([',', ' ', ';'])).filter(is_code) {
+                assert!(document.contains(&format!("`{code}`")), "{code}");
+            }
+        }
+    }
+}

@@ -4,13 +4,15 @@
 //! dropped when the controller does not answer; an outcome is sent until it is acknowledged. Only the controller's own word
 //! ends a session: a network that fails, or a controller that is being restarted, never does.
 
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use agent_api::{
-    Failure, Finish, Heartbeat, JobSpec, Orders, Outcome, Redeem, Report, StageProgress, Ticket,
-    Work,
+    ErrorKind, Failure, Finish, Heartbeat, JobSpec, Orders, Outcome, Redeem, Report, StageProgress,
+    Ticket, Work,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -33,11 +35,16 @@ const PAUSES: [Duration; 4] = [
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// How often lines of the log are sent.
 const LOG_EVERY: Duration = Duration::from_secs(1);
-/// What one request with log lines takes.
-const MAX_LOG_LEN: usize = 64 << 10;
+/// About what one request with log lines brings; the controller takes twice that.
+const MAX_LOG_LEN: usize = 32 << 10;
 /// Heartbeats are at least this far apart, whatever the controller says, and at most [`HEARTBEAT_MAX`].
 const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
 const HEARTBEAT_MAX: Duration = Duration::from_secs(30);
+/// How long a controller that cannot be reached, or shows another key, is waited for before the ticket is redeemed. Until then
+/// nothing ties this machine to its job: leaving gets it a new boot script, or its own disk.
+pub const REDEEM_LIMIT: Duration = Duration::from_secs(600);
+/// How soon a task that has panicked starts again.
+const TASK_REST: Duration = Duration::from_secs(1);
 /// How long the last lines of the log may take to reach the controller before the machine leaves.
 const LAST_LOG_LIMIT: Duration = Duration::from_secs(3);
 
@@ -48,6 +55,8 @@ pub struct Session {
     pub controller: Controller,
     /// This boot's ticket.
     pub ticket: Ticket,
+    /// How long to try to redeem the ticket, usually [`REDEEM_LIMIT`].
+    pub redeem_limit: Duration,
     /// The card that the machine booted from.
     pub boot_mac: Option<Mac>,
     /// The folder of hooks.
@@ -67,6 +76,15 @@ pub enum Refusal {
         /// The controller.
         url: String,
         /// Its answer.
+        #[source]
+        source: CallError,
+    },
+    /// Nobody answered for too long.
+    #[error("giving up after {} s without a session", .limit.as_secs())]
+    Unreachable {
+        /// How long it was tried.
+        limit: Duration,
+        /// The last error.
         #[source]
         source: CallError,
     },
@@ -90,6 +108,8 @@ struct Shared {
     controller: Controller,
     log: Log,
     boot_id: String,
+    /// The number of the last report; the controller drops reports that are not newer than the last.
+    reports: AtomicU64,
     /// The job that a worker runs now.
     job: watch::Sender<Option<String>>,
     /// The latest job that is to be cancelled.
@@ -140,6 +160,7 @@ impl Session {
             controller: self.controller.clone(),
             log: log.clone(),
             boot_id,
+            reports: AtomicU64::new(0),
             job: watch::Sender::new(None),
             cancelled: watch::Sender::new(None),
             revoked: watch::Sender::new(None),
@@ -147,8 +168,12 @@ impl Session {
         let every = Duration::from_secs(session.heartbeat_secs).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
         // Ended with the set, when this function returns.
         let mut tasks = JoinSet::new();
-        tasks.spawn(beat(Arc::clone(&shared), every));
-        tasks.spawn(send_log(Arc::clone(&shared)));
+        let shared_task = Arc::clone(&shared);
+        tasks.spawn(lasting("heartbeat", log.clone(), move || {
+            beat(Arc::clone(&shared_task), every)
+        }));
+        let shared_task = Arc::clone(&shared);
+        tasks.spawn(lasting("log", log.clone(), move || send_log(Arc::clone(&shared_task))));
         let unprepared = hooks::run_all(&self.hooks, hooks::LIMIT, &log).await;
         let how = self.work(&shared, unprepared).await?;
         // What cannot be sent in this time stays on the console.
@@ -163,11 +188,15 @@ impl Session {
             machine: machine::inventory(self.boot_mac),
         };
         let mut pauses = Pauses::default();
+        let until = Instant::now() + self.redeem_limit;
         loop {
             match self.controller.redeem(&redeem).await {
                 Ok(session) => return Ok(session),
                 Err(source) if source.is_final() => {
                     return Err(Refusal::Ticket { url: self.controller.url().to_owned(), source });
+                }
+                Err(source) if Instant::now() >= until => {
+                    return Err(Refusal::Unreachable { limit: self.redeem_limit, source });
                 }
                 Err(error) => pauses.wait(&self.log, &chain(&error)).await,
             }
@@ -178,7 +207,7 @@ impl Session {
     async fn work(
         &self,
         shared: &Arc<Shared>,
-        unprepared: Option<Failure>,
+        mut unprepared: Option<Failure>,
     ) -> Result<Finish, Refusal> {
         let mut revoked = shared.revoked.subscribe();
         let mut pauses = Pauses::default();
@@ -193,7 +222,13 @@ impl Session {
                     match work {
                         Work::Idle | Work::Unknown => sleep(PAUSES[0]).await,
                         Work::Finish { how } => return Ok(how),
-                        Work::Job(job) => self.job(shared, *job, unprepared.as_ref()).await?,
+                        Work::Job(job) => {
+                            if let Some(failure) =
+                                self.job(shared, *job, unprepared.as_ref()).await?
+                            {
+                                unprepared = Some(failure);
+                            }
+                        }
                     }
                 }
                 Err(error) => {
@@ -205,17 +240,21 @@ impl Session {
         }
     }
 
+    /// Does a job and delivers its outcome. If its worker is still there, the answer is what later jobs fail with: two workers
+    /// must never write to one disk.
     async fn job(
         &self,
         shared: &Arc<Shared>,
         job: JobSpec,
         unprepared: Option<&Failure>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<Failure>, Refusal> {
         let log = &shared.log;
         log.say(format!("job {}: {}", job.id, job.image_url));
         shared.job.send_replace(Some(job.id.clone()));
-        let outcome = match unprepared {
-            Some(failure) => Outcome::Failed(failure.clone()),
+        let worker::Ended { outcome, is_alive } = match unprepared {
+            Some(failure) => {
+                worker::Ended { outcome: Outcome::Failed(failure.clone()), is_alive: false }
+            }
             None => {
                 let (progress, seen) = watch::channel(None);
                 let reports = tokio::spawn(report(Arc::clone(shared), job.id.clone(), seen));
@@ -227,9 +266,9 @@ impl Session {
                         _ = held(&mut revoked) => log.say("the job was taken away: ending the worker"),
                     }
                 };
-                let outcome = worker::run(&self.worker, &job, &progress, stop, log).await;
+                let ended = worker::run(&self.worker, &job, &progress, stop, log).await;
                 reports.abort();
-                outcome
+                ended
             }
         };
         match &outcome {
@@ -251,7 +290,13 @@ impl Session {
             }
         }
         shared.job.send_replace(None);
-        Ok(())
+        Ok(is_alive.then(|| Failure {
+            kind: ErrorKind::Disk,
+            message: format!(
+                "the worker of job {} hangs in the kernel: restart this machine",
+                job.id
+            ),
+        }))
     }
 }
 
@@ -293,6 +338,26 @@ impl Pauses {
     }
 }
 
+/// Runs a task; one that panics is a bug, is reported, and starts again.
+async fn lasting<F: Future<Output = ()> + Send + 'static>(
+    name: &'static str,
+    log: Log,
+    task: impl Fn() -> F,
+) {
+    loop {
+        // A set of its own, so that the task ends with this one.
+        let mut running = JoinSet::new();
+        running.spawn(task());
+        match running.join_next().await {
+            Some(Err(e)) if e.is_panic() => {
+                log.say(format!("the {name} task has panicked: starting it again"))
+            }
+            _ => return,
+        }
+        sleep(TASK_REST).await;
+    }
+}
+
 async fn beat(shared: Arc<Shared>, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -321,10 +386,9 @@ async fn report(
     job: String,
     mut seen: watch::Receiver<Option<StageProgress>>,
 ) {
-    let mut sequence = 0;
     while seen.changed().await.is_ok() {
         let Some(progress) = seen.borrow_and_update().clone() else { continue };
-        sequence += 1;
+        let sequence = shared.reports.fetch_add(1, Ordering::Relaxed) + 1;
         match shared.controller.report(&job, &Report { sequence, progress }).await {
             Ok(orders) => shared.obey(orders),
             // Dropped: newer progress follows.
@@ -366,4 +430,23 @@ fn random_id() -> Option<String> {
     let mut bytes = [0_u8; 16];
     ring::rand::SystemRandom::new().fill(&mut bytes).ok()?;
     Some(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_starts_again() {
+        let log = Log::to(Vec::new());
+        let runs = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&runs);
+        let task = move || {
+            let run = counted.fetch_add(1, Ordering::Relaxed);
+            async move { assert!(run >= 2, "a bug, for this test") }
+        };
+        lasting("test", log.clone(), task).await;
+        assert_eq!(runs.load(Ordering::Relaxed), 3);
+        assert!(log.take(1000).unwrap().contains("the test task has panicked"));
+    }
 }

@@ -74,6 +74,15 @@ struct Heard {
     last_lines: VecDeque<String>,
 }
 
+/// How a worker ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The job's outcome.
+    pub outcome: Outcome,
+    /// Whether it could not be ended: it hangs in the kernel and may still write.
+    pub is_alive: bool,
+}
+
 /// Runs a job to its end; progress goes to `progress`. Once `stop` is ready, the worker is asked to end, then forced.
 pub async fn run(
     command: &WorkerCommand,
@@ -81,12 +90,12 @@ pub async fn run(
     progress: &watch::Sender<Option<StageProgress>>,
     stop: impl Future<Output = ()>,
     log: &Log,
-) -> Outcome {
+) -> Ended {
     let mut worker = match Worker::start(command, job, progress, log) {
         Ok(worker) => worker,
         Err(e) => {
             let message = format!("cannot start the worker {}: {e}", command.program.display());
-            return failed(ErrorKind::Internal, message);
+            return Ended { outcome: failed(ErrorKind::Internal, message), is_alive: false };
         }
     };
     let mut stop = pin!(stop);
@@ -95,7 +104,8 @@ pub async fn run(
         () = &mut stop => (worker.end(log).await, true),
     };
     let heard = worker.drain().await;
-    match (heard.outcome, ended) {
+    let is_alive = ended.is_none();
+    let outcome = match (heard.outcome, ended) {
         (Some(outcome), _) => outcome,
         (None, None) => failed(
             ErrorKind::Cancelled,
@@ -108,7 +118,8 @@ pub async fn run(
         (None, Some(status)) => {
             failed(ErrorKind::Internal, crash_message(status, &heard.last_lines))
         }
-    }
+    };
+    Ended { outcome, is_alive }
 }
 
 fn failed(kind: ErrorKind, message: impl Into<String>) -> Outcome {
@@ -316,9 +327,10 @@ mod tests {
 
     async fn outcome_of(script: &str) -> (Outcome, Option<StageProgress>) {
         let (sender, receiver) = watch::channel(None);
-        let outcome =
+        let ended =
             run(&sh(script), &job(), &sender, std::future::pending(), &Log::to(Vec::new())).await;
-        (outcome, receiver.borrow().clone())
+        assert!(!ended.is_alive);
+        (ended.outcome, receiver.borrow().clone())
     }
 
     fn failure(outcome: Outcome) -> Failure {
@@ -362,9 +374,9 @@ mod tests {
     async fn a_program_that_cannot_be_started_is_a_failure() {
         let command = WorkerCommand { program: "/nonsuch".into(), args: Vec::new() };
         let (sender, _receiver) = watch::channel(None);
-        let outcome =
+        let ended =
             run(&command, &job(), &sender, std::future::pending(), &Log::to(Vec::new())).await;
-        assert!(failure(outcome).message.starts_with("cannot start the worker /nonsuch: "));
+        assert!(failure(ended.outcome).message.starts_with("cannot start the worker /nonsuch: "));
     }
 
     #[tokio::test]

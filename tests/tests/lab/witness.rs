@@ -37,9 +37,9 @@ impl Drop for Attached {
 fn files(disk: &Attached) -> String {
     let at = tempfile::tempdir().unwrap();
     run("mount", ["-o", "ro,noload", &disk.partition(ROOT), at.path().to_str().unwrap()]).unwrap();
-    let mut tar = Command::new("sh");
+    let mut tar = Command::new("bash");
     tar.arg("-c").arg(
-        "set -o pipefail 2>/dev/null; tar -C \"$0\" --sort=name --numeric-owner --xattrs --acls --format=posix \
+        "set -o pipefail; tar -C \"$0\" --sort=name --numeric-owner --xattrs --acls --format=posix \
          --pax-option=delete=atime -cf - . | sha256sum",
     );
     let hash = output(tar.arg(at.path()));
