@@ -156,6 +156,13 @@ text_type! {
     |text| is_plain(text, TEXT_MAX)
 }
 
+/// What somebody else wrote, fit for a terminal, a log and a database: without control characters, at most `max` characters.
+#[must_use]
+pub fn printable(text: &str, max: usize) -> String {
+    let shown = |c: char| if c.is_whitespace() { ' ' } else { c };
+    text.chars().map(shown).filter(|c| !c.is_control()).take(max).collect()
+}
+
 /// A MAC address; its text form is `52:54:00:77:00:01`.
 #[derive(
     Debug,
@@ -358,6 +365,12 @@ mod tests {
         ] {
             assert!(text.parse::<Mac>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn others_texts_command_no_terminal() {
+        assert_eq!(printable("a\n\u{1b}[2Jb\t\0\u{9b}c", 100), "a [2Jb c");
+        assert_eq!(printable("abc", 2), "ab");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::{
-    Finish as Leave, Heartbeat, Orders, Outcome, Redeem, Report, Session as Granted,
+    Finish as Leave, Heartbeat, Orders, Outcome, Redeem, Report, Session as Granted, Summary,
     WORK_WAIT_SECS, Work,
 };
 use axum::extract::rejection::JsonRejection;
@@ -19,7 +19,7 @@ use crate::context::Controller;
 use crate::db::{BmcRow, DbError, Host, JOB_PAUSED, Redemption, Session};
 use crate::host::Finish;
 use crate::job::{Action, Job, State as JobState};
-use crate::names::{Mac, machine_uuid};
+use crate::names::{Mac, machine_uuid, printable};
 use crate::reconcile::is_boot_disk_done;
 use crate::secret::{Secret, is_hex, sha256};
 
@@ -29,6 +29,15 @@ const HEARTBEAT_SECS: u64 = 10;
 const LOG_MAX: usize = 64 * 1024;
 /// Longest line of an agent's log that is kept, in characters.
 const LOG_LINE_MAX: usize = 400;
+
+/// Longest message of a failure, in characters.
+const MESSAGE_MAX: usize = 4000;
+/// Longest image id, in characters: a UUID's.
+const IMAGE_ID_MAX: usize = 36;
+/// Length of a root hash in hex.
+const ROOT_LEN: usize = 64;
+/// Reasons for raw partitions that are kept: more than a partition table has entries.
+const RAW_MAX: usize = 256;
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -229,7 +238,8 @@ pub(super) async fn report(
     body: Result<Json<Report>, JsonRejection>,
 ) -> Answer<Orders> {
     let id = own_job(&session, &id)?;
-    let Json(report) = body?;
+    let Json(mut report) = body?;
+    report.progress.stalled = report.progress.stalled.map(|text| printable(&text, LOG_LINE_MAX));
     let stage = report.progress.stage;
     if controller.live.report(id, &session.boot_id, report)
         && let Some(state) = JobState::of_stage(stage)
@@ -252,7 +262,11 @@ pub(super) async fn outcome(
     body: Result<Json<Outcome>, JsonRejection>,
 ) -> Answer<Orders> {
     let id = own_job(&session, &id)?;
-    let Json(outcome) = body?;
+    let Json(mut outcome) = body?;
+    match &mut outcome {
+        Outcome::Failed(failure) => failure.message = printable(&failure.message, MESSAGE_MAX),
+        Outcome::Succeeded(summary) => check_summary(summary)?,
+    }
     match controller.db.store_outcome(id, &outcome).await {
         Ok(true) => tracing::info!(job = id, ?outcome, "outcome"),
         Ok(false) => {}
@@ -264,6 +278,24 @@ pub(super) async fn outcome(
     }
     controller.live.ring(id);
     orders(&controller, &session).await
+}
+
+/// A summary goes into the catalogue and to terminals: its texts must be what they say.
+fn check_summary(summary: &mut Summary) -> Result<(), ApiError> {
+    match summary {
+        Summary::Capture(done) => {
+            done.image_id = printable(&done.image_id, IMAGE_ID_MAX);
+            done.raw.truncate(RAW_MAX);
+            for reason in &mut done.raw {
+                *reason = printable(reason, LOG_LINE_MAX);
+            }
+            if !is_hex(&done.root, ROOT_LEN) {
+                return Err(ApiError::invalid("root must be 64 lower-case hex digits"));
+            }
+        }
+        Summary::Restore(done) => done.root = printable(&done.root, ROOT_LEN),
+    }
+    Ok(())
 }
 
 /// Takes lines of the agent's log into the controller's.
@@ -286,8 +318,7 @@ pub(super) async fn log(
     }
     let job = controller.db.job(session.job_id).await?;
     for line in body.lines() {
-        // A terminal that shows the log must not obey it.
-        let line: String = line.chars().filter(|c| !c.is_control()).take(LOG_LINE_MAX).collect();
+        let line = printable(line, LOG_LINE_MAX);
         tracing::info!(target: "imprint::agent", host = job.host, job = job.id, "{line}");
     }
     Ok(StatusCode::NO_CONTENT)

@@ -200,13 +200,15 @@ impl Db {
         row.map(Session::try_from).transpose()
     }
 
-    /// When an agent on this host was last heard of.
+    /// When an agent was last heard of that stayed on this host after its job: only a failed restore leaves one, since its disk does
+    /// not boot. After any other end the machine was sent on its way, and is running its own system soon.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn agent_last_seen(&self, host_id: i64) -> Result<Option<i64>> {
+    pub async fn left_agent_last_seen(&self, host_id: i64) -> Result<Option<i64>> {
         Ok(sqlx::query_scalar(
-            "SELECT max(last_seen_ms) FROM sessions JOIN jobs ON jobs.id = sessions.job_id WHERE jobs.host_id = ?",
+            "SELECT max(last_seen_ms) FROM sessions JOIN jobs ON jobs.id = sessions.job_id
+             WHERE jobs.host_id = ? AND jobs.action = 'restore' AND jobs.state = 'failed' AND NOT sessions.revoked",
         )
         .bind(host_id)
         .fetch_one(&self.pool)

@@ -10,7 +10,7 @@ use super::images::{self, NewImage};
 use super::jobs::job_of_row;
 use super::{Db, DbError, Result, conflict, content, not_found};
 use crate::clock::now_ms;
-use crate::job::State;
+use crate::job::{Action, State};
 
 /// Code of the conflict when a job waits for a person.
 pub const JOB_PAUSED: &str = "job_paused";
@@ -127,6 +127,19 @@ impl Db {
         if let Some(why) = &job.needs_attention {
             // Who reports may not be the machine that was meant.
             return Err(conflict(JOB_PAUSED, format!("job {id} is paused: {why}")));
+        }
+        let fits = match outcome {
+            Outcome::Succeeded(summary) => match summary.as_ref() {
+                Summary::Capture(_) => job.action() == Action::Capture,
+                Summary::Restore(_) => job.action() == Action::Restore,
+            },
+            Outcome::Failed(_) => true,
+        };
+        if !fits {
+            return Err(conflict(
+                "wrong_outcome",
+                format!("job {id} is a {}", job.action().as_str()),
+            ));
         }
         let text = serde_json::to_string(outcome).expect("an outcome is plain data");
         sqlx::query("UPDATE jobs SET outcome = ?, stalled = 0 WHERE id = ?")

@@ -23,12 +23,12 @@ const IN_AGENT: Duration = Duration::from_secs(90);
 /// A machine that powers itself off after a job may take so long before its BMC does it.
 const OWN_POWER_OFF: Duration = Duration::from_secs(90);
 
-/// Whether an agent of an earlier job still answers on this host: such a machine may lose its power without harm.
+/// Whether the agent of a failed restore still answers on this host: such a machine may lose its power without harm.
 ///
 /// # Errors
 /// When the database fails.
 pub(crate) async fn is_in_agent(controller: &Controller, host: &Host) -> Result<bool, DbError> {
-    let seen = controller.db.agent_last_seen(host.id).await?;
+    let seen = controller.db.left_agent_last_seen(host.id).await?;
     Ok(seen.is_some_and(|at| age(at) < IN_AGENT))
 }
 

@@ -191,6 +191,19 @@ async fn an_agent_has_no_say_in_another_job() {
     let other = job + 1;
     assert_eq!(agent.report(other, 1, "verifying").await.0, 403);
     assert_eq!(agent.outcome(other, captured()).await.0, 403);
-    let (status, value) = agent.outcome(job, json!({"result": "dance"})).await;
-    assert_eq!((status, &value["code"]), (422, &json!("invalid")));
+    let mut rootless = captured();
+    rootless["root"] = json!("\u{1b}[2J");
+    for nonsense in [json!({"result": "dance"}), rootless] {
+        let (status, value) = agent.outcome(job, nonsense).await;
+        assert_eq!((status, &value["code"]), (422, &json!("invalid")));
+    }
+    agent.work().await;
+    let mut restored = captured();
+    restored["action"] = json!("restore");
+    let (status, value) = agent.outcome(job, restored).await;
+    assert_eq!((status, &value["code"]), (409, &json!("wrong_outcome")));
+    let failure = json!({"result": "failed", "kind": "disk", "message": "bad\u{1b}[2J\nnews"});
+    assert_eq!(agent.outcome(job, failure).await.0, 200);
+    let view = served.get(&format!("/v1/jobs/{job}")).await;
+    assert_eq!(view["failure"]["message"], "bad[2J news", "nothing for a terminal to obey");
 }

@@ -143,6 +143,10 @@ async fn killed_in_mid_job_it_goes_on_with_the_same_agent() {
     let view = served.get(&format!("/v1/jobs/{job}")).await;
     assert_eq!(view["boots"], 1);
     assert_eq!(served.get("/v1/images").await.as_array().unwrap().len(), 1);
+    // It boots its own system now, however lately its agent spoke: the next job does not touch it unasked.
+    let wish = json!({"action": "capture", "host": "node7", "image": "another"});
+    let (status, problem) = served.post("/v1/jobs", wish).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("host_is_on")));
     assert_eq!(machine.count("effects", "on"), 1);
     assert_eq!(machine.count("effects", "off"), 0);
 }
