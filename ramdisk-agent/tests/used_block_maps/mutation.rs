@@ -18,6 +18,8 @@ use crate::tools::e2fs;
 
 /// Mutations of each filesystem, per round asked for.
 const PER_ROUND: u64 = 30;
+/// From this length on a volume gets fewer mutations.
+const LARGE_LEN: u64 = 8 << 20;
 /// No mutation may take longer: the volumes have a few MiB, and a debug build maps them in milliseconds.
 const LONGEST: Duration = Duration::from_secs(20);
 
@@ -75,12 +77,18 @@ impl Target {
 fn mutate(bytes: &mut [u8], targets: &[Target], noise: &mut Noise, what: &str) {
     let pristine = look(bytes);
     assert_eq!((&pristine.taken, &pristine.clean), (&Taken::Map, &Clean::Clean), "{what}");
+    // What lies behind the filesystem's end is kept as well, but a boot sector that claims a longer filesystem cannot be told from a
+    // right one: nothing of that filesystem is lost by it.
+    let behind = Extents::single(pristine.fs_bytes, bytes.len() as u64 - pristine.fs_bytes);
+    let held = pristine.used.subtract(&behind);
+    // Large volumes take longer to map.
+    let changes = rounds() * PER_ROUND / (1 + bytes.len() as u64 / LARGE_LEN);
     let mut silent = Vec::new();
     for target in targets {
-        for _ in 0..rounds() * PER_ROUND {
+        for _ in 0..changes {
             let (at, change) = target.pick(noise);
             target.apply(bytes, at, &change);
-            if !is_harmless(bytes, &pristine.used) {
+            if !is_harmless(bytes, &held) {
                 silent.push((target.range.start + at, change.clone()));
             }
             target.apply(bytes, at, &change);
