@@ -12,10 +12,10 @@ use agent_api::{CaptureSummary, RestoreSummary, Summary};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::lab::{self, Lab, Programs};
+use crate::lab::{self, Lab, Prepared};
 use crate::machine::Firmware;
 use crate::template::{self, LOGIN_LIMIT, LOGIN_PROMPT};
-use crate::{accel, command, packages, project};
+use crate::{command, project};
 
 /// The target's disk is larger than the template's, as in a rack where no two deliveries are alike.
 const TARGET_DISK_BYTES: u64 = template::DISK_BYTES + (64 << 20);
@@ -30,10 +30,7 @@ const IMAGE: &str = "debian-12";
 pub fn run(xtask: &Path, firmware: Firmware) -> Result<()> {
     let steps = Steps { start: Instant::now() };
     let mut say = |text: &str| steps.say(text);
-    packages::ensure(&[packages::LAB])?;
-    let programs = Programs::build(xtask, &mut say)?;
-    let accel = accel::choose(&programs.boot)?;
-    let template = template::disk(&accel, &mut say)?;
+    let prepared = Prepared::new(xtask, &mut say)?;
 
     let folder = project::cache().join("demo");
     if folder.exists() {
@@ -43,16 +40,16 @@ pub fn run(xtask: &Path, firmware: Firmware) -> Result<()> {
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     say("filling the target's disk with noise");
     let (source_disk, target_disk) = (folder.join("template.img"), folder.join("node1.img"));
-    template::copy_disk(&template, &source_disk)?;
+    template::copy_disk(&prepared.template, &source_disk)?;
     lab::noise_disk(&target_disk, TARGET_DISK_BYTES)?;
 
     let round_trip = Instant::now();
     say(&format!(
         "starting network, NFS server, controller and BMCs ({} machines, {})",
         firmware.as_str().to_uppercase(),
-        if accel == "kvm" { "KVM" } else { "QEMU's software emulation" }
+        if prepared.accel == "kvm" { "KVM" } else { "QEMU's software emulation" }
     ));
-    let mut lab = Lab::start(&programs, &accel, &folder)?;
+    let mut lab = Lab::start(&prepared, &folder)?;
     let source = lab.add_machine(SOURCE, 1, firmware, &source_disk)?;
     let target = lab.add_machine(TARGET, 2, firmware, &target_disk)?;
     lab.enter_host(&source, "off")?;

@@ -12,7 +12,7 @@ use crate::kernel::Kernel;
 use crate::machine::{Firmware, Machine};
 use crate::net::Network;
 use crate::nfs::NfsServer;
-use crate::{agent_build, command, kernel, project, wait};
+use crate::{accel, agent_build, command, kernel, packages, project, template, wait};
 
 /// Memory of a machine in MiB: the agent takes part of it, the template's system needs little.
 const MEMORY_MIB: u32 = 768;
@@ -53,6 +53,31 @@ impl Programs {
     }
 }
 
+/// Everything that takes long and is kept between runs.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// What the lab runs.
+    pub programs: Programs,
+    /// How QEMU runs guest code: `kvm` or `tcg`.
+    pub accel: String,
+    /// The template's disk. Work on copies of it.
+    pub template: PathBuf,
+}
+
+impl Prepared {
+    /// Installs, builds and fetches what is not there yet. `xtask` is the path of that program.
+    ///
+    /// # Errors
+    /// If a step fails; the message names it.
+    pub fn new(xtask: &Path, say: &mut dyn FnMut(&str)) -> Result<Self> {
+        packages::ensure(&[packages::LAB])?;
+        let programs = Programs::build(xtask, say)?;
+        let accel = accel::choose(&programs.boot)?;
+        let template = template::disk(&accel, say)?;
+        Ok(Self { programs, accel, template })
+    }
+}
+
 /// Bakes the agent's initramfs with the command that users have.
 fn bake(imprint: &Path, agent: &Path, kernel: &Kernel, boot: &Path) -> Result<()> {
     let mut build = std::process::Command::new(imprint);
@@ -82,7 +107,8 @@ impl Lab {
     ///
     /// # Errors
     /// If one of them does not come up.
-    pub fn start(programs: &Programs, accel: &str, folder: &Path) -> Result<Self> {
+    pub fn start(prepared: &Prepared, folder: &Path) -> Result<Self> {
+        let programs = &prepared.programs;
         let network = Network::create()?;
         let nfs = NfsServer::start(&network, &folder.join("nfs"))?;
         let store = nfs.url("");
@@ -99,7 +125,7 @@ impl Lab {
             bmcs: Vec::new(),
             network,
             programs: programs.clone(),
-            accel: accel.to_owned(),
+            accel: prepared.accel.clone(),
             folder: folder.to_owned(),
         })
     }

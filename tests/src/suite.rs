@@ -1,13 +1,16 @@
 //! `cargo xtask test`: everything that CI runs, in order of cost.
 //!
 //! First what needs only a compiler (format, lints, documentation, licences), then unit and property tests, then the lab. All of
-//! them run even if one fails, so that a run shows everything there is to mend; what failed is listed at the end.
+//! them run even if one fails, so that a run shows everything there is to mend; what failed is listed at the end. What the lab
+//! needs and keeps (the static agent, the template) is made before it, so that its tests' limits are those of tests.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::lab::Prepared;
 use crate::{command, packages, project};
 
 /// Which part of the tests to run.
@@ -21,11 +24,11 @@ pub enum Part {
     Lab,
 }
 
-/// Runs all of the tests, or one part of them.
+/// Runs all of the tests, or one part of them. `xtask` is the path of the running program.
 ///
 /// # Errors
 /// If a step failed: its output has the reason, the error lists all that did.
-pub fn run(only: Option<Part>) -> Result<()> {
+pub fn run(xtask: &Path, only: Option<Part>) -> Result<()> {
     let mut failed = Vec::new();
     let start = Instant::now();
     let lists: &[&[packages::Package]] = match only {
@@ -34,12 +37,19 @@ pub fn run(only: Option<Part>) -> Result<()> {
         Some(Part::Lab) => &[packages::LAB],
         None => &[packages::TESTS, packages::LAB],
     };
+    let mut say = |text: &str| eprintln!("[{:4} s] {text}", start.elapsed().as_secs());
     packages::ensure(lists)?;
     for step in steps() {
         if only.is_some_and(|part| part != step.part) {
             continue;
         }
-        eprintln!("[{:4} s] {}", start.elapsed().as_secs(), command::line(&step.command));
+        if step.part == Part::Lab
+            && let Err(error) = Prepared::new(xtask, &mut say)
+        {
+            failed.push(format!("making what the lab needs: {error:#}"));
+            continue;
+        }
+        say(&command::line(&step.command));
         let mut command = step.command;
         if !command
             .status()
@@ -49,7 +59,7 @@ pub fn run(only: Option<Part>) -> Result<()> {
             failed.push(command::line(&command));
         }
     }
-    eprintln!("[{:4} s] done", start.elapsed().as_secs());
+    say("done");
     if !failed.is_empty() {
         bail!("these failed:\n  {}", failed.join("\n  "));
     }

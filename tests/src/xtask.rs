@@ -17,7 +17,8 @@ pub fn demo(uefi: bool) -> Result<ExitCode> {
 
 /// All tests, or a part of them.
 pub fn test(only: Option<Part>) -> Result<ExitCode> {
-    suite::run(only)?;
+    let own = std::env::current_exe().context("finding the running program")?;
+    suite::run(&own, only)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use tests::lab::Prepared;
 use tests::machine::{BootDevice, DirectBoot, Firmware, Machine};
 use tests::project;
 use tests::template::{LOGIN_LIMIT, LOGIN_PROMPT};
 
-use crate::rack::{programs, rack};
+use crate::rack::{prepared, rack};
 
 /// Five times what a boot of the agent's kernel takes under load.
 const AGENT_LIMIT: Duration = Duration::from_secs(120);
@@ -33,8 +34,19 @@ fn a_host_without_a_job_boots_its_disk_with_and_without_a_controller() {
 }
 
 #[test]
+fn a_uefi_host_without_a_job_boots_its_disk() {
+    let rack = rack(Firmware::Uefi);
+    let bad = [AGENT, "Kernel panic"];
+    rack.source.set_boot_device(BootDevice::Pxe).unwrap();
+    let console = rack.source.console();
+    rack.power_on(&rack.source);
+    console.wait_for("no job is armed", &bad, LOGIN_LIMIT).unwrap();
+    console.wait_for(LOGIN_PROMPT, &bad, LOGIN_LIMIT).unwrap();
+}
+
+#[test]
 fn an_agent_that_nobody_sent_says_so_and_leaves() {
-    let (programs, accel) = programs();
+    let Prepared { programs, accel, .. } = prepared();
     let folder = tempfile::tempdir_in(project::cache()).unwrap();
     let machine = Machine {
         name: "stray".into(),

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use tests::lab::{self, Lab, Programs};
+use tests::lab::{self, Lab, Prepared};
 use tests::machine::{Firmware, Machine};
-use tests::{accel, packages, project, template};
+use tests::{project, template};
 
 pub const SOURCE: &str = "template";
 pub const TARGET: &str = "node1";
@@ -20,30 +20,26 @@ pub struct Rack {
     pub folder: tempfile::TempDir,
 }
 
-/// Programs and accelerator, built and found out once for all tests.
-pub fn programs() -> (Programs, String) {
-    packages::ensure(&[packages::LAB]).unwrap();
+/// What takes long, done once for all tests.
+pub fn prepared() -> Prepared {
     let xtask = Path::new(env!("CARGO_BIN_EXE_xtask"));
-    let programs = Programs::build(xtask, &mut |text| eprintln!("{text}")).unwrap();
-    let accel = accel::choose(&programs.boot).unwrap();
-    (programs, accel)
+    Prepared::new(xtask, &mut |text| eprintln!("{text}")).unwrap()
 }
 
 /// The template as source, switched off after its capture, and a target full of noise, which powers off after its restore, so that
 /// its disk can be looked at before anything boots from it.
 pub fn rack(firmware: Firmware) -> Rack {
-    let (programs, accel) = programs();
-    let template = template::disk(&accel, &mut |text| eprintln!("{text}")).unwrap();
+    let prepared = prepared();
     let folder = tempfile::tempdir_in(project::cache()).unwrap();
     let (source_disk, target_disk) = (folder.path().join("s.img"), folder.path().join("t.img"));
-    template::copy_disk(&template, &source_disk).unwrap();
+    template::copy_disk(&prepared.template, &source_disk).unwrap();
     lab::noise_disk(&target_disk, template::DISK_BYTES + (64 << 20)).unwrap();
-    let mut lab = Lab::start(&programs, &accel, folder.path()).unwrap();
+    let mut lab = Lab::start(&prepared, folder.path()).unwrap();
     let source = lab.add_machine(SOURCE, 1, firmware, &source_disk).unwrap();
     let target = lab.add_machine(TARGET, 2, firmware, &target_disk).unwrap();
     lab.enter_host(&source, "off").unwrap();
     lab.enter_host(&target, "off").unwrap();
-    Rack { lab, source, target, template, folder }
+    Rack { lab, source, target, template: prepared.template, folder }
 }
 
 impl Rack {
