@@ -19,8 +19,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::secret::random_bytes;
 
-/// How long servers have to answer. Some look with a ping of one second whether the address is free before they offer it.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How often servers are asked, and how long they have to answer each time. Some look with a ping of one second whether the address
+/// is free before they offer it, and then answer an earlier question.
+const QUESTIONS: u32 = 3;
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Ports of DHCP's clients and servers.
 const CLIENT_PORT: u16 = 68;
 const SERVER_PORT: u16 = 67;
@@ -54,20 +56,20 @@ async fn find(interface: &str, own: Ipv4Addr) -> io::Result<Option<Ipv4Addr>> {
     let socket = client_socket(interface)?;
     let transaction = u32::from_le_bytes(random_bytes());
     let question = discover(transaction)?;
-    socket.send_to(&question, SocketAddr::from((Ipv4Addr::BROADCAST, SERVER_PORT))).await?;
-    let deadline = Instant::now() + PATIENCE;
     let mut buffer = [0; ANSWER_MAX];
-    loop {
-        let (length, from) = match timeout_at(deadline, socket.recv_from(&mut buffer)).await {
-            Ok(received) => received?,
-            Err(_) => return Ok(None),
-        };
-        if let Some(server) = offer(&buffer[..length], transaction, from)
-            && server != own
-        {
-            return Ok(Some(server));
+    for _ in 0..QUESTIONS {
+        socket.send_to(&question, SocketAddr::from((Ipv4Addr::BROADCAST, SERVER_PORT))).await?;
+        let deadline = Instant::now() + PATIENCE;
+        while let Ok(received) = timeout_at(deadline, socket.recv_from(&mut buffer)).await {
+            let (length, from) = received?;
+            if let Some(server) = offer(&buffer[..length], transaction, from)
+                && server != own
+            {
+                return Ok(Some(server));
+            }
         }
     }
+    Ok(None)
 }
 
 /// A socket for DHCP's client port that hears and speaks on one interface only.

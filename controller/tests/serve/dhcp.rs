@@ -92,9 +92,12 @@ struct Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        self.child.wait().unwrap();
+        if self.child.try_wait().unwrap().is_none() {
+            // Asked to end, it ends its dnsmasq first; the port is free afterwards.
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+            self.child.wait().unwrap();
+        }
         // A killed controller leaves its dnsmasq behind.
         if let Some(pid) = self.dnsmasq() {
             // It may end this very moment.
@@ -152,6 +155,16 @@ impl Serving {
     }
 }
 
+/// A DHCP server that is none of ours.
+struct Rival(Child);
+
+impl Drop for Rival {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_rival_that_answers_anybody_is_refused_and_one_that_knows_its_machines_is_not() {
     let cable = Cable::new("rival");
@@ -163,19 +176,28 @@ async fn a_rival_that_answers_anybody_is_refused_and_one_that_knows_its_machines
     drop(second);
 
     let lease_file = cable.path("leases");
-    let mut rival = Cable::at(&cable.there, "dnsmasq")
-        .args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0"])
-        .args(["--dhcp-range=10.98.0.200,10.98.0.250", "--no-ping", "--user=root", "--pid-file="])
-        .arg(format!("--dhcp-leasefile={}", lease_file.display()))
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("dnsmasq is installed (apt-get install dnsmasq-base)");
+    let _rival = Rival(
+        Cable::at(&cable.there, "dnsmasq")
+            .args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0"])
+            .args([
+                "--dhcp-range=10.98.0.200,10.98.0.250",
+                "--no-ping",
+                "--user=root",
+                "--pid-file=",
+            ])
+            .arg(format!("--dhcp-leasefile={}", lease_file.display()))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("dnsmasq is installed (apt-get install dnsmasq-base)"),
+    );
     wait("the rival serves", async || lease_file.exists().then_some(())).await;
     drop(ours);
     let mut refused = cable.serve(&cable.here, &cable.path("ours"));
-    let status = wait("serve gives up", async || refused.child.try_wait().unwrap()).await;
-    rival.kill().unwrap();
-    rival.wait().unwrap();
+    let status = wait("serve gives up", async || {
+        assert!(!refused.log().contains("serving"), "it serves beside a rival: {}", refused.log());
+        refused.child.try_wait().unwrap()
+    })
+    .await;
     assert_eq!(status.code(), Some(1));
     let log = refused.log();
     assert!(log.contains("a DHCP server at 10.98.0.2 answers on interface eth0"), "{log}");
