@@ -84,11 +84,15 @@ pub const EXT4: [Recipe; 36] = [
     ext4(4096, "-b 4096 -O casefold,encrypt,verity,stable_inodes"),
     ext4(4096, "-b 4096 -O orphan_file"),
     ext4(4096, "-b 4096 -O fast_commit"),
-    ext4(4096, "-b 4096 -O mmp"),
+    // With the usual interval its tools wait for half a minute.
+    ext4(4096, "-b 4096 -O mmp -E mmp_update_interval=1"),
     ext4(1024, "-b 1024 -g 1024 -E packed_meta_blocks=1"),
     ext4(1024, "-b 1024 -E stride=8,stripe_width=32 -g 4096"),
     ext4(1024, "-b 1024 -E resize=4000000"),
 ];
+
+/// The most bytes in a volume, if so many blocks are enough for its kind.
+const LARGEST: u64 = 80 << 20;
 
 /// A volume in a folder that goes with it.
 pub struct Ext {
@@ -107,6 +111,7 @@ impl Ext {
         let (volume, source) = (folder.path().join("ext"), folder.path().join("source"));
         // A journal wants at least 1024 blocks, and 64 KiB ones are large.
         let least = if recipe.block > 8192 { 1700 } else { 4200 };
+        let most = most.min(LARGEST / recipe.block);
         let blocks = least + noise.below(most.saturating_sub(least).max(1));
         let len = blocks * recipe.block;
         fs::create_dir(&source).unwrap();

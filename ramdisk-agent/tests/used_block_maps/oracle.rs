@@ -36,13 +36,14 @@ pub fn free(volume: &Path, map: &VolumeMap) -> Extents {
 pub fn fill_free(volume: &Path, map: &VolumeMap, noise: &mut Noise) -> u64 {
     let free = free(volume, map);
     let file = OpenOptions::new().write(true).open(volume).unwrap();
-    let mut buffer = vec![0; 1 << 20];
+    // Made once and read from anywhere: it need not be different everywhere, only different from what was there.
+    let buffer = noise.bytes((1 << 20) + 4096);
     for extent in &free {
         let mut at = extent.start;
         while at < extent.end() {
-            let len = (extent.end() - at).min(buffer.len() as u64) as usize;
-            noise.fill(&mut buffer[..len]);
-            file.write_all_at(&buffer[..len], at).unwrap();
+            let from = noise.below(4096) as usize;
+            let len = (extent.end() - at).min(1 << 20) as usize;
+            file.write_all_at(&buffer[from..from + len], at).unwrap();
             at += len as u64;
         }
     }
