@@ -232,7 +232,10 @@ impl Window {
         if self.verifier.replace(newest).is_none_or(|before| before == newest) {
             return Ok(());
         }
-        self.forgotten += 1;
+        // A burst that was under way when the window became careful tells of many restarts at once, in any order: those count as one.
+        if !self.is_careful() || self.in_flight == 0 {
+            self.forgotten += 1;
+        }
         if self.forgotten > MAX_FORGOTTEN {
             return Err(WindowError::KeepsForgetting(self.forgotten));
         }
