@@ -151,6 +151,10 @@ impl VolumeMap {
 
 /// Looks at a volume of `len_bytes`. `Err` only when the source cannot be read: damaged or unknown structures are taken raw.
 pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<VolumeMap> {
+    // A bitmap that an earlier filesystem left behind would drop what a RAID or a pool has written since.
+    if let Some(found) = probe::covering(src, len_bytes)? {
+        return Ok(without_map(found, len_bytes));
+    }
     if let Some(map) = ext::map(src, len_bytes)? {
         return Ok(map);
     }
@@ -159,21 +163,18 @@ pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Vo
     }
     // After the others: a boot sector alone says little, and other filesystems carry one too.
     match probe::volume(src, len_bytes)? {
-        Some(found) => {
-            let mut map = VolumeMap::raw(
-                found.kind,
-                len_bytes,
-                format!("{}: no used-block map in this version", found.kind),
-            );
-            map.uuid = found.uuid;
-            map.label = found.label;
-            Ok(map)
-        }
+        Some(found) => Ok(without_map(found, len_bytes)),
         None => match fat::map(src, len_bytes)? {
             Some(map) => Ok(map),
             None => Ok(VolumeMap::raw(FsKind::Unknown, len_bytes, "no known filesystem")),
         },
     }
+}
+
+fn without_map(found: Found, len_bytes: u64) -> VolumeMap {
+    let reason = format!("{}: no used-block map in this version", found.kind);
+    let map = VolumeMap::raw(found.kind, len_bytes, reason);
+    VolumeMap { uuid: found.uuid, label: found.label, ..map }
 }
 
 /// Recognises a filesystem that may have a map, and says where its signature is. Reads no more than a superblock.

@@ -208,6 +208,16 @@ pub fn volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option
     Ok(first)
 }
 
+/// What is made behind a volume's first sectors and leaves an older filesystem's superblock there: the filesystem's own formatter
+/// would have overwritten it, so it is the later one.
+pub(crate) fn covering(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Found>> {
+    let mut part = Part::new(src, 0, len_bytes);
+    if let Some(hit) = raid::md_front(&part.head()?) {
+        return Ok(Some(hit.found));
+    }
+    Ok(zfs::first_label(&mut part)?.map(|hit| hit.found))
+}
+
 /// What fills a whole disk, with or without a map.
 pub(crate) fn whole(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Found>> {
     Ok(hits(&mut Part::new(src, 0, len_bytes))?.into_iter().next().map(|hit| hit.found))
@@ -251,15 +261,16 @@ fn hits<S: Read + Seek>(part: &mut Part<'_, S>) -> io::Result<Vec<Hit>> {
     }
     let len = part.len;
     let mapped = fs::recognise(part, len)?.map(|(found, at)| Hit { found, at, copy: false });
-    let (fat, other): (Vec<Hit>, Vec<Hit>) =
-        mapped.into_iter().partition(|hit| is_fat(hit.found.kind));
-    hits.extend(other);
-    // mdadm and zpool leave a FAT boot sector as it is, mkfs.fat overwrites what they write: so these come before FAT.
-    hits.extend(front::lvm2(&head));
+    // mdadm and zpool leave the first sectors as they are, and with them superblocks of ext and swap and FAT's boot sector; the
+    // formatters of those overwrite what mdadm and zpool write. So these come first.
     hits.extend(raid::md_front(&head));
     let labels = zfs::labels(part)?;
     let (zfs_front, zfs_back): (Vec<Hit>, Vec<Hit>) = labels.into_iter().partition(|hit| !hit.copy);
     hits.extend(zfs_front);
+    let (fat, other): (Vec<Hit>, Vec<Hit>) =
+        mapped.into_iter().partition(|hit| is_fat(hit.found.kind));
+    hits.extend(other);
+    hits.extend(front::lvm2(&head));
     // The makers of these clear the boot sector, and mkfs.fat may leave them: so these come behind it.
     hits.extend(fat);
     hits.extend(front::btrfs(&head));

@@ -229,6 +229,23 @@ fn a_member_of_a_software_raid() {
         let map = agrees_with_blkid(&volume, FsKind::MdRaid, "linux_raid_member");
         assert!(map.uuid.is_some() && map.label.is_some());
     }
+    // mdadm leaves an older filesystem's superblock and bitmaps as they are; a formatter leaves nothing of the RAID.
+    for maker in MAKERS.iter().filter(|maker| maker.kind != FsKind::Unknown) {
+        for offset in [0, 4096] {
+            let volume = empty(folder.path(), "both");
+            let file = File::options().write(true).open(&volume).unwrap();
+            file.write_all_at(&md_1(offset), offset).unwrap();
+            maker.make(&volume);
+            assert_eq!(look(&volume).kind, maker.kind, "{} after md at {offset}", maker.command);
+            // Those that are told by the first sector have no map that could be wrong.
+            if is_mapped(maker.kind) {
+                file.write_all_at(&md_1(offset), offset).unwrap();
+                let map = look(&volume);
+                assert_eq!(map.kind, FsKind::MdRaid, "md at {offset} after {}", maker.command);
+                assert_eq!(map.used.total_bytes(), VOLUME_BYTES);
+            }
+        }
+    }
     // The superblock at the end leaves the filesystem readable from the start; it is a member all the same for whoever writes.
     let volume = empty(folder.path(), "mirror");
     MAKERS[1].make(&volume);

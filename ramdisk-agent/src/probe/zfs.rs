@@ -36,6 +36,12 @@ pub fn labels<S: Read + Seek>(part: &mut Part<'_, S>) -> io::Result<Vec<Hit>> {
     Ok(hits)
 }
 
+/// The first label, which every formatter overwrites.
+pub fn first_label<S: Read + Seek>(part: &mut Part<'_, S>) -> io::Result<Option<Hit>> {
+    let list = part.bytes(LIST, LIST_HEAD_LEN)?;
+    Ok(list.and_then(|list| label(&list, LIST)))
+}
+
 fn label(list: &[u8], offset: u64) -> Option<Hit> {
     let [encoding, order, 0, 0] = field(list, 0)? else { return None };
     let version: [u8; 4] = field(list, 4)?;
