@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::lab::{self, Lab, Prepared};
 use crate::machine::Firmware;
 use crate::template::{self, LOGIN_LIMIT, LOGIN_PROMPT};
-use crate::{command, project};
+use crate::{command, project, wait};
 
 /// The target's disk is larger than the template's, as in a rack where no two deliveries are alike.
 const TARGET_DISK_BYTES: u64 = template::DISK_BYTES + (64 << 20);
@@ -30,6 +30,7 @@ const IMAGE: &str = "debian-12";
 pub fn run(xtask: &Path, firmware: Firmware) -> Result<()> {
     let steps = Steps { start: Instant::now() };
     let mut say = |text: &str| steps.say(text);
+    wait::catch_interrupts()?;
     let prepared = Prepared::new(xtask, &mut say)?;
 
     let folder = project::cache().join("demo");
