@@ -3,5 +3,7 @@
 //! `cargo run --bin corpus` in this folder writes the seeds, then `cargo +nightly fuzz run TARGET`. The functions behind
 //! the targets are run by ordinary tests as well, over the same seeds and mutations of them.
 
+pub mod disk;
+pub mod disk_seeds;
 pub mod image;
 pub mod image_seeds;

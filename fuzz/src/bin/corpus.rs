@@ -4,11 +4,14 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use imprint_fuzz::image_seeds;
+use imprint_fuzz::{disk_seeds, image_seeds};
 
 fn main() -> io::Result<()> {
     for target in ["image_open", "image_page", "manifest"] {
         write(target, &image_seeds::seeds(target))?;
+    }
+    for target in ["ext_map", "fat_map", "swap_map", "table", "probe"] {
+        write(target, &disk_seeds::seeds(target))?;
     }
     Ok(())
 }

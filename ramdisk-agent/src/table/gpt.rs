@@ -62,6 +62,14 @@ pub enum Damage {
         /// Where it says it is.
         claimed: u64,
     },
+    /// Partitions could begin nowhere: Linux refuses such a header as well.
+    #[error("the header gives LBA {first} to {last} to partitions, which cannot be on this disk")]
+    UsableRange {
+        /// The first usable block.
+        first: u64,
+        /// The last.
+        last: u64,
+    },
     /// An array of entries that cannot be.
     #[error("the header claims {count} entries of {entry_bytes} bytes at LBA {lba}")]
     EntryArray {
@@ -222,6 +230,10 @@ fn read_copy(
         Err(damage) => return Ok(Err(damage.into())),
     };
     let Header { count, entry_bytes, entries_lba, .. } = header;
+    let (first, last) = (header.first_usable_lba, header.last_usable_lba);
+    if first > last || first >= sectors.count {
+        return Ok(Err(Damage::UsableRange { first, last }.into()));
+    }
     let impossible = Damage::EntryArray { count, entry_bytes, lba: entries_lba };
     let Some(len) = header.array_len() else { return Ok(Err(impossible.into())) };
     let taken = sectors.holding(len);

@@ -182,6 +182,24 @@ fn a_damaged_copy_is_replaced_by_the_other() {
 }
 
 #[test]
+fn a_copy_whose_usable_range_cannot_be_is_damaged() {
+    let good = gpt_disk();
+    let sectors = DISK_BYTES as u64 / 512;
+    // Behind the disk's end, and empty.
+    for (first, last) in [(sectors, sectors + 9), (2048, 2047)] {
+        let mut bytes = good.clone();
+        bytes[512 + 40..512 + 48].copy_from_slice(&first.to_le_bytes());
+        bytes[512 + 48..512 + 56].copy_from_slice(&last.to_le_bytes());
+        bytes[512 + 16..512 + 20].fill(0);
+        let sum = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC).checksum(&bytes[512..512 + 92]);
+        bytes[512 + 16..512 + 20].copy_from_slice(&sum.to_le_bytes());
+        let table = table(&bytes);
+        assert!(table.warnings.iter().any(|w| w.contains("to partitions")), "{:?}", table.warnings);
+        assert!(moved(&bytes, DISK_BYTES) == good, "{first} to {last}");
+    }
+}
+
+#[test]
 fn on_a_disk_of_the_same_size_every_byte_stays() {
     let bytes = gpt_disk();
     assert!(moved(&bytes, DISK_BYTES) == bytes);

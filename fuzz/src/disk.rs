@@ -1,0 +1,337 @@
+//! What the disk targets do with their input. Plain functions, so that ordinary tests run them as well.
+//!
+//! An input is a sparse disk: its length, then pieces that say where they are; all else reads as zeros. So a few KiB describe a
+//! volume of many MiB. Beyond "no panic" the targets assert what the agent's callers rely on: a map keeps to the volume and does
+//! not depend on what it calls free, partitions keep to the disk, and a table that is written again reads the same. Checksums
+//! would end most mutations at once, so each input is tried as it is, and once more with its checksums made right, by offsets
+//! written down here a second time on purpose.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Seek, SeekFrom};
+
+use crc::{Algorithm, CRC_32_ISO_HDLC, Crc};
+use ramdisk_agent::extents::{Extent, Extents};
+use ramdisk_agent::fs::{Taken, VolumeMap, map_volume};
+use ramdisk_agent::probe::signatures;
+use ramdisk_agent::table::{Table, TableKind, TableOutcome, read_table, relocate_backup};
+
+const SECTOR: usize = 512;
+/// Longer volumes are cut for the maps, which read tables whose length goes with the volume's.
+const MAX_MAPPED_LEN: u64 = 64 << 20;
+/// Tables and signatures are looked for near both ends only.
+const MAX_DISK_LEN: u64 = 1 << 50;
+/// Twice the longest array of entries: a disk that has grown by this much always has room for a backup.
+const GROWTH: u64 = 2 << 20;
+/// What the maps' free space is filled with.
+const NOISE: u8 = 0xA5;
+
+/// The kernel's `crc32c()`: no inversion at the end.
+const CRC32C: Crc<u32> = Crc::<u32>::new(&Algorithm {
+    width: 32,
+    poly: 0x1EDC_6F41,
+    init: 0xFFFF_FFFF,
+    refin: true,
+    refout: true,
+    xorout: 0,
+    check: 0,
+    residue: 0,
+});
+const CRC32: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+
+/// A disk of which only some sectors are not zero.
+#[derive(Clone)]
+pub struct Sparse {
+    len: u64,
+    sectors: BTreeMap<u64, [u8; SECTOR]>,
+    /// Reads as noise, whatever the sectors say.
+    noisy: Extents,
+    at: u64,
+}
+
+impl Sparse {
+    /// 8 bytes length, then pieces: 8 bytes place, 2 bytes length, the bytes. The last may be cut short.
+    pub fn decode(data: &[u8], max_len: u64) -> Option<Self> {
+        let (len, mut rest) = data.split_first_chunk::<8>()?;
+        let len = u64::from_le_bytes(*len) % (max_len + 1);
+        let mut disk = Self { len, sectors: BTreeMap::new(), noisy: Extents::new(), at: 0 };
+        while let Some((place, more)) = rest.split_first_chunk::<8>() {
+            let Some((count, more)) = more.split_first_chunk::<2>() else { break };
+            let count = usize::from(u16::from_le_bytes(*count)).min(more.len());
+            disk.write(u64::from_le_bytes(*place), &more[..count]);
+            rest = &more[count..];
+        }
+        Some(disk)
+    }
+
+    /// The input for a disk; sectors of zeros are left out.
+    pub fn encode(len: u64, pieces: &[(u64, &[u8])]) -> Vec<u8> {
+        let mut out = len.to_le_bytes().to_vec();
+        for (start, bytes) in pieces {
+            let full: Vec<usize> = bytes
+                .chunks(SECTOR)
+                .enumerate()
+                .filter(|(_, sector)| sector.iter().any(|byte| *byte != 0))
+                .map(|(number, _)| number)
+                .collect();
+            for run in full.chunk_by(|a, b| a + 1 == *b) {
+                for run in run.chunks(64) {
+                    let from = run[0] * SECTOR;
+                    let piece = &bytes[from..(from + run.len() * SECTOR).min(bytes.len())];
+                    let count = u16::try_from(piece.len()).expect("at most 32 KiB");
+                    out.extend((start + from as u64).to_le_bytes());
+                    out.extend(count.to_le_bytes());
+                    out.extend(piece);
+                }
+            }
+        }
+        out
+    }
+
+    /// Bytes behind the end are dropped.
+    fn write(&mut self, place: u64, bytes: &[u8]) {
+        for (at, byte) in (place..self.len).zip(bytes) {
+            let within = usize::try_from(at % SECTOR as u64).expect("below 512");
+            self.sectors.entry(at / SECTOR as u64).or_insert([0; SECTOR])[within] = *byte;
+        }
+    }
+
+    /// `None` if they do not all lie on the disk, or are more than any structure that is made right here.
+    fn bytes(&mut self, place: u64, len: u64) -> Option<Vec<u8>> {
+        if len > 1 << 20 || place.checked_add(len)? > self.len {
+            return None;
+        }
+        let mut bytes = vec![0; usize::try_from(len).ok()?];
+        self.at = place;
+        self.read_exact(&mut bytes).ok()?;
+        Some(bytes)
+    }
+}
+
+impl Read for Sparse {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = usize::try_from(self.len.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let len = len.min(buf.len());
+        let (start, buf) = (self.at, &mut buf[..len]);
+        let end = start + len as u64;
+        buf.fill(0);
+        let index = |at: u64| usize::try_from(at - start).expect("within the buffer");
+        for (number, sector) in
+            self.sectors.range(start / SECTOR as u64..end.div_ceil(SECTOR as u64))
+        {
+            let own = number * SECTOR as u64;
+            let (from, to) = (own.max(start), (own + SECTOR as u64).min(end));
+            let skip = usize::try_from(from - own).expect("below 512");
+            buf[index(from)..index(to)].copy_from_slice(&sector[skip..][..index(to) - index(from)]);
+        }
+        for extent in self.noisy.overlapping(start, len as u64) {
+            let (from, to) = (extent.start.max(start), extent.end().min(end));
+            buf[index(from)..index(to)].fill(NOISE);
+        }
+        self.at = end;
+        Ok(len)
+    }
+}
+
+impl Seek for Sparse {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(n) => Some(n),
+            SeekFrom::End(n) => self.len.checked_add_signed(n),
+            SeekFrom::Current(n) => self.at.checked_add_signed(n),
+        };
+        self.at = target.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
+/// Maps the input as a volume, then again with noise where the map says that nothing is.
+fn map(disk: &mut Sparse) -> VolumeMap {
+    let len = disk.len;
+    let map = map_volume(disk, len).expect("memory can be read");
+    assert!(map.used.iter().all(|e| e.end() <= len), "{map:?} in {len} bytes");
+    match &map.taken {
+        Taken::Raw { .. } => assert_eq!(map.used, Extents::single(0, len)),
+        Taken::Map => {
+            assert!(map.fs_bytes <= len && map.used_bytes_claimed <= map.used.total_bytes());
+            let noisy = map.used.invert(Extent { start: 0, len });
+            let mut noisy = Sparse { noisy, ..disk.clone() };
+            assert_eq!(map_volume(&mut noisy, len).expect("memory can be read"), map);
+        }
+    }
+    map
+}
+
+/// Maps an ext filesystem, as it is and with right checksums.
+pub fn ext_map(data: &[u8]) {
+    let Some(mut disk) = Sparse::decode(data, MAX_MAPPED_LEN) else { return };
+    map(&mut disk);
+    if reseal_ext(&mut disk).is_some() {
+        map(&mut disk);
+    }
+}
+
+/// Maps a FAT filesystem.
+pub fn fat_map(data: &[u8]) {
+    if let Some(mut disk) = Sparse::decode(data, MAX_MAPPED_LEN) {
+        map(&mut disk);
+    }
+}
+
+/// Maps a swap area.
+pub fn swap_map(data: &[u8]) {
+    fat_map(data);
+}
+
+/// Reads a partition table, as it is and with right checksums, and moves it to other disks.
+pub fn table(data: &[u8]) {
+    let Some(mut disk) = Sparse::decode(data, MAX_DISK_LEN) else { return };
+    for sector_bytes in [512, 4096] {
+        read_and_move(&disk, sector_bytes);
+        let mut sealed = disk.clone();
+        if reseal_gpt(&mut sealed, u64::from(sector_bytes)).is_some() {
+            read_and_move(&sealed, sector_bytes);
+        }
+    }
+    // A sector size that no disk has is refused, not divided by.
+    assert!(read_table(&mut disk, data.len() as u64, 0).is_err());
+}
+
+fn read_sound(disk: &mut Sparse, sector_bytes: u32) -> Option<Table> {
+    let len = disk.len;
+    match read_table(disk, len, sector_bytes).expect("memory can be read") {
+        TableOutcome::Refused(_) => None,
+        TableOutcome::Table(table) => {
+            let mut end = 0;
+            for partition in &table.partitions {
+                let (start, len) = (partition.start_bytes, partition.len_bytes);
+                assert!(start >= end && len > 0, "{partition:?} begins before {end}");
+                assert!(table.metadata.overlapping(start, len).next().is_none(), "{partition:?}");
+                end = start + len;
+            }
+            assert!(end <= len && table.metadata.iter().all(|e| e.end() <= len));
+            Some(table)
+        }
+    }
+}
+
+fn read_and_move(disk: &Sparse, sector_bytes: u32) {
+    let Some(table) = read_sound(&mut disk.clone(), sector_bytes) else { return };
+    if table.kind == TableKind::None {
+        return;
+    }
+    let cut = disk.len.saturating_sub(40 * u64::from(sector_bytes));
+    for target_len in [disk.len, disk.len + GROWTH, disk.len * 3 + GROWTH, cut] {
+        let Ok(pieces) = relocate_backup(&mut disk.clone(), &table, target_len) else {
+            assert!(target_len < disk.len, "{} bytes more: {table:#?}", target_len - disk.len);
+            continue;
+        };
+        let mut target = Sparse { len: target_len, ..disk.clone() };
+        for piece in pieces {
+            assert!(piece.offset + piece.bytes.len() as u64 <= target_len, "{}", piece.name);
+            target.write(piece.offset, &piece.bytes);
+        }
+        let moved = read_sound(&mut target, sector_bytes).expect("what was written can be read");
+        assert_eq!(moved.kind, table.kind);
+        assert_eq!(moved.partitions, table.partitions);
+        assert_eq!(moved.disk_id, table.disk_id);
+    }
+}
+
+/// Lists everything that is recognised on the disk.
+pub fn probe(data: &[u8]) {
+    let Some(mut disk) = Sparse::decode(data, MAX_DISK_LEN) else { return };
+    let len = disk.len;
+    for signature in signatures(&mut disk, len).expect("memory can be read") {
+        let end = signature.offset.checked_add(signature.len);
+        assert!(end.is_some_and(|end| end <= len), "{signature:?}");
+        // Labels come from the disk and go to terminals.
+        assert!(!signature.what.contains(char::is_control), "{signature:?}");
+    }
+}
+
+fn le16(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+}
+
+fn le32(bytes: &[u8], at: usize) -> u64 {
+    le16(bytes, at) | le16(bytes, at + 2) << 16
+}
+
+fn le64(bytes: &[u8], at: usize) -> u64 {
+    le32(bytes, at) | le32(bytes, at + 4) << 32
+}
+
+/// Makes the checksums of both copies of a GPT right, as far as there are any.
+fn reseal_gpt(disk: &mut Sparse, sector: u64) -> Option<()> {
+    for lba in [1, (disk.len / sector).checked_sub(1)?] {
+        let place = lba * sector;
+        let Some(mut header) = disk.bytes(place, sector).filter(|h| h.starts_with(b"EFI PART"))
+        else {
+            continue;
+        };
+        let entries = le64(&header, 72)
+            .checked_mul(sector)
+            .and_then(|at| disk.bytes(at, le32(&header, 80) * le32(&header, 84)));
+        if let Some(entries) = entries {
+            header[88..92].copy_from_slice(&CRC32.checksum(&entries).to_le_bytes());
+        }
+        header[16..20].fill(0);
+        let covered = usize::try_from(le32(&header, 12)).ok()?;
+        let sum = header.get(..covered).map_or(0, |covered| CRC32.checksum(covered));
+        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        disk.write(place, &header);
+    }
+    Some(())
+}
+
+fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
+    let mut digest = CRC32C.digest_with_initial(seed.reverse_bits());
+    digest.update(bytes);
+    digest.finalize()
+}
+
+/// Makes the checksums of superblock, descriptors and block bitmaps right if the filesystem has `metadata_csum`.
+fn reseal_ext(disk: &mut Sparse) -> Option<()> {
+    const METADATA_CSUM: u64 = 0x400;
+    const CSUM_SEED: u64 = 0x2000;
+    const WIDE: u64 = 0x80;
+    const MOST_GROUPS: u64 = 64;
+    let mut sb = disk.bytes(1024, 1024)?;
+    if le16(&sb, 0x38) != 0xEF53 || le32(&sb, 0x64) & METADATA_CSUM == 0 {
+        return None;
+    }
+    let seed = if le32(&sb, 0x60) & CSUM_SEED != 0 {
+        u32::try_from(le32(&sb, 0x270)).expect("four bytes")
+    } else {
+        crc32c(!0, &sb[0x68..0x78])
+    };
+    let block = 1024_u64.checked_shl(u32::try_from(le32(&sb, 0x18)).ok()?)?;
+    let len = if le32(&sb, 0x60) & WIDE != 0 { le16(&sb, 0xFE) } else { 32 };
+    let descriptors = (1024 / block.max(1) + 1).checked_mul(block)?;
+    for group in 0..MOST_GROUPS {
+        let place = descriptors.checked_add(group * len)?;
+        let Some(mut descriptor) = disk.bytes(place, len.max(32)) else { break };
+        if descriptor.iter().all(|byte| *byte == 0) {
+            break;
+        }
+        let wide = descriptor.len() >= 64;
+        let bitmap = le32(&descriptor, 0) | if wide { le32(&descriptor, 0x20) << 32 } else { 0 };
+        let bits = le32(&sb, 0x24);
+        if let Some(bitmap) = bitmap.checked_mul(block).and_then(|at| disk.bytes(at, bits / 8)) {
+            let sum = crc32c(seed, &bitmap).to_le_bytes();
+            descriptor[0x18..0x1A].copy_from_slice(&sum[..2]);
+            if wide {
+                descriptor[0x38..0x3A].copy_from_slice(&sum[2..]);
+            }
+        }
+        descriptor[0x1E..0x20].fill(0);
+        let number = u32::try_from(group).expect("few groups").to_le_bytes();
+        let sum = crc32c(crc32c(seed, &number), &descriptor).to_le_bytes();
+        descriptor[0x1E..0x20].copy_from_slice(&sum[..2]);
+        disk.write(place, &descriptor);
+    }
+    let sum = crc32c(!0, &sb[..0x3FC]).to_le_bytes();
+    sb[0x3FC..].copy_from_slice(&sum);
+    disk.write(1024, &sb);
+    Some(())
+}

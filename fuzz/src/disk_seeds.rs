@@ -1,0 +1,218 @@
+//! Where the fuzzers of disks begin: small filesystems and partition tables, made by their own tools, as sparse disks.
+//!
+//! Needs e2fsprogs, dosfstools, mtools, util-linux and fdisk. Identities and times differ from run to run; nothing else does.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::disk::Sparse;
+
+const EXT: [&str; 8] = [
+    "-t ext2 -b 1024 @ 256",
+    "-t ext2 -b 1024 -g 256 -O meta_bg,^resize_inode @ 1100",
+    "-t ext4 -b 1024 -O ^has_journal @ 300",
+    "-t ext4 -b 1024 -g 256 -G 4 -O ^has_journal,^resize_inode @ 1500",
+    "-t ext4 -b 4096 -O ^has_journal,bigalloc -C 16384 @ 200",
+    "-t ext4 -b 1024 -O ^has_journal,^metadata_csum,uninit_bg,^64bit @ 400",
+    "-t ext4 -b 1024 -g 512 -O ^has_journal,sparse_super2,^resize_inode,metadata_csum_seed @ 1600",
+    "-t ext4 -b 1024 @ 2100",
+];
+const FAT: [(&str, u64); 4] = [
+    ("-F 12 -s 1", 360 << 10),
+    ("-F 16 -s 1 -f 1", 3 << 20),
+    ("-F 16 -s 4 -S 1024", 20 << 20),
+    ("-F 32 -s 1", 34 << 20),
+];
+const SWAP: [(&str, u64); 3] =
+    [("-p 4096", 40 << 10), ("-p 65536", 700 << 10), ("-p 8192", 100_000)];
+const TABLES: [&str; 4] = [
+    "label: gpt\nstart=2048, size=2048, type=U, name=ESP\nstart=4096, type=L\n",
+    "label: gpt\ntable-length: 8\nfirst-lba: 40\nstart=40, size=8\nstart=48, size=8\n",
+    "label: dos\nstart=63, size=1000, type=83, bootable\nstart=2048, type=82\n",
+    "label: dos\n",
+];
+
+/// The seeds of a target of this name.
+pub fn seeds(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        "ext_map" => EXT.iter().map(|options| ext(options)).collect(),
+        "fat_map" => FAT.iter().map(|(options, len)| fat(options, *len)).collect(),
+        "swap_map" => SWAP.iter().map(|(options, len)| swap(options, *len)).collect(),
+        "table" => tables(),
+        "probe" => [EXT.iter().take(2).map(|options| ext(options)).collect(), tables(), written()]
+            .into_iter()
+            .chain([vec![fat(FAT[0].0, FAT[0].1), swap(SWAP[0].0, SWAP[0].1)]])
+            .flatten()
+            .collect(),
+        other => panic!("there is no disk target {other}"),
+    }
+}
+
+/// Runs a tool that must succeed.
+fn tool(package: &str, args: &[&str], stdin: &str) {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let mut child = Command::new("env")
+        .args([&format!("PATH={path}"), "LC_ALL=C", "MTOOLS_SKIP_CHECK=1"])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("env can be started");
+    // A tool that reads nothing may have ended.
+    let _ = child.stdin.take().expect("it is piped").write_all(stdin.as_bytes());
+    let output = child.wait_with_output().expect("it was started");
+    assert_ne!(
+        output.status.code(),
+        Some(127),
+        "{} is missing: apt-get install {package}",
+        args[0]
+    );
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A volume of `len` bytes that `make` fills, beside a folder with two files.
+fn volume(len: u64, make: impl FnOnce(&str, &str)) -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("there is room for files");
+    let volume = folder.path().join("volume");
+    let tree = folder.path().join("tree");
+    fs::create_dir_all(tree.join("dir")).expect("the folder is new");
+    fs::write(tree.join("dir/long file name.txt"), [7; 5000]).expect("the folder is new");
+    fs::write(tree.join("short"), "short").expect("the folder is new");
+    let file = fs::File::create(&volume).expect("the folder is new");
+    file.set_len(len).expect("it is sparse");
+    let text = |path: &Path| path.to_str().expect("temporary names are text").to_owned();
+    make(&text(&volume), &text(&tree));
+    let bytes = fs::read(volume).expect("it was just made");
+    Sparse::encode(bytes.len() as u64, &[(0, &bytes)])
+}
+
+fn ext(options: &str) -> Vec<u8> {
+    volume(0, |path, tree| {
+        let mut args = vec!["mke2fs", "-q", "-F", "-N", "16", "-L", "seed", "-d", tree];
+        args.extend(options.split(' ').map(|option| if option == "@" { path } else { option }));
+        tool("e2fsprogs", &args, "");
+    })
+}
+
+fn fat(options: &str, len: u64) -> Vec<u8> {
+    volume(len, |path, tree| {
+        let mut args = vec!["mkfs.fat", "-n", "SEED"];
+        args.extend(options.split(' '));
+        tool("dosfstools", &[&args[..], &[path]].concat(), "");
+        let (dir, file) = (format!("{tree}/dir"), format!("{tree}/short"));
+        tool("mtools", &["mcopy", "-i", path, "-s", &dir, &file, "::"], "");
+    })
+}
+
+fn swap(options: &str, len: u64) -> Vec<u8> {
+    volume(len, |path, _| {
+        let mut args = vec!["mkswap", "-q", "-f", "-L", "seed"];
+        args.extend(options.split(' '));
+        tool("util-linux", &[&args[..], &[path]].concat(), "");
+    })
+}
+
+fn tables() -> Vec<Vec<u8>> {
+    let partition = |script: &&str| {
+        volume(4 << 20, |path, _| {
+            tool("fdisk", &["sfdisk", "-q", "--no-reread", path], script);
+        })
+    };
+    TABLES.iter().map(partition).chain([gpt_4096()]).collect()
+}
+
+/// With sectors of 4096 bytes, without checksums: the target makes them right.
+fn gpt_4096() -> Vec<u8> {
+    const LAST: u64 = 1023;
+    let mut mbr = [0; 512];
+    mbr[450] = 0xEE;
+    mbr[454] = 1;
+    mbr[458..462].copy_from_slice(&1023_u32.to_le_bytes());
+    mbr[510..].copy_from_slice(&[0x55, 0xAA]);
+    let header = |own: u64, other: u64, entries: u64| {
+        let mut header = b"EFI PART\0\0\x01\0\x5c\0\0\0".to_vec();
+        header.extend([0; 8]);
+        for number in [own, other, 6, LAST - 5] {
+            header.extend(number.to_le_bytes());
+        }
+        header.extend([9; 16]);
+        header.extend(entries.to_le_bytes());
+        header.extend([128_u32.to_le_bytes(), 128_u32.to_le_bytes(), [0; 4]].concat());
+        header
+    };
+    let mut entry = vec![1; 32];
+    entry.extend([6_u64.to_le_bytes(), 20_u64.to_le_bytes()].concat());
+    entry.resize(128, 0);
+    let lba = |number: u64| number * 4096;
+    let (primary, backup) = (header(1, LAST, 2), header(LAST, 1, LAST - 4));
+    Sparse::encode(
+        lba(LAST + 1),
+        &[
+            (0, &mbr),
+            (lba(1), &primary),
+            (lba(2), &entry),
+            (lba(LAST - 4), &entry),
+            (lba(LAST), &backup),
+        ],
+    )
+}
+
+/// Signatures of what other tools make, as far as they are checked.
+fn written() -> Vec<Vec<u8>> {
+    let at = |place: u64, bytes: &[u8]| Sparse::encode(4 << 20, &[(place, bytes)]);
+    let mut btrfs = vec![0; 600];
+    btrfs[48..56].copy_from_slice(&(64_u64 << 10).to_le_bytes());
+    btrfs[64..72].copy_from_slice(b"_BHRfS_M");
+    btrfs[299..304].copy_from_slice(b"label");
+    let mut md = vec![0; 256];
+    md[..8].copy_from_slice(&[0xFC, 0x4E, 0x2B, 0xA9, 1, 0, 0, 0]);
+    md[32..36].copy_from_slice(b"host");
+    md[144..152].copy_from_slice(&8_u64.to_le_bytes());
+    let mut iso = vec![0; 2048];
+    iso[..6].copy_from_slice(b"\x01CD001");
+    iso[40..44].copy_from_slice(b"DISC");
+    iso[813..829].copy_from_slice(b"2026010100000000");
+    let mut ntfs = vec![0; 512];
+    ntfs[..11].copy_from_slice(b"\xEB\x52\x90NTFS    ");
+    ntfs[11..14].copy_from_slice(&[0, 2, 8]);
+    ntfs[48] = 4;
+    ntfs[64] = 0xF6;
+    let mut exfat = vec![0; 512];
+    exfat[..11].copy_from_slice(b"\xEB\x76\x90EXFAT   ");
+    exfat[88] = 32;
+    exfat[96] = 4;
+    exfat[108..110].copy_from_slice(&[9, 3]);
+    let mut luks = vec![0; 512];
+    luks[..8].copy_from_slice(b"LUKS\xBA\xBE\0\x02");
+    let mut xfs = vec![0; 512];
+    xfs[..8].copy_from_slice(b"XFSB\0\0\x10\0");
+    // The name-value list of a ZFS label: version, name, pool_guid.
+    let mut zfs = vec![1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    for (name, kind, value) in [
+        ("version", 8_u32, 5000_u64.to_be_bytes().to_vec()),
+        ("name", 9, b"\0\0\0\x04pool".to_vec()),
+        ("pool_guid", 8, 77_u64.to_be_bytes().to_vec()),
+    ] {
+        let padded = name.len().next_multiple_of(4);
+        let len = 4 + 4 + 4 + padded + 4 + 4 + value.len();
+        for number in [len, 0, name.len()] {
+            zfs.extend(u32::try_from(number).expect("small").to_be_bytes());
+        }
+        zfs.extend(name.bytes().chain(std::iter::repeat_n(0, padded - name.len())));
+        zfs.extend([kind.to_be_bytes(), 1_u32.to_be_bytes()].concat());
+        zfs.extend(value);
+    }
+    vec![
+        at(64 << 10, &btrfs),
+        at(4096, &md),
+        at(32 << 10, &iso),
+        at(0, &ntfs),
+        at(0, &exfat),
+        at(0, &luks),
+        at(0, &xfs),
+        at(16 << 10, &zfs),
+    ]
+}
