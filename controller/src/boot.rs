@@ -6,12 +6,13 @@
 pub mod script;
 pub mod segment;
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Query, Request, State};
+use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -171,12 +172,26 @@ async fn initrd(State(controller): State<Arc<Controller>>, request: Request) -> 
     serve(controller.boot.files.as_ref().map(|files| files.initrd.clone()), request).await
 }
 
-/// iPXE itself, for UEFI HTTP boot.
+/// iPXE itself, for UEFI HTTP boot. Refused to a host without a job: its firmware goes on to the disk at once then, and needs no
+/// iPXE for it. (Debian 12's, which stays the firmware's network driver while it leaves, was seen to hang the machine in doing so.)
 async fn loader(
     State(controller): State<Arc<Controller>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     axum::extract::Path(name): axum::extract::Path<String>,
     request: Request,
 ) -> Response {
+    let idle = match peer.ip().to_canonical() {
+        IpAddr::V4(ip) => controller.db.is_idle_address(ip).await,
+        IpAddr::V6(_) => Ok(false),
+    };
+    match idle {
+        Ok(false) => {}
+        Ok(true) => return (StatusCode::NOT_FOUND, "no job is armed\n").into_response(),
+        Err(error) => {
+            tracing::error!(error = %crate::error_chain(&error), "no loader");
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        }
+    }
     let known = crate::dhcp::LOADERS.contains(&name.as_str());
     serve(controller.boot.loader_dir.as_ref().filter(|_| known).map(|dir| dir.join(name)), request)
         .await

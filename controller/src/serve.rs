@@ -187,8 +187,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
             .http1()
             .timer(hyper_util::rt::TokioTimer::new())
             .header_read_timeout(SLOW_CLIENT);
-        let router = boot::router(Arc::clone(&controller));
-        tokio::spawn(async move { server.serve(router.into_make_service()).await })
+        let router = boot::router(Arc::clone(&controller))
+            .into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move { server.serve(router).await })
     };
     let https_task = {
         let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(Arc::clone(&identity.server)))

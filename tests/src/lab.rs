@@ -16,6 +16,8 @@ use crate::{accel, agent_build, command, kernel, packages, project, template, wa
 
 /// Memory of a machine in MiB: the agent takes part of it, the template's system needs little.
 const MEMORY_MIB: u32 = 768;
+/// What a source's and a target's disk and an image take at most.
+const ROOM_BYTES: u64 = 2 * template::DISK_BYTES;
 /// Noise for a target's disk comes in pieces of this size.
 const NOISE_PIECE: usize = 1 << 20;
 /// How long a job may take from its command to its end: five times what the slowest took.
@@ -70,6 +72,7 @@ impl Prepared {
     /// # Errors
     /// If a step fails; the message names it.
     pub fn new(xtask: &Path, say: &mut dyn FnMut(&str)) -> Result<Self> {
+        project::ensure_room(ROOM_BYTES)?;
         packages::ensure(&[packages::LAB])?;
         let programs = Programs::build(xtask, say)?;
         let accel = accel::choose(&programs.boot)?;

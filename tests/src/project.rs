@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Context, Result, ensure};
+
 /// The checkout.
 #[must_use]
 pub fn root() -> PathBuf {
@@ -28,4 +30,24 @@ pub fn cache() -> PathBuf {
 #[must_use]
 pub fn artifacts() -> PathBuf {
     target().join("imprint")
+}
+
+/// Refuses to begin what would end in the middle for want of room under [`cache`].
+///
+/// # Errors
+/// If fewer than `bytes` are free.
+pub fn ensure_room(bytes: u64) -> Result<()> {
+    let folder = cache();
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let stat = nix::sys::statvfs::statvfs(&folder)
+        .with_context(|| format!("asking how much room {} has", folder.display()))?;
+    let free = stat.blocks_available() * stat.fragment_size();
+    ensure!(
+        free >= bytes,
+        "{} MiB are free at {}, and its machines' disks take {} MiB: make room, or set CARGO_TARGET_DIR to a folder that has it",
+        free >> 20,
+        folder.display(),
+        bytes >> 20
+    );
+    Ok(())
 }

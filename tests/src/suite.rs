@@ -89,6 +89,12 @@ fn steps() -> Vec<Step> {
         step(Part::Checks, "fmt --check"),
         step(Part::Checks, "clippy --workspace --all-targets --quiet -- -D warnings"),
     ];
+    // Its own workspace, because cargo-fuzz wants that.
+    steps.push(step(Part::Checks, "fmt --manifest-path fuzz/Cargo.toml --check"));
+    let mut fuzz =
+        step(Part::Checks, "clippy --manifest-path fuzz/Cargo.toml --quiet -- -D warnings");
+    fuzz.command.env("CARGO_TARGET_DIR", project::target());
+    steps.push(fuzz);
     let mut doc = step(Part::Checks, "doc --workspace --no-deps --quiet");
     doc.command.env("RUSTDOCFLAGS", "-D warnings");
     steps.push(doc);

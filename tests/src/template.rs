@@ -43,11 +43,11 @@ const LEFT_OUT: [&str; 5] = [
     "/usr/share/lintian/*",
 ];
 /// Grows when the tree's or the disk's making changes, so that kept ones are made anew.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 const SECTOR: u64 = 512;
 /// Size of the disk.
-pub const DISK_BYTES: u64 = 2 << 30;
+pub const DISK_BYTES: u64 = 1 << 30;
 const BIOS_START: u64 = 2048;
 const BIOS_LEN: u64 = 2048;
 const ESP_START: u64 = BIOS_START + BIOS_LEN;

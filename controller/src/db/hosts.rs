@@ -285,6 +285,17 @@ impl Db {
         }
     }
 
+    /// Whether this address is a host's that has no job on its way.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn is_idle_address(&self, ip: Ipv4Addr) -> Result<bool> {
+        let idle = "SELECT EXISTS (SELECT 1 FROM hosts WHERE ip = ? AND NOT EXISTS \
+                    (SELECT 1 FROM jobs WHERE host_id = hosts.id \
+                     AND state NOT IN ('succeeded', 'failed', 'cancelled')))";
+        Ok(sqlx::query_scalar(idle).bind(ip.to_string()).fetch_one(&self.pool).await?)
+    }
+
     async fn with_macs(&self, mut host: Host) -> Result<Host> {
         let macs: Vec<String> =
             sqlx::query_scalar("SELECT mac FROM host_macs WHERE host_id = ? ORDER BY position")

@@ -171,6 +171,22 @@ async fn hostile_values_get_into_no_field() {
 }
 
 #[tokio::test]
+async fn firmware_that_boots_by_http_gets_a_loader_only_for_a_job() {
+    let served = Served::start().await;
+    let status = async || served.boot_file("/boot/ipxe.efi").await.status().as_u16();
+    // An address that is no host's may be one behind a relay.
+    assert_eq!(status().await, 200);
+    let host = json!({"name": "node7", "macs": [MAC], "ip": "127.0.0.1", "firmware": "uefi"});
+    assert_eq!(served.post("/v1/hosts", host).await.0, 201);
+    assert_eq!(status().await, 404);
+    let job = served.capture("debian").await;
+    assert_eq!(status().await, 200);
+    served.post(&format!("/v1/jobs/{job}/cancel"), json!({})).await;
+    served.wait_state(job, "cancelled").await;
+    assert_eq!(status().await, 404);
+}
+
+#[tokio::test]
 async fn there_is_nothing_else_to_fetch() {
     let served = Served::start().await;
     let paths =
