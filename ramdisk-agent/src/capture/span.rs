@@ -1,7 +1,8 @@
 //! The disk cut into spans: which are holes, and what a worker does with the others.
 
 use image_format::{
-    EncodedFrame, Encoder, ImageWriter, MAX_RUNS, Run, RunKind, Runs, UNIT_LEN, is_zero,
+    EncodedFrame, Encoder, ImageWriter, MAX_HOLE_LEN, MAX_RUNS, Run, RunKind, Runs, UNIT_LEN,
+    is_zero,
 };
 
 use crate::disk::Disk;
@@ -150,10 +151,7 @@ fn classify(buffer: &[u8], offset: u64, used: &[Extent]) -> Vec<Run> {
     runs
 }
 
-/// A gathered hole is written out before it grows beyond this, far from the limit of a run's counter.
-const MAX_GATHERED_LEN: u64 = 1 << 40;
-
-/// Neighbouring holes, gathered until the next data frame.
+/// Neighbouring holes, gathered until the next data frame, or until they fill one frame.
 #[derive(Debug, Default)]
 pub struct HoleRun {
     len: u64,
@@ -161,14 +159,14 @@ pub struct HoleRun {
 }
 
 impl HoleRun {
-    /// Adds a hole; writes the gathered one first when the two together would be too much for one entry of the index.
+    /// Adds a hole; writes the gathered one first when the two together would be too much for one frame.
     pub fn add<W: std::io::Write>(
         &mut self,
         len: u64,
         runs: &[Run],
         out: &mut ImageWriter<W>,
     ) -> Result<()> {
-        if self.runs.len() + runs.len() > MAX_RUNS || self.len >= MAX_GATHERED_LEN {
+        if self.runs.len() + runs.len() > MAX_RUNS || self.len + len > MAX_HOLE_LEN {
             self.write_to(out)?;
         }
         self.len += len;

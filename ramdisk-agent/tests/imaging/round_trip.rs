@@ -183,6 +183,24 @@ fn bare_filesystems() {
 }
 
 #[test]
+fn free_space_of_many_gigabytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, image, target) =
+        (dir.path().join("v"), dir.path().join("a.img.zst"), dir.path().join("t"));
+    let len = 40 << 30;
+    File::create(&volume).unwrap().set_len(len).unwrap();
+    // Few groups with anything in them, so that the stretches between are longer than a hole frame, and longer than 4 GiB.
+    let make = ["-q", "-F", "-t", "ext4", "-T", "largefile4", "-J", "size=4", "-G", "512"];
+    run("e2fsprogs", "mke2fs", &[&make[..], &[volume.to_str().unwrap()]].concat());
+    let captured = capture(&volume, &image, &[]);
+    assert!(captured["stored_bytes"].as_u64() < Some(4 << 20), "{captured:#}");
+    File::create(&target).unwrap().set_len(len).unwrap();
+    restore(&image, &target, &[]);
+    run("e2fsprogs", "e2fsck", &["-fn", target.to_str().unwrap()]);
+    assert_eq!(identity(&volume), identity(&target));
+}
+
+#[test]
 fn a_disk_that_nothing_is_known_of_comes_back_whole() {
     let dir = tempfile::tempdir().unwrap();
     let (source, image, target) =
