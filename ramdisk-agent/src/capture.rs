@@ -126,12 +126,13 @@ fn write_image(
     let spans = Spans::new(&plan.used, plan.disk_bytes, image_format::DEFAULT_SPAN_LEN);
     // A cold disk is read by the kernel ahead of the compressors: one span for each that may be under way.
     let ahead = u64::from(image_format::DEFAULT_SPAN_LEN) * (depth as u64 + 2);
-    let jobs = spans.inspect(|span| disk.read_ahead(span.offset + ahead, u64::from(span.len))).map(
-        |span| {
-            progress.check()?;
-            Ok(span)
-        },
-    );
+    let jobs = spans.map(|span| {
+        progress.check()?;
+        for soon in plan.used.overlapping(span.offset + ahead, u64::from(span.len)) {
+            disk.read_ahead(soon.start, soon.len);
+        }
+        Ok(span)
+    });
     let (pool_in, pool_out) = crossbeam_channel::bounded(depth + workers);
     let threads = (0..workers)
         .map(|_| {

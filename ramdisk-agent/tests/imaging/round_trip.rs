@@ -194,6 +194,10 @@ fn free_space_of_many_gigabytes() {
     run("e2fsprogs", "mke2fs", &[&make[..], &[volume.to_str().unwrap()]].concat());
     let captured = capture(&volume, &image, &[]);
     assert!(captured["stored_bytes"].as_u64() < Some(4 << 20), "{captured:#}");
+    // What is free was not even read.
+    let path = volume.to_str().unwrap();
+    let cached = run("util-linux", "fincore", &["-b", "-n", "-o", "RES", path]);
+    assert!(cached.trim().parse::<u64>().unwrap() < 256 << 20, "{cached}");
     File::create(&target).unwrap().set_len(len).unwrap();
     restore(&image, &target, &[]);
     run("e2fsprogs", "e2fsck", &["-fn", target.to_str().unwrap()]);
