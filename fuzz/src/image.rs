@@ -57,10 +57,15 @@ pub fn read_image(data: &[u8]) -> Result<usize, FormatError> {
         assert_eq!(reader.frame_at(entry.logical_offset)?.index, entry.index);
         assert_eq!(reader.frame_at(expected_offset - 1)?.index, entry.index);
         frames += 1;
-        reader.read_stored(&entry, &mut stored)?;
-        if entry.logical_len <= MAX_DECODED_LEN && Decoder::check(&entry, &stored).is_ok() {
+        let frame = match reader.read_stored(&entry, &mut stored) {
+            Ok(frame) => frame,
+            Err(FormatError::Frame { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        if entry.logical_len <= MAX_DECODED_LEN {
+            let _ = Decoder::check_zeros(frame);
             content.resize(entry.logical_len as usize, 0);
-            if decoder.decode(&entry, &stored, &mut content).is_ok() {
+            if decoder.decode(frame, &mut content).is_ok() {
                 let _ = Decoder::check_content(&entry, &content);
             }
         }

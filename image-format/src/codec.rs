@@ -1,8 +1,8 @@
 //! One span of disk to one zstd frame and back, for worker threads.
 //!
-//! Both sides keep their zstd context. The decoder is given bytes whose hash was checked, and still trusts nothing in the
-//! frame: its header is compared with the index first, the frame must be one and end with its bytes, and the output is
-//! exactly as long as the index says.
+//! Both sides keep their zstd context. The decoder takes nothing but a [`StoredFrame`], whose hash was found right, and still
+//! trusts nothing in it: its header is compared with the index first, the frame must be one and end with its bytes, and the
+//! output is exactly as long as the index says.
 
 use std::fmt;
 use std::io;
@@ -125,43 +125,32 @@ impl fmt::Debug for Encoder {
     }
 }
 
-/// Checks and decompresses frames.
-pub struct Decoder {
-    decompressor: zstd::bulk::Decompressor<'static>,
+/// The stored bytes of a frame, found to be those that the index names. There is no other way to a [`Decoder`].
+#[derive(Clone, Copy, Debug)]
+pub struct StoredFrame<'a> {
+    entry: &'a FrameEntry,
+    bytes: &'a [u8],
 }
 
-impl Decoder {
-    /// A decoder.
-    ///
-    /// # Errors
-    /// Only if zstd cannot allocate its context.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self { decompressor: zstd::bulk::Decompressor::new()? })
-    }
-
-    /// Checks the stored bytes of a frame against the index. Do this before anything else with them.
+impl<'a> StoredFrame<'a> {
+    /// Checks the stored bytes of a frame against the index.
     ///
     /// # Errors
     /// [`FormatError::Frame`] naming the frame.
-    pub fn check(entry: &FrameEntry, stored: &[u8]) -> Result<()> {
-        if stored.len() as u64 != u64::from(entry.stored_len) {
+    pub fn check(entry: &'a FrameEntry, bytes: &'a [u8]) -> Result<Self> {
+        if bytes.len() as u64 != u64::from(entry.stored_len) {
             return Err(entry.fault("has not as many stored bytes as the index says"));
         }
-        if Hash::of(stored) != entry.stored_hash {
+        if Hash::of(bytes) != entry.stored_hash {
             return Err(entry.fault("stored bytes do not match their hash"));
         }
-        Ok(())
+        Ok(Self { entry, bytes })
     }
 
-    /// Decompresses a frame that passed [`Decoder::check`] into `out`, which has the frame's logical length.
-    ///
-    /// # Errors
-    /// [`FormatError::Frame`] or [`FormatError::Decompress`] naming the frame; `out` is then in no defined state.
-    pub fn decode(&mut self, entry: &FrameEntry, stored: &[u8], out: &mut [u8]) -> Result<()> {
-        if out.len() as u64 != u64::from(entry.logical_len) {
-            return Err(entry.fault("the buffer is not as long as the frame's content"));
-        }
-        let header = ZstdHeader::parse(stored)
+    /// What must hold of the zstd frame before it is decompressed.
+    fn check_header(self) -> Result<()> {
+        let Self { entry, bytes } = self;
+        let header = ZstdHeader::parse(bytes)
             .ok_or_else(|| entry.fault("does not start with a zstd header"))?;
         if header.content_len != Some(u64::from(entry.logical_len)) {
             return Err(entry.fault("its zstd header gives another length than the index"));
@@ -178,19 +167,76 @@ impl Decoder {
         if !window_ok {
             return Err(entry.fault("its zstd window is larger than allowed"));
         }
-        if zstd_safe::find_frame_compressed_size(stored) != Ok(stored.len()) {
+        if zstd_safe::find_frame_compressed_size(bytes) != Ok(bytes.len()) {
             return Err(entry.fault("its stored bytes are not exactly one zstd frame"));
         }
-        let written = self.decompressor.decompress_to_buffer(stored, out).map_err(|source| {
-            FormatError::Decompress {
-                index: entry.index,
-                logical_offset: entry.logical_offset,
-                stored_offset: entry.stored_offset,
-                source,
-            }
-        })?;
+        Ok(())
+    }
+
+    fn decompress_error(self, source: io::Error) -> FormatError {
+        let FrameEntry { index, logical_offset, stored_offset, .. } = *self.entry;
+        FormatError::Decompress { index, logical_offset, stored_offset, source }
+    }
+}
+
+/// Decompresses frames.
+pub struct Decoder {
+    decompressor: zstd::bulk::Decompressor<'static>,
+}
+
+impl Decoder {
+    /// A decoder.
+    ///
+    /// # Errors
+    /// Only if zstd cannot allocate its context.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { decompressor: zstd::bulk::Decompressor::new()? })
+    }
+
+    /// Decompresses a frame into `out`, which has the frame's logical length.
+    ///
+    /// # Errors
+    /// [`FormatError::Frame`] or [`FormatError::Decompress`] naming the frame; `out` is then in no defined state.
+    pub fn decode(&mut self, frame: StoredFrame<'_>, out: &mut [u8]) -> Result<()> {
+        let entry = frame.entry;
+        if out.len() as u64 != u64::from(entry.logical_len) {
+            return Err(entry.fault("the buffer is not as long as the frame's content"));
+        }
+        frame.check_header()?;
+        let written = self
+            .decompressor
+            .decompress_to_buffer(frame.bytes, out)
+            .map_err(|source| frame.decompress_error(source))?;
         if written != out.len() {
             return Err(entry.fault("decompresses to fewer bytes than the index says"));
+        }
+        Ok(())
+    }
+
+    /// Checks that a frame, of a hole as a rule, decompresses to zeros, in little memory however long it is.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode`].
+    pub fn check_zeros(frame: StoredFrame<'_>) -> Result<()> {
+        frame.check_header()?;
+        let failed = |source| frame.decompress_error(source);
+        let mut zeros = zstd::stream::read::Decoder::with_buffer(frame.bytes).map_err(failed)?;
+        let mut piece = vec![0; 128 << 10];
+        let mut len = 0;
+        loop {
+            let read = io::Read::read(&mut zeros, &mut piece).map_err(failed)?;
+            if read == 0 {
+                break;
+            }
+            if !is_zero(&piece[..read]) {
+                return Err(frame
+                    .entry
+                    .fault("is a hole, but decompresses to other bytes than zeros"));
+            }
+            len += read as u64;
+        }
+        if len != u64::from(frame.entry.logical_len) {
+            return Err(frame.entry.fault("decompresses to another length than the index says"));
         }
         Ok(())
     }
@@ -262,8 +308,8 @@ mod tests {
     fn decode(kind: FrameKind, logical_len: u32, stored: &[u8]) -> Result<Vec<u8>> {
         let entry = entry(kind, logical_len, stored);
         let mut out = vec![0xAA; logical_len as usize];
-        Decoder::check(&entry, stored)?;
-        Decoder::new().unwrap().decode(&entry, stored, &mut out).map(|()| out)
+        let frame = StoredFrame::check(&entry, stored)?;
+        Decoder::new().unwrap().decode(frame, &mut out).map(|()| out)
     }
 
     #[test]
@@ -295,6 +341,34 @@ mod tests {
         *wrong_checksum.last_mut().unwrap() ^= 1;
         let error = decode(FrameKind::Data, 8192, &wrong_checksum).unwrap_err();
         assert!(matches!(error, FormatError::Decompress { .. }), "{error}");
+    }
+
+    #[test]
+    fn stored_bytes_are_compared_with_their_hash() {
+        let stored = compressed(&[7; 8192], true, None);
+        let entry = entry(FrameKind::Data, 8192, &stored);
+        StoredFrame::check(&entry, &stored).unwrap();
+        let mut flipped = stored.clone();
+        // The unused bit of zstd's frame header descriptor: zstd itself does not notice.
+        flipped[4] ^= 0x10;
+        for (bytes, fault) in [(&flipped[..], "hash"), (&stored[1..], "as many")] {
+            let error = StoredFrame::check(&entry, bytes).unwrap_err().to_string();
+            assert!(error.starts_with("frame 812 ") && error.contains(fault), "{error}");
+        }
+    }
+
+    #[test]
+    fn holes_must_be_zeros() {
+        let check = |content: &[u8], logical_len| {
+            let stored = compressed(content, true, Some(17));
+            let entry = entry(FrameKind::Hole, logical_len, &stored);
+            Decoder::check_zeros(StoredFrame::check(&entry, &stored).unwrap())
+        };
+        let mut content = vec![0; 1 << 20];
+        check(&content, 1 << 20).unwrap();
+        assert!(check(&content, 1 << 19).unwrap_err().to_string().contains("length"));
+        content[777_777] = 1;
+        assert!(check(&content, 1 << 20).unwrap_err().to_string().contains("zeros"));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! read and checked when they are asked for, each together with its part of the seek table, so memory does not grow with
 //! the disk: the directory takes 100 bytes for every GiB of data, and one page is kept.
 //!
-//! The stored bytes of frames are not the reader's matter: their hashes come from here, and [`crate::Decoder::check`]
-//! compares them. It is for the caller to compare [`ImageReader::root`] with the root that was promised.
+//! Stored bytes come out of [`ImageReader::read_stored`] only when their hash is right. It is for the caller to compare
+//! [`ImageReader::root`] with the root that was promised.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use crate::error::{FormatError, Part, Result};
 use crate::header::{Header, Opening, opening_len};
 use crate::page::{Page, PageRef};
 use crate::seek_table::{ENTRY_LEN, FOOTER_LEN, TABLE_HEADER_LEN};
-use crate::{FrameEntry, Manifest, ReadAt, Root, seek_table};
+use crate::{FrameEntry, Manifest, ReadAt, Root, StoredFrame, seek_table};
 
 /// An image that was opened and, but for its pages and frames, checked.
 pub struct ImageReader<R> {
@@ -170,13 +170,18 @@ impl<R: ReadAt> ImageReader<R> {
         after.checked_sub(1).and_then(|index| page.frames().get(index)).cloned().ok_or(beyond)
     }
 
-    /// Reads a frame's stored bytes into `buf`, whose contents are replaced; does not check them.
+    /// Reads a frame's stored bytes into `buf`, whose contents are replaced, and compares them with their hash.
     ///
     /// # Errors
-    /// [`FormatError::Read`].
-    pub fn read_stored(&self, entry: &FrameEntry, buf: &mut Vec<u8>) -> Result<()> {
+    /// [`FormatError::Read`], or [`FormatError::Frame`] naming the frame.
+    pub fn read_stored<'a>(
+        &self,
+        entry: &'a FrameEntry,
+        buf: &'a mut Vec<u8>,
+    ) -> Result<StoredFrame<'a>> {
         buf.resize(entry.stored_len as usize, 0);
-        read(&self.source, buf, entry.stored_offset)
+        read(&self.source, buf, entry.stored_offset)?;
+        StoredFrame::check(entry, buf)
     }
 
     fn check_outer_seek_entries(&self, opening_len: u32, trailer: &Trailer) -> Result<()> {

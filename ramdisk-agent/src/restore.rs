@@ -125,11 +125,11 @@ impl<R: ReadAt> Work<'_, R> {
                 Ok(move |entry: FrameEntry| {
                     self.progress.check()?;
                     // A hole is fetched too: a wrong bit in it means that the image is not what was captured.
-                    self.image.read_stored(&entry, &mut stored)?;
+                    let frame = self.image.read_stored(&entry, &mut stored)?;
                     if entry.kind == FrameKind::Data {
                         let content =
                             &mut content.as_mut_slice()[..index(u64::from(entry.logical_len))];
-                        decoder.decode(&entry, &stored, content)?;
+                        decoder.decode(frame, content)?;
                         written.fetch_add(self.write_content(&entry, content)?, Ordering::Relaxed);
                     }
                     written.fetch_add(self.write_zeros(&entry)?, Ordering::Relaxed);

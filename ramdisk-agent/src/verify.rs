@@ -61,14 +61,16 @@ fn frames<R: ReadAt>(
             let mut decoder = new_decoder()?;
             let (mut stored, mut content) = (Vec::new(), Vec::new());
             Ok(move |entry: FrameEntry| {
-                image.read_stored(&entry, &mut stored)?;
-                if deep && entry.kind == FrameKind::Data {
-                    content.resize(
-                        usize::try_from(entry.logical_len).expect("a frame is a few MiB"),
-                        0,
-                    );
-                    decoder.decode(&entry, &stored, &mut content)?;
-                    Decoder::check_content(&entry, &content)?;
+                let frame = image.read_stored(&entry, &mut stored)?;
+                match entry.kind {
+                    _ if !deep => {}
+                    FrameKind::Hole => Decoder::check_zeros(frame)?,
+                    FrameKind::Data => {
+                        let len = usize::try_from(entry.logical_len);
+                        content.resize(len.expect("a frame is a few MiB"), 0);
+                        decoder.decode(frame, &mut content)?;
+                        Decoder::check_content(&entry, &content)?;
+                    }
                 }
                 Ok(entry)
             })

@@ -45,10 +45,10 @@ impl<'a, R: ReadAt> ImageDisk<'a, R> {
         }
         let entry = self.image.frame_at(self.at)?;
         let mut content = Vec::new();
+        let frame = self.image.read_stored(&entry, &mut self.stored)?;
         if entry.kind == FrameKind::Data {
-            self.image.read_stored(&entry, &mut self.stored)?;
             content.resize(usize::try_from(entry.logical_len).expect("a frame is a few MiB"), 0);
-            self.decoder.decode(&entry, &self.stored, &mut content)?;
+            self.decoder.decode(frame, &mut content)?;
         }
         self.frame = Some((entry, content));
         Ok(())

@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::agent::try_restore;
+use image_format::{FrameEntry, FrameKind, ImageReader};
+
+use crate::agent::{agent, capture, try_restore};
 use crate::disks::{dump, noise, noise_file};
 use crate::round_trip::restored;
 use crate::tools::status;
@@ -38,19 +40,78 @@ fn a_flipped_byte_anywhere_is_noticed() {
     }
 }
 
+/// The frames of an image.
+fn frames(image: &Path) -> Vec<FrameEntry> {
+    let reader = ImageReader::open(File::open(image).unwrap()).unwrap();
+    reader.frames().map(Result::unwrap).collect()
+}
+
+/// Restores and verifies an image of which a frame is damaged: that frame is named, and nothing of it reaches the disk.
+fn is_refused(bad: &Path, frame: &FrameEntry, target: &Path, noise_seed: u64) {
+    let words = [&*format!("frame {} ", frame.index), "stored bytes do not match their hash"];
+    agent(&["verify", bad.to_str().unwrap()]).refused("image_corrupt", &words);
+    noise_file(target, fs::metadata(target).unwrap().len(), noise_seed);
+    let file = File::open(target).unwrap();
+    let span = || {
+        let mut bytes = vec![0; frame.logical_len.min(8 << 20) as usize];
+        file.read_exact_at(&mut bytes, frame.logical_offset).unwrap();
+        bytes
+    };
+    let before = span();
+    try_restore(bad, target, &[]).refused("image_corrupt", &words);
+    assert!(!is_bootable(target));
+    // The head and the tail of the disk are wiped before anything is written.
+    if frame.index > 0 && frame.logical_offset > 64 << 20 {
+        assert!(before == span(), "frame {} was written", frame.index);
+    }
+}
+
 #[test]
 fn a_frame_that_is_damaged_is_named_and_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, image) = restored(dir.path());
-    let target = dir.path().join("t");
+    let (bad, target) = (dir.path().join("bad.img.zst"), dir.path().join("t"));
     noise_file(&target, disk.len, 1);
-    // A little behind the opening frame lies the first data frame.
-    let file = File::options().write(true).read(true).open(&image).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, 5000).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x10], 5000).unwrap();
-    try_restore(&image, &target, &[]).refused("image_corrupt", &["frame"]);
-    assert!(!is_bootable(&target));
+    let good = fs::read(&image).unwrap();
+    let all = frames(&image);
+    for kind in [FrameKind::Data, FrameKind::Hole] {
+        let of_kind: Vec<&FrameEntry> = all.iter().filter(|f| f.kind == kind).collect();
+        for frame in [of_kind[0], of_kind[of_kind.len() / 2], of_kind[of_kind.len() - 1]] {
+            // The magic number; a bit of zstd's frame header that zstd does not look at; the middle; zstd's checksum.
+            let len = u64::from(frame.stored_len);
+            for (at, flip) in [(0, 1), (4, 0x10), (len / 2, 0x80), (len - 1, 1)] {
+                let mut bytes = good.clone();
+                bytes[(frame.stored_offset + at) as usize] ^= flip;
+                fs::write(&bad, bytes).unwrap();
+                is_refused(&bad, frame, &target, 2);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_was_exchanged_for_another_is_named_and_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image, bad, target) = (
+        dir.path().join("s"),
+        dir.path().join("a.img.zst"),
+        dir.path().join("bad.img.zst"),
+        dir.path().join("t"),
+    );
+    // Noise is stored as it is, so that frames are of the same length.
+    noise_file(&source, 100 << 20, 3);
+    capture(&source, &image, &[]);
+    let all = frames(&image);
+    let (one, two) = (&all[20], &all[21]);
+    assert_eq!(one.stored_len, two.stored_len);
+    let range = |f: &FrameEntry| {
+        f.stored_offset as usize..(f.stored_offset + u64::from(f.stored_len)) as usize
+    };
+    let mut bytes = fs::read(&image).unwrap();
+    bytes.copy_within(range(two), range(one).start);
+    fs::write(&bad, bytes).unwrap();
+    noise_file(&target, 100 << 20, 4);
+    is_refused(&bad, one, &target, 5);
 }
 
 #[test]
