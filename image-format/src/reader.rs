@@ -2,7 +2,7 @@
 //!
 //! Opening reads the opening frame and the end of the file, and checks everything there against the root. Index pages are
 //! read and checked when they are asked for, each together with its part of the seek table, so memory does not grow with
-//! the disk: the directory takes 100 bytes for every GiB of data, and one page is kept.
+//! the disk: the directory takes about 100 bytes in memory for every page (1 GiB of data), and one page is kept.
 //!
 //! Stored bytes come out of [`ImageReader::read_stored`] only when their hash is right. It is for the caller to compare
 //! [`ImageReader::root`] with the root that was promised.

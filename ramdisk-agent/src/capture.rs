@@ -43,7 +43,7 @@ pub fn plan(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
     if !users.is_empty() {
         return Err(Error::refused(format!(
             "{} is being written to by this system ({}); an image of it would mix moments in time: unmount it, or mount \
-             it read-only",
+             it read-only (swap: swapoff)",
             disk.path().display(),
             users.join(", ")
         )));

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, Result};
 use crate::progress::{Face, Progress, Ticker};
-use crate::run::{describe, open_image, parse_url, size};
+use crate::run::{describe, open_image, open_target, parse_url, size};
 use crate::{capture, restore, run, store, verify};
 
 /// Captures disks to images and imprints images on disks.
@@ -183,8 +183,8 @@ pub fn main(cli: &Cli) -> u8 {
         Ok(code) => code,
         Err(error) => {
             // With standard error gone there is nobody to tell; the exit code still says it.
-            let _ =
-                writeln!(std::io::stderr(), "imprint-agent: {} [{}]", error.chain(), error.kind());
+            let text = printable(&error.chain());
+            let _ = writeln!(std::io::stderr(), "imprint-agent: {text} [{}]", error.kind());
             error.kind().exit_code()
         }
     }
@@ -192,11 +192,6 @@ pub fn main(cli: &Cli) -> u8 {
 
 fn dispatch(cli: &Cli) -> Result<u8> {
     let progress = Arc::new(Progress::default());
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, progress.cancel_flag()).map_err(|e| {
-            Error::new(ErrorKind::Internal, "installing a signal handler").because(e)
-        })?;
-    }
     let face = match cli.progress {
         ProgressFace::Auto => Face::auto(),
         ProgressFace::Bar => Face::Bar,
@@ -220,16 +215,31 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Inspect { image } => inspect_command(image, cli.json, &progress)?,
         Command::Ls { folder } => ls_command(folder, cli.json, &progress)?,
         Command::Disks => disks_command(cli.json)?,
-        Command::Run { .. } => return Ok(u8::from(!run::run_stdin(&progress)?)),
+        Command::Run { .. } => {
+            cancel_by_signal(&progress)?;
+            return Ok(u8::from(!run::run_stdin(&progress)?));
+        }
     }
     Ok(0)
 }
 
+/// From here on the first signal cancels, with whatever has to be cleaned up, and the second ends the program at once. Before this
+/// a signal does what it always does: there is nothing to clean up then.
+fn cancel_by_signal(progress: &Progress) -> Result<()> {
+    let failed = |e| Error::new(ErrorKind::Internal, "installing a signal handler").because(e);
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let (flag, code) = (progress.cancel_flag(), ErrorKind::Cancelled.exit_code().into());
+        signal_hook::flag::register_conditional_shutdown(signal, code, flag).map_err(failed)?;
+        signal_hook::flag::register(signal, progress.cancel_flag()).map_err(failed)?;
+    }
+    Ok(())
+}
+
 fn find(text: &str) -> Result<PathBuf> {
-    let selector: Selector = if std::path::Path::new(text).exists() {
-        Selector::Path(PathBuf::from(text))
-    } else {
-        text.parse()?
+    // What reads as a selector is one, whatever files lie around.
+    let selector = match text.parse() {
+        Err(_) if std::path::Path::new(text).exists() => Selector::Path(PathBuf::from(text)),
+        parsed => parsed?,
     };
     disk::resolve(&selector, &disk::inventory())
 }
@@ -247,7 +257,16 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 
 fn print(text: &str) -> Result<()> {
     use crate::error::IoContext;
-    writeln!(std::io::stdout().lock(), "{text}").internal(|| "writing to standard output".into())
+    match writeln!(std::io::stdout().lock(), "{}", printable(text)) {
+        // Somebody who has read enough does not make the work fail.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.internal(|| "writing to standard output".into()),
+    }
+}
+
+/// Labels and descriptions come from disks and images: what would steer a terminal becomes a question mark.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 fn capture_command(
@@ -263,6 +282,7 @@ fn capture_command(
     if !json {
         print(&plan.to_string())?;
     }
+    cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
     let result = capture::run(&disk, &url, &plan, &options, progress);
     ticker.finish();
@@ -276,15 +296,21 @@ fn restore_command(
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let options = RestoreOptions::from(&args.options);
-    let image = open_image(&parse_url(&args.image)?, progress)?;
-    let target = Disk::open_target(&find(&args.disk)?)?;
+    let url = parse_url(&args.image)?;
+    let image = open_image(&url, progress)?;
+    let target = open_target(&find(&args.disk)?, &url)?;
     let plan = restore::plan(&image, &target, &options)?;
     if !json {
         print(&plan.to_string())?;
     }
     if !args.yes {
+        if json {
+            // Nobody agrees to what was not shown; standard output is for the result.
+            let _ = writeln!(std::io::stderr(), "{}", printable(&plan.to_string()));
+        }
         confirm(&target)?;
     }
+    cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
     let result = restore::run(&image, &target, &plan, &options, progress);
     ticker.finish();
@@ -397,13 +423,14 @@ fn disks_command(json: bool) -> Result<()> {
     for disk in disks {
         let or_dash = |s: Option<String>| s.unwrap_or_else(|| "-".into());
         print(&format!(
-            "{:16} {:>12}  {:8} {:24} serial {}  wwn {}",
+            "{:16} {:>12}  {:8} {:24} serial {}  wwn {}  by-path {}",
             disk.path,
             size(disk.size_bytes),
             or_dash(disk.transport),
             or_dash(disk.model),
             or_dash(disk.serial),
             or_dash(disk.wwn),
+            or_dash(disk.by_path),
         ))?;
     }
     Ok(())

@@ -2,26 +2,31 @@
 //!
 //! A *disk* here is a whole disk, a partition or a regular file that stands for one (`disk.raw`). A source is opened read-only
 //! and never written. A target is opened exclusively: the kernel then refuses disks that are mounted, held by LVM or md, or
-//! opened exclusively by somebody else; the refusals of [`in_use`] say the same earlier and in words.
+//! opened exclusively by somebody else; the refusals of [`in_use`] say the same earlier and in words. Sources are locked shared
+//! and targets exclusively (`flock(2)`, which udev honours too), so that two agents never meet on one disk or disk file.
 
 mod inventory;
 mod selector;
+mod users;
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use agent_api::{DiskInfo, ErrorKind};
 
-pub use inventory::{in_use, inventory, inventory_of};
+pub use inventory::{inventory, inventory_of};
 pub use selector::{Selector, resolve};
+pub use users::in_use;
 
 use crate::error::{Error, IoContext, Result};
 use crate::sys;
 
 /// Alignment that satisfies O_DIRECT on every disk: the largest sector in use.
 pub const DIRECT_ALIGN: usize = 4096;
+/// udev looks at a disk for less than this.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A buffer whose start is aligned for O_DIRECT.
 #[derive(Debug)]
@@ -67,8 +72,12 @@ pub struct Disk {
 impl Disk {
     /// Opens a source read-only. Reads go through the page cache.
     pub fn open_source(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| open_error(path, "opening", e))?;
-        Self::from_file(path, file, None)
+        // Without O_NONBLOCK, opening a FIFO waits for its other end.
+        let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = open.map_err(|e| open_error(path, "opening", e))?;
+        let disk = Self::from_file(path, file, None)?;
+        disk.lock(File::try_lock_shared)?;
+        Ok(disk)
     }
 
     /// Opens a target for writing, exclusively if it is a block device.
@@ -88,7 +97,45 @@ impl Disk {
         // The exclusive claim belongs to `file`; a second exclusive open would be refused as somebody else's. tmpfs has no
         // O_DIRECT: then everything goes through the page cache and is dropped from it before the read-back.
         let direct = open(libc::O_DIRECT).ok();
-        Self::from_file(path, file, direct)
+        let disk = Self::from_file(path, file, direct)?;
+        disk.lock(File::try_lock)?;
+        Ok(disk)
+    }
+
+    /// Takes the lock, but does not wait for another agent's: only as long as udev may look at a disk.
+    fn lock(
+        &self,
+        try_lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
+    ) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            match try_lock(&self.file) {
+                Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::refused(format!(
+                        "{} is locked by another program: a capture or a restore of it is under way",
+                        self.path.display()
+                    )));
+                }
+                // Some network filesystems have no locks; there is nothing to be had from them then.
+                Ok(()) | Err(TryLockError::Error(_)) => return Ok(()),
+            }
+        }
+    }
+
+    /// Whether a path leads to this very file or device.
+    #[must_use]
+    pub fn is_at(&self, path: &Path) -> bool {
+        let (Ok(own), Ok(other)) = (self.file.metadata(), std::fs::metadata(path)) else {
+            return false;
+        };
+        if self.is_block {
+            other.file_type().is_block_device() && own.rdev() == other.rdev()
+        } else {
+            (own.dev(), own.ino()) == (other.dev(), other.ino())
+        }
     }
 
     fn from_file(path: &Path, file: File, direct: Option<File>) -> Result<Self> {
@@ -252,19 +299,18 @@ impl Disk {
             );
         }
     }
-
-    /// Device number of a block device.
-    pub fn device_number(&self) -> io::Result<Option<u64>> {
-        Ok(self.is_block.then_some(self.file.metadata()?.rdev()))
-    }
 }
 
 fn open_error(path: &Path, doing: &str, error: std::io::Error) -> Error {
-    let kind = match error.kind() {
-        std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-        _ => ErrorKind::Disk,
+    let (kind, advice) = match error.kind() {
+        std::io::ErrorKind::NotFound => (ErrorKind::NotFound, ""),
+        std::io::ErrorKind::PermissionDenied => {
+            (ErrorKind::Refused, " (run as root, or be given the right to it)")
+        }
+        std::io::ErrorKind::ReadOnlyFilesystem => (ErrorKind::Refused, ""),
+        _ => (ErrorKind::Disk, ""),
     };
-    Error::new(kind, format!("{doing} {}", path.display())).because(error)
+    Error::new(kind, format!("{doing} {}{advice}", path.display())).because(error)
 }
 
 #[cfg(test)]

@@ -84,6 +84,15 @@ impl From<FormatError> for Error {
         let (kind, message) = match &error {
             FormatError::Read { source, .. } => (io_kind(source), "reading the image"),
             FormatError::Write { source, .. } => (io_kind(source), "writing the image"),
+            FormatError::Compress { .. }
+            | FormatError::BadSpan { .. }
+            | FormatError::BadFrame { .. }
+            | FormatError::HoleTooLong { .. }
+            | FormatError::BadSpanLen { .. }
+            | FormatError::ProducerTooLong { .. } => (ErrorKind::Internal, "making the image"),
+            FormatError::DiskTooLarge { .. }
+            | FormatError::ManifestTooLong { .. }
+            | FormatError::TooMany { .. } => (ErrorKind::Refused, "making the image"),
             _ => (ErrorKind::ImageCorrupt, "checking the image"),
         };
         Self::new(kind, message).because(error)
@@ -110,7 +119,16 @@ pub trait IoContext<T> {
 
 impl<T> IoContext<T> for std::io::Result<T> {
     fn on_disk(self, doing: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|e| Error::new(ErrorKind::Disk, doing()).because(e))
+        self.map_err(|e| {
+            let kind = match e.kind() {
+                // Of the filesystem beneath a disk file or a loop device.
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                    ErrorKind::NoSpace
+                }
+                _ => ErrorKind::Disk,
+            };
+            Error::new(kind, doing()).because(e)
+        })
     }
 
     fn internal(self, doing: impl FnOnce() -> String) -> Result<T> {

@@ -28,6 +28,8 @@ pub struct Progress {
     stored: AtomicU64,
     stalled: Mutex<Option<String>>,
     cancelled: Arc<AtomicBool>,
+    /// The last state of stages that have ended and were not printed yet: some are shorter than a tick.
+    ended: Mutex<Vec<StageProgress>>,
 }
 
 impl Default for Progress {
@@ -39,6 +41,7 @@ impl Default for Progress {
             stored: AtomicU64::new(0),
             stalled: Mutex::new(None),
             cancelled: Arc::new(AtomicBool::new(false)),
+            ended: Mutex::new(Vec::new()),
         }
     }
 }
@@ -46,6 +49,8 @@ impl Default for Progress {
 impl Progress {
     /// Starts a stage of `total_bytes` (0: does not count).
     pub fn begin(&self, stage: Stage, total_bytes: u64) {
+        let last = self.snapshot();
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(last);
         let mut now = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         *now = (stage, Instant::now());
         self.done.store(0, Ordering::Relaxed);
@@ -108,7 +113,7 @@ pub fn millis(since: Instant) -> u64 {
 pub enum Face {
     /// A bar on standard error.
     Bar,
-    /// A [`StageProgress`] as a JSON line on standard error, once a second and at each change of stage.
+    /// A [`StageProgress`] as a JSON line on standard error, once a second and at the end of each stage.
     JsonLines,
     /// `{"progress": …}` lines on standard output, for the supervisor.
     Worker,
@@ -176,7 +181,15 @@ fn draw(progress: &Progress, face: Face, stop: &(Mutex<bool>, Condvar)) {
                 .unwrap_or_else(PoisonError::into_inner);
             *guard
         };
+        let ended =
+            std::mem::take(&mut *progress.ended.lock().unwrap_or_else(PoisonError::into_inner));
         let now = progress.snapshot();
+        if bar.is_none() {
+            for stage in ended {
+                // As below.
+                let _ = print_line(face, &stage);
+            }
+        }
         if let Some(bar) = &bar {
             draw_bar(bar, &now);
         } else if stopped

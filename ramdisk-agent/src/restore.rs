@@ -52,8 +52,13 @@ pub fn run<R: ReadAt>(
     let start = Instant::now();
     let work = Work { image, target, plan, options, progress };
     progress.check()?;
-    let result = commit::invalidate(target, plan).and_then(|nodes| work.all(nodes));
-    match result {
+    let path = target.path().display();
+    let nodes = commit::invalidate(target, plan).map_err(|error| {
+        error.context(format!(
+            "destroying what was on {path} failed half-way; it may hold parts of the old system, and may still boot it"
+        ))
+    })?;
+    match work.all(nodes) {
         Ok(mut summary) => {
             summary.total_ms = millis(start);
             Ok(summary)
@@ -62,10 +67,8 @@ pub fn run<R: ReadAt>(
             // The first error is the one that matters. If the disk cannot even be invalidated again, its boot sectors were
             // either never written or are what just failed.
             let _ = commit::invalidate(target, plan);
-            Err(error.context(format!(
-                "restoring onto {} failed; it holds no bootable system now",
-                target.path().display()
-            )))
+            Err(error
+                .context(format!("restoring onto {path} failed; it holds no bootable system now")))
         }
     }
 }
@@ -230,9 +233,27 @@ impl<R: ReadAt> Work<'_, R> {
             buffer[index(gap.start - base)..index(gap.end - base)].fill(0);
         }
         self.plan.fill_withheld(base, buffer);
-        Decoder::check_content(entry, buffer)
-            .map_err(|_| self.differs(base, u64::from(entry.logical_len)))?;
+        if Decoder::check_content(entry, buffer).is_err() {
+            return Err(self.blame(entry));
+        }
         Ok(read)
+    }
+
+    /// Whose fault it is that a span reads back otherwise than its hash says: the disk's, unless the image itself holds
+    /// something else than its index says.
+    fn blame(&self, entry: &FrameEntry) -> Error {
+        let in_image = || -> Result<()> {
+            let mut stored = Vec::new();
+            let mut content = vec![0; index(u64::from(entry.logical_len))];
+            let frame = self.image.read_stored(entry, &mut stored)?;
+            verify::new_decoder()?.decode(frame, &mut content)?;
+            Ok(Decoder::check_content(entry, &content)?)
+        };
+        // If the image cannot be read again, the disk's fault is the likelier one.
+        match in_image() {
+            Err(error) if error.kind() == ErrorKind::ImageCorrupt => error,
+            _ => self.differs(entry.logical_offset, u64::from(entry.logical_len)),
+        }
     }
 
     fn read_back_hole(&self, entry: &FrameEntry, buffer: &mut [u8]) -> Result<u64> {

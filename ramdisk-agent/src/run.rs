@@ -56,7 +56,7 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
         }
         JobAction::Restore(options) => {
             let image = open_image(&url, progress)?;
-            let target = Disk::open_target(&path)?;
+            let target = open_target(&path, &url)?;
             let plan = restore::plan(&image, &target, options)?;
             Ok(Summary::Restore(restore::run(&image, &target, &plan, options, progress)?))
         }
@@ -70,6 +70,18 @@ pub type Image = ImageReader<Box<dyn store::ImageFile>>;
 pub fn open_image(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
     let file = store::open_with(url, &store_options(progress))?;
     ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))
+}
+
+/// Opens a disk to write an image to it. The image itself is not overwritten.
+pub fn open_target(path: &std::path::Path, image: &StoreUrl) -> Result<Disk> {
+    let target = Disk::open_target(path)?;
+    match image {
+        StoreUrl::File(file) if target.is_at(file) => Err(Error::refused(format!(
+            "{} is the image itself; nothing was written",
+            path.display()
+        ))),
+        _ => Ok(target),
+    }
 }
 
 /// Parses a store's URL.

@@ -93,15 +93,20 @@ pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
     }
     let mut volumes = Vec::new();
     let mut dirty = Vec::new();
-    let parts: Vec<Option<&Partition>> = match table.kind {
-        TableKind::None => vec![None],
-        _ => table.partitions.iter().map(Some).collect(),
+    let parts: Vec<Option<&Partition>> = if table.partitions.is_empty() {
+        vec![None]
+    } else {
+        table.partitions.iter().map(Some).collect()
     };
     for partition in parts {
         let (start, volume_len) = partition.map_or((0, len), |p| (p.start_bytes, p.len_bytes));
         let mut window = Window { disk, start, len: volume_len, at: 0 };
         let mut map = fs::map_volume(&mut window, volume_len)
             .on_disk(|| format!("reading the filesystem at byte {start} of {path}"))?;
+        if partition.is_none() && table.kind != TableKind::None {
+            // It may be left over from other days, with data in use behind it that no table knows of.
+            take_raw(&mut map, volume_len, "its partition table has no partitions".into());
+        }
         if let Clean::NotClean { reason } = map.clean.clone() {
             let name = partition
                 .map_or_else(|| "the filesystem".into(), |p| format!("partition {}", p.number));
@@ -123,8 +128,8 @@ pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
         return Err(Error::new(
             ErrorKind::SourceNotClean,
             format!(
-                "{path} was not shut down cleanly: {}; start the system and shut it down, or check the filesystem, or copy \
-                 such partitions whole with --dirty raw",
+                "{path} was not shut down cleanly: {}; start the system and shut it down (not hibernate), or check the filesystem, \
+                 or copy such partitions whole with --dirty raw",
                 dirty.join("; ")
             ),
         ));
@@ -178,7 +183,7 @@ fn planned(partition: Option<&Partition>, start: u64, len: u64, map: VolumeMap) 
 
 /// What is kept of the space that belongs to no partition.
 fn gaps(table: &Table, disk_bytes: u64) -> Vec<Extent> {
-    if table.kind == TableKind::None {
+    if table.partitions.is_empty() {
         return Vec::new();
     }
     let mut partitions = Extents::new();

@@ -1,15 +1,12 @@
-//! What sysfs and procfs say of disks: identity, size, and who uses them. Nothing is opened for writing and no udev is asked.
+//! What sysfs says of disks: identity, size, position. No udev is asked.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agent_api::DiskInfo;
 
-use crate::error::{IoContext, Result};
-
-const SYS_BLOCK: &str = "/sys/block";
+pub(super) const SYS_BLOCK: &str = "/sys/block";
 
 /// Every disk that can hold a system: no RAM disks, loop devices without a file, optical drives or device-mapper nodes.
 pub fn inventory() -> Vec<DiskInfo> {
@@ -41,7 +38,7 @@ pub fn inventory_of(path: &Path) -> Option<DiskInfo> {
     Some(info)
 }
 
-fn sysfs_dir(rdev: u64) -> Option<PathBuf> {
+pub(super) fn sysfs_dir(rdev: u64) -> Option<PathBuf> {
     if rdev == 0 {
         return None;
     }
@@ -115,7 +112,7 @@ fn by_path(dir: &Path) -> Option<String> {
     Some(format!("pci-{address}"))
 }
 
-fn read_text(path: &Path) -> Option<String> {
+pub(super) fn read_text(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
     (!text.is_empty()).then(|| text.to_owned())
@@ -125,85 +122,13 @@ fn read_u64(path: &Path) -> Option<u64> {
     read_text(path)?.parse().ok()
 }
 
-/// Who uses the disk or one of its partitions: mounts, swap, LVM, md, loop devices. Empty if nobody does. Each entry is a phrase
-/// such as `/dev/sda2 is mounted at /home`; `read_only` mounts are left out when `writers_only` is set.
-pub fn in_use(path: &Path, writers_only: bool) -> Result<Vec<String>> {
-    let meta = fs::metadata(path).on_disk(|| format!("looking at {}", path.display()))?;
-    let Some(dir) = sysfs_dir(meta.rdev()) else { return Ok(Vec::new()) };
-    let mut nodes = vec![dir.clone()];
-    if let Ok(children) = fs::read_dir(&dir) {
-        nodes.extend(
-            children.filter_map(|c| Some(c.ok()?.path())).filter(|c| c.join("partition").exists()),
-        );
-    }
-    let devices: BTreeMap<String, String> = nodes
-        .iter()
-        .filter_map(|node| {
-            let name = node.file_name()?.to_str()?;
-            Some((read_text(&node.join("dev"))?, format!("/dev/{name}")))
-        })
-        .collect();
-    let mut users = Vec::new();
-    for node in &nodes {
-        let name = node.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if let Ok(holders) = fs::read_dir(node.join("holders")) {
-            for holder in holders.filter_map(std::result::Result::ok) {
-                users.push(format!("/dev/{name} is held by {}", holder.file_name().display()));
-            }
-        }
-    }
-    let mounts = fs::read_to_string("/proc/self/mountinfo")
-        .internal(|| "reading /proc/self/mountinfo".into())?;
-    users.extend(mounts.lines().filter_map(|line| mount_of(line, &devices, writers_only)));
-    if let Ok(swaps) = fs::read_to_string("/proc/swaps") {
-        for line in swaps.lines().skip(1) {
-            let node = line.split_whitespace().next().unwrap_or_default();
-            if devices.values().any(|d| d == node) {
-                users.push(format!("{node} is in use as swap"));
-            }
-        }
-    }
-    Ok(users)
-}
-
-/// One line of `/proc/self/mountinfo`: `36 35 98:0 /root /mnt rw,noatime - ext4 /dev/sda1 rw,errors=continue` (proc(5)).
-fn mount_of(line: &str, devices: &BTreeMap<String, String>, writers_only: bool) -> Option<String> {
-    let fields: Vec<&str> = line.split(' ').collect();
-    let separator = fields.iter().position(|f| *f == "-")?;
-    let (number, target) = (fields.get(2)?, fields.get(4)?);
-    let source = fields.get(separator + 2)?;
-    let options = fields.get(separator + 3)?;
-    // btrfs mounts have an anonymous device number: the source's name tells.
-    let device = devices.get(*number).or_else(|| devices.values().find(|d| d == source))?;
-    let read_only = options.split(',').any(|o| o == "ro");
-    if writers_only && read_only {
-        return None;
-    }
-    Some(format!("{device} is mounted at {target}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn mounts_are_found_by_device_number_or_name() {
-        let devices = BTreeMap::from([("8:1".to_owned(), "/dev/sda1".to_owned())]);
-        let rw = "36 35 8:1 / /mnt rw,noatime shared:1 - ext4 /dev/root rw,errors=continue";
-        assert_eq!(mount_of(rw, &devices, true).unwrap(), "/dev/sda1 is mounted at /mnt");
-        let ro = "36 35 8:1 / /mnt ro - ext4 /dev/root ro";
-        assert_eq!(mount_of(ro, &devices, true), None);
-        assert!(mount_of(ro, &devices, false).is_some());
-        let btrfs = "36 35 0:44 / /data rw - btrfs /dev/sda1 rw";
-        assert!(mount_of(btrfs, &devices, true).is_some());
-        assert_eq!(mount_of("36 35 0:44 / /x rw - tmpfs tmpfs rw", &devices, true), None);
-        assert_eq!(mount_of("nonsense", &devices, true), None);
-    }
-
-    #[test]
-    fn a_regular_file_has_no_users_and_no_identity() {
+    fn a_regular_file_has_no_identity() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(in_use(file.path(), false).unwrap().is_empty());
         assert!(inventory_of(file.path()).is_none());
     }
 }

@@ -35,6 +35,8 @@ pub struct RestorePlan {
     pub table_kind: String,
     /// The partitions that will be there.
     pub partitions: Vec<PlannedPartition>,
+    /// What will be there instead, without partitions.
+    pub whole: Option<String>,
     /// What is not as in the image, such as a moved backup GPT.
     pub notes: Vec<String>,
     /// Zeroed before the first frame is written.
@@ -62,8 +64,13 @@ pub struct PlannedPartition {
 
 /// Refuses an image whose root is not the one that was asked for.
 pub fn check_root<R: ReadAt>(image: &ImageReader<R>, expected: Option<&str>) -> Result<()> {
-    match expected {
-        Some(expected) if !expected.trim().eq_ignore_ascii_case(&image.root().to_string()) => {
+    match expected.map(str::trim) {
+        Some(text) if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            Err(Error::refused(format!(
+                "'{text}' is no root hash: those are 64 hexadecimal digits, as inspect prints them"
+            )))
+        }
+        Some(expected) if !expected.eq_ignore_ascii_case(&image.root().to_string()) => {
             Err(Error::new(
                 ErrorKind::ImageCorrupt,
                 format!(
@@ -104,6 +111,8 @@ pub fn make<R: ReadAt>(
         })
         .collect::<Result<Vec<_>>>()?;
     let commit = commit_pieces(&table, &mut disk, &withheld_ranges, target.len_bytes())?;
+    let found = found_on(target)?;
+    let wipes = wipes(image, target.len_bytes(), &withheld_ranges, &found);
     let mut notes = table.warnings.clone();
     if table.kind == TableKind::Gpt && target.len_bytes() != image.disk_len() {
         notes.push(
@@ -115,11 +124,12 @@ pub fn make<R: ReadAt>(
         root: image.root().to_string(),
         image_bytes: image.disk_len(),
         target: target.info(),
-        destroys: found_on(target)?,
+        destroys: found.into_iter().map(|signature| signature.what).collect(),
         table_kind: format!("{:?}", table.kind).to_lowercase(),
         partitions: planned_partitions(image, &table.partitions),
+        whole: whole(image, &table.partitions),
         notes,
-        wipes: wipes(image.disk_len(), target.len_bytes(), &withheld_ranges),
+        wipes,
         commit,
         withheld,
     })
@@ -194,10 +204,10 @@ fn commit_pieces<R: ReadAt>(
         .map(|p| Piece { name: p.name.to_string(), offset: p.offset, bytes: p.bytes })
         .collect();
     if tables.is_empty() {
-        // A bare filesystem: its first sectors, where every filesystem but btrfs has what makes it one, come last.
+        // A bare volume: its first sectors, where every filesystem but btrfs has what makes it one, come last.
         let split = 4096.min(head);
         tables.push(Piece {
-            name: "start of the filesystem".into(),
+            name: "first sectors of the volume".into(),
             offset: 0,
             bytes: bytes_at(disk, 0..split)?,
         });
@@ -211,7 +221,8 @@ fn commit_pieces<R: ReadAt>(
     let mut pieces = Vec::new();
     for gap in super::ranges::gaps(&head_tables, 0..head) {
         pieces.push(Piece {
-            name: "boot gap".into(),
+            name: if table.kind == TableKind::None { "head of the volume" } else { "boot gap" }
+                .into(),
             offset: gap.start,
             bytes: bytes_at(disk, gap)?,
         });
@@ -224,11 +235,17 @@ fn bytes_at<R: ReadAt>(disk: &mut ImageDisk<'_, R>, range: Range<u64>) -> Result
     disk.bytes(range.start, usize::try_from(range.end - range.start).expect("at most the head"))
 }
 
-fn found_on(target: &Disk) -> Result<Vec<String>> {
-    let mut file = target.file();
-    let signatures = probe::signatures(&mut file, target.len_bytes())
-        .on_disk(|| format!("looking at what is on {}", target.path().display()))?;
-    Ok(signatures.into_iter().map(|s| s.what).collect())
+fn found_on(target: &Disk) -> Result<Vec<probe::Signature>> {
+    probe::signatures(&mut target.file(), target.len_bytes())
+        .on_disk(|| format!("looking at what is on {}", target.path().display()))
+}
+
+/// What an image without partitions holds.
+fn whole<R: ReadAt>(image: &ImageReader<R>, partitions: &[Partition]) -> Option<String> {
+    let volume = image.manifest().volumes.first().filter(|_| partitions.is_empty())?;
+    let label = volume.fs_label.as_deref().unwrap_or_default();
+    let filesystem = volume.filesystem.as_deref().unwrap_or("unknown");
+    Some(format!("{filesystem} {label}").trim_end().to_owned())
 }
 
 fn planned_partitions<R: ReadAt>(
@@ -254,13 +271,28 @@ fn planned_partitions<R: ReadAt>(
         .collect()
 }
 
-/// Both ends of the target, and every place where the image has a table: zeroed first, so that nothing boots from now on.
-fn wipes(image_bytes: u64, target_bytes: u64, withheld: &[Range<u64>]) -> Vec<Range<u64>> {
+/// What is zeroed first, so that nothing boots from now on, and so that nothing of the old system is recognised later in space
+/// that the image leaves free: both ends of the target and of every volume of the image, every place where the image has a
+/// table, and all that was found on the target.
+fn wipes<R: ReadAt>(
+    image: &ImageReader<R>,
+    target_bytes: u64,
+    withheld: &[Range<u64>],
+    found: &[probe::Signature],
+) -> Vec<Range<u64>> {
     let mut wipes: Vec<Range<u64>> = withheld.to_vec();
-    wipes.push(0..HEAD_LEN.min(target_bytes));
-    for end in [image_bytes, target_bytes] {
-        wipes.push(end.saturating_sub(HEAD_LEN)..end);
+    let mut both_ends = |start: u64, len: u64| {
+        let end = start.saturating_add(len).min(target_bytes);
+        wipes.push(start..end.min(start.saturating_add(HEAD_LEN)));
+        wipes.push(start.max(end.saturating_sub(HEAD_LEN))..end);
+    };
+    both_ends(0, image.disk_len());
+    both_ends(0, target_bytes);
+    for volume in &image.manifest().volumes {
+        both_ends(volume.start_bytes, volume.len_bytes);
     }
+    wipes.extend(found.iter().map(|s| s.offset..s.offset.saturating_add(s.len).min(target_bytes)));
+    wipes.retain(|range| !range.is_empty());
     wipes.sort_by_key(|r| r.start);
     super::ranges::bridged(&wipes, 0)
 }
@@ -314,6 +346,9 @@ impl fmt::Display for RestorePlan {
                 size(p.len_bytes),
                 p.what
             )?;
+        }
+        if let Some(what) = &self.whole {
+            writeln!(f, "writes     the whole   {:>12}  {what}", size(self.image_bytes))?;
         }
         for note in &self.notes {
             writeln!(f, "note       {note}")?;

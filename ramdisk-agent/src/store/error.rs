@@ -30,7 +30,7 @@ pub enum StoreError {
         url: String,
     },
     /// Nothing of that name.
-    #[error("{url} does not exist; `imprint-agent ls` shows what is there")]
+    #[error("{url} does not exist; `imprint-agent ls` of its folder shows what is there")]
     NotFound {
         /// The image or folder.
         url: String,

@@ -152,6 +152,14 @@ fn devices_in_use_are_left_alone() {
         try_restore(&image, Path::new(&partition), &[]).refused("refused", &[]);
     }
     assert_eq!(blake3::hash(&fs::read(&disk.path).unwrap()), before);
+    {
+        // Through a loop device over the partition, and by the file beneath the loop device.
+        let above = Loop::new(Path::new(&partition), &["--read-only"]);
+        let _mounted = Mounted::new(above.text(), &dir.path().join("mnt"), "ro,noload");
+        try_restore(&image, &device.0, &[]).refused("refused", &[above.text()]);
+        try_restore(&image, &disk.path, &[]).refused("refused", &[above.text(), device.text()]);
+    }
+    assert_eq!(blake3::hash(&fs::read(&disk.path).unwrap()), before);
     let _mounted = Mounted::new(&partition, &dir.path().join("mnt"), "rw");
     let other = dir.path().join("b.img.zst");
     try_capture(&device.0, &other, &[]).refused("refused", &["mounted"]);

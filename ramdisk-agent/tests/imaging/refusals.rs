@@ -29,6 +29,7 @@ fn targets_that_do_not_fit() {
         let root = "00".repeat(32);
         try_restore(&image, &target, &["--expect-root", &root])
             .refused("image_corrupt", &["another image"]);
+        try_restore(&image, &target, &["--expect-root", "zz"]).refused("refused", &["64"]);
     });
 }
 
@@ -52,6 +53,37 @@ fn an_image_is_never_overwritten() {
     untouched(&image, || {
         try_capture(&disk.path, &image, &[]).refused("refused", &["a.img.zst", "exists"]);
     });
+}
+
+#[test]
+fn an_image_is_not_restored_over_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image, link) =
+        (dir.path().join("s"), dir.path().join("a.img.zst"), dir.path().join("link"));
+    noise_file(&source, 1 << 20, 1);
+    capture(&source, &image, &[]);
+    std::os::unix::fs::symlink(&image, &link).unwrap();
+    untouched(&image, || {
+        try_restore(&image, &image, &[]).refused("refused", &["the image itself"]);
+        try_restore(&image, &link, &[]).refused("refused", &["the image itself"]);
+    });
+}
+
+#[test]
+fn two_agents_do_not_meet_on_one_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, image) = restored(dir.path());
+    let other = dir.path().join("b.img.zst");
+    let held = File::open(&disk.path).unwrap();
+    held.lock_shared().unwrap();
+    untouched(&disk.path, || {
+        try_restore(&image, &disk.path, &[]).refused("refused", &["under way"]);
+    });
+    // Another capture is no hindrance to one.
+    capture(&disk.path, &other, &[]);
+    held.unlock().unwrap();
+    held.lock().unwrap();
+    try_capture(&disk.path, &dir.path().join("c.img.zst"), &[]).refused("refused", &["under way"]);
 }
 
 #[test]
@@ -82,5 +114,8 @@ fn places_that_are_not_there() {
     noise_file(&nowhere, 1 << 20, 1);
     try_restore(&image, &nowhere, &[]).refused("not_found", &["a.img.zst"]);
     try_restore(&nowhere, &nowhere, &[]).refused("image_corrupt", &[]);
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    try_capture(&fifo, &image, &[]).refused("refused", &["neither"]);
     try_capture(Path::new("serial=NONE77"), &image, &[]).refused("refused", &["NONE77"]);
 }

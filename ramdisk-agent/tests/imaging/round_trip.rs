@@ -218,6 +218,57 @@ fn a_disk_that_nothing_is_known_of_comes_back_whole() {
 }
 
 #[test]
+fn what_lies_behind_a_table_without_partitions_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image, target) =
+        (dir.path().join("s"), dir.path().join("a.img.zst"), dir.path().join("t"));
+    let empty_mbr = |path: &Path| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.write_all_at(&[0; 510], 0).unwrap();
+        file.write_all_at(&[0x55, 0xAA], 510).unwrap();
+    };
+    let empty_gpt = |path: &Path| {
+        run("gdisk", "sgdisk", &["-o", path.to_str().unwrap()]);
+    };
+    for (number, make) in [&empty_mbr as &dyn Fn(&Path), &empty_gpt].into_iter().enumerate() {
+        let image = image.with_extension(number.to_string());
+        noise_file(&source, 80 << 20, 1);
+        make(&source);
+        let captured = capture(&source, &image, &[]);
+        assert_eq!(captured["raw"].as_array().unwrap().len(), 1, "{captured:#}");
+        noise_file(&target, 80 << 20, 2);
+        restore(&image, &target, &[]);
+        assert_eq!(hash(&source), hash(&target));
+    }
+}
+
+#[test]
+fn nothing_of_the_old_system_is_recognised_in_the_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = system(dir.path(), "gpt");
+    let (image, target) = (dir.path().join("a.img.zst"), dir.path().join("t"));
+    capture(&disk.path, &image, &[]);
+    noise_file(&target, disk.len, 6);
+    let file = File::options().read(true).write(true).open(&target).unwrap();
+    // An ISO 9660 header where the new swap area has nothing.
+    let mut header = [0; 2048];
+    header[..7].copy_from_slice(b"\x01CD001\x01");
+    file.write_all_at(&header, disk.swap.start + (32 << 10)).unwrap();
+    restore(&image, &target, &[]);
+    let part = dir.path().join("part");
+    take(&target, disk.swap, &part);
+    // It fails, with "ambivalent result", if it finds both.
+    let found = run("util-linux", "blkid", &["-p", part.to_str().unwrap()]);
+    assert!(found.contains("swap") && !found.contains("iso9660"), "{found}");
+    // RAID members are known by their end.
+    let mut end = vec![1; 64 << 10];
+    for part in [disk.esp, disk.swap] {
+        file.read_exact_at(&mut end, part.start + part.len - (64 << 10)).unwrap();
+        assert!(end.iter().all(|b| *b == 0), "{part:?}");
+    }
+}
+
+#[test]
 fn scrubbing_leaves_nothing_of_the_previous_owner() {
     let dir = tempfile::tempdir().unwrap();
     let disk = system(dir.path(), "gpt");
