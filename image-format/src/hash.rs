@@ -32,12 +32,6 @@ impl Hash {
     }
 }
 
-/// The content hash of a span in which the caller has set the free bytes to zero.
-#[must_use]
-pub fn content_hash(span: &[u8]) -> Hash {
-    Hash::of(span)
-}
-
 /// The hash that pins a whole image: of its manifest and of the directory that holds the hashes of everything else.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -31,7 +31,7 @@ mod zstd_header;
 pub use codec::{Decoder, EncodedFrame, Encoder, StoredFrame, is_zero};
 pub use directory::Totals;
 pub use error::{FormatError, Part, Result};
-pub use hash::{Hash, ParseHashError, Root, content_hash};
+pub use hash::{Hash, ParseHashError, Root};
 pub use header::{Header, INCOMPATIBLE_DELTA};
 pub use manifest::{
     BadSectors, Compression, Disk, Manifest, PartitionTable, TableKind, Taken, Volume,

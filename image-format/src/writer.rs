@@ -255,12 +255,6 @@ impl<W: Write> ImageWriter<W> {
 }
 
 impl<W> ImageWriter<W> {
-    /// How many bytes the sink was given.
-    #[must_use]
-    pub fn bytes_written(&self) -> u64 {
-        self.written
-    }
-
     /// How much of the disk is covered: where the next frame starts.
     #[must_use]
     pub fn covered(&self) -> u64 {
@@ -271,12 +265,6 @@ impl<W> ImageWriter<W> {
     #[must_use]
     pub fn inner(&self) -> &W {
         &self.sink
-    }
-
-    /// The sink, to commit it now and then; it must not be written through this.
-    #[must_use]
-    pub fn inner_mut(&mut self) -> &mut W {
-        &mut self.sink
     }
 
     /// The sink of an image that is given up.

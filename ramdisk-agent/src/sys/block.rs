@@ -7,7 +7,6 @@ use std::os::fd::AsRawFd;
 mod ioctl {
     nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
     nix::ioctl_read_bad!(blksszget, 0x1268, i32);
-    nix::ioctl_read_bad!(blkpbszget, 0x127b, u32);
     nix::ioctl_none!(blkrrpart, 0x12, 95);
     nix::ioctl_none!(blkflsbuf, 0x12, 97);
     nix::ioctl_write_ptr_bad!(blkzeroout, 0x127f, [u64; 2]);
@@ -28,14 +27,6 @@ pub fn logical_sector_bytes(device: &File) -> io::Result<u32> {
     // SAFETY: BLKSSZGET writes one int through the pointer, which is valid and aligned for the call.
     unsafe { ioctl::blksszget(device.as_raw_fd(), &raw mut size) }?;
     u32::try_from(size).map_err(|_| io::Error::other("the kernel gave a negative sector size"))
-}
-
-/// Physical sector size in bytes (`BLKPBSZGET`).
-pub fn physical_sector_bytes(device: &File) -> io::Result<u32> {
-    let mut size = 0_u32;
-    // SAFETY: BLKPBSZGET writes one unsigned int through the pointer, which is valid and aligned for the call.
-    unsafe { ioctl::blkpbszget(device.as_raw_fd(), &raw mut size) }?;
-    Ok(size)
 }
 
 /// Asks the kernel to read the partition table again (`BLKRRPART`). `EBUSY` while a partition is in use.
