@@ -20,42 +20,12 @@ pub use inventory::{inventory, inventory_of};
 pub use selector::{Selector, resolve};
 pub use users::in_use;
 
+use crate::buffer::AlignedBuf;
 use crate::error::{Error, IoContext, Result};
 use crate::sys;
 
-/// Alignment that satisfies O_DIRECT on every disk: the largest sector in use.
-pub const DIRECT_ALIGN: usize = 4096;
 /// udev looks at a disk for less than this.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
-
-/// A buffer whose start is aligned for O_DIRECT.
-#[derive(Debug)]
-pub struct AlignedBuf {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl AlignedBuf {
-    /// A zeroed buffer of `len` bytes.
-    #[must_use]
-    pub fn new(len: usize) -> Self {
-        let bytes = vec![0; len + DIRECT_ALIGN];
-        let start = bytes.as_ptr().align_offset(DIRECT_ALIGN);
-        Self { bytes, start, len }
-    }
-
-    /// The bytes.
-    #[must_use]
-    pub fn as_slice(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.len]
-    }
-
-    /// The bytes, to change.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.len]
-    }
-}
 
 /// An open disk, partition or disk file.
 #[derive(Debug)]
@@ -209,7 +179,7 @@ impl Disk {
         self.file.read_exact_at(buf, offset).on_disk(|| self.at("reading", buf.len(), offset))
     }
 
-    /// Reads past the page cache where that is possible. `buf` starts aligned to [`DIRECT_ALIGN`] relative to `offset`.
+    /// Reads past the page cache where that is possible. `buf` starts aligned to [`DIRECT_ALIGN`](crate::buffer::DIRECT_ALIGN) relative to `offset`.
     pub fn read_direct(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let len = buf.len();
         let file = self.direct_for(buf, offset);
@@ -316,6 +286,7 @@ fn open_error(path: &Path, doing: &str, error: std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buffer::DIRECT_ALIGN;
 
     #[test]
     fn buffers_are_aligned_and_zeroed() {

@@ -23,7 +23,8 @@ use image_format::{Decoder, FrameEntry, FrameKind, ImageReader, ReadAt, RunKind}
 pub use commit::Piece;
 pub use plan::{RestorePlan, check_root};
 
-use crate::disk::{AlignedBuf, Disk};
+use crate::buffer::AlignedBuf;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::pipeline;
 use crate::progress::{Progress, millis};

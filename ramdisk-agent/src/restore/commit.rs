@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::disk::{AlignedBuf, Disk};
+use crate::buffer::AlignedBuf;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::restore::plan::RestorePlan;
 use crate::sys;

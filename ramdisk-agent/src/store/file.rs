@@ -1,13 +1,16 @@
 //! The store that is a folder of this machine.
 //!
 //! A writer's `NAME.partial` is created exclusively and locked (flock) for as long as the writer lives, so that a left-over of a
-//! dead run can be told from the file of a live one. Writing goes on in a thread of its own behind a bounded queue, and each
-//! step's write-back is started early, so that the last flush has little left to do. Publishing is
+//! dead run can be told from the file of a live one. Writing goes on in a thread of its own behind a bounded queue, past the page
+//! cache (O_DIRECT) on disk file systems: an image is not read again soon, and pages of it would push out what this machine needs.
+//! Elsewhere write-back is started early, so that the last flush has little left to do. Publishing is
 //! `renameat2(RENAME_NOREPLACE)`, or link and unlink where the file system does not know that.
+
+mod direct;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -16,15 +19,17 @@ use std::thread::JoinHandle;
 use rustix::fs::{Advice, CWD, OFlags, RenameFlags, fadvise, renameat_with};
 use rustix::io::Errno;
 
+use crate::buffer::AlignedBuf;
+
+use self::direct::{DirectReads, Output};
 use super::{Entry, ImageFile, PARTIAL_SUFFIX, ReadAt, Result, StoreError, StoreWriter};
 
-/// What one write call takes.
-const CHUNK_BYTES: usize = 1 << 20;
+/// What one write call takes: enough that a disk is kept busy by one call at a time.
+const CHUNK_BYTES: usize = 4 << 20;
 /// Chunks that may wait for the write thread.
-const QUEUE_CHUNKS: usize = 8;
+const QUEUE_CHUNKS: usize = 4;
 /// After how much written data write-back is started.
 const WRITEBACK_STEP_BYTES: u64 = 16 << 20;
-
 /// Opens an image (or a disk that holds one) for reading.
 pub(super) fn open(path: &Path) -> Result<Box<dyn ImageFile>> {
     let failed = |source| StoreError::local("opening", path.display(), source);
@@ -32,7 +37,7 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn ImageFile>> {
     if file.metadata().map_err(failed)?.is_dir() {
         return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
     }
-    Ok(Box::new(FileImage::new(file, path)?))
+    Ok(Box::new(FileImage::new(file, None, path)?))
 }
 
 /// Starts to write an image.
@@ -70,23 +75,35 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 #[derive(Debug)]
 struct FileImage {
     file: File,
+    /// The same file for reads past the page cache.
+    direct: Option<DirectReads>,
     path: PathBuf,
     len_bytes: u64,
 }
 
 impl FileImage {
-    fn new(mut file: File, path: &Path) -> Result<Self> {
+    fn new(mut file: File, direct: Option<File>, path: &Path) -> Result<Self> {
         // Not the metadata: a block device has its length only here.
         let len_bytes = file
             .seek(SeekFrom::End(0))
             .map_err(|source| StoreError::local("measuring", path.display(), source))?;
-        Ok(Self { file, path: path.to_owned(), len_bytes })
+        let direct = direct.map(DirectReads::new);
+        Ok(Self { file, direct, path: path.to_owned(), len_bytes })
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if let Some(direct) = &self.direct
+            && let Some(result) = direct.read_exact_at(buf, offset)
+        {
+            return result;
+        }
+        ReadAt::read_exact_at(&self.file, buf, offset)
     }
 }
 
 impl ReadAt for FileImage {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        ReadAt::read_exact_at(&self.file, buf, offset).map_err(|source| {
+        self.read(buf, offset).map_err(|source| {
             let url = self.path.display().to_string();
             if source.kind() == io::ErrorKind::UnexpectedEof {
                 let wanted = offset.saturating_add(u64::try_from(buf.len()).unwrap_or(u64::MAX));
@@ -107,8 +124,36 @@ impl ImageFile for FileImage {
     }
 }
 
+/// Bytes on their way to the write thread, in a buffer that direct writes take.
+struct Chunk {
+    buffer: AlignedBuf,
+    len: usize,
+}
+
+impl Chunk {
+    fn new() -> Self {
+        Self { buffer: AlignedBuf::new(CHUNK_BYTES), len: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.len == CHUNK_BYTES
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.buffer.as_slice()[..self.len]
+    }
+
+    /// Takes what there is room for; gives how much.
+    fn fill(&mut self, data: &[u8]) -> usize {
+        let now = data.len().min(CHUNK_BYTES - self.len);
+        self.buffer.as_mut_slice()[self.len..self.len + now].copy_from_slice(&data[..now]);
+        self.len += now;
+        now
+    }
+}
+
 enum Job {
-    Write(Vec<u8>),
+    Write(Chunk),
     /// Flush to stable storage, then answer.
     Flush(Sender<()>),
 }
@@ -119,12 +164,12 @@ struct FileWriter {
     partial: PathBuf,
     /// Holds the lock; the thread has the same open file.
     file: Arc<File>,
-    chunk: Vec<u8>,
+    chunk: Chunk,
     len_bytes: u64,
     durable_bytes: u64,
     /// `None` once the thread was told to end.
     jobs: Option<SyncSender<Job>>,
-    spare: Receiver<Vec<u8>>,
+    spare: Receiver<Chunk>,
     thread: Option<JoinHandle<io::Result<()>>>,
     published: bool,
 }
@@ -147,15 +192,16 @@ impl FileWriter {
         let thread = std::thread::Builder::new()
             .name("store-file".to_owned())
             .spawn({
-                let file = Arc::clone(&file);
-                move || write_thread(&file, &queue, &give_back)
+                let output =
+                    Output { direct: direct::open(&file, &partial), file: Arc::clone(&file) };
+                move || write_thread(output, &queue, &give_back)
             })
             .map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
             partial,
             file,
-            chunk: Vec::with_capacity(CHUNK_BYTES),
+            chunk: Chunk::new(),
             len_bytes: 0,
             durable_bytes: 0,
             jobs: Some(jobs),
@@ -184,7 +230,7 @@ impl FileWriter {
     }
 
     fn hand_over_chunk(&mut self) -> Result<()> {
-        let next = self.spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(CHUNK_BYTES));
+        let next = self.spare.try_recv().unwrap_or_else(|_| Chunk::new());
         let full = std::mem::replace(&mut self.chunk, next);
         self.send(Job::Write(full))
     }
@@ -212,12 +258,10 @@ impl FileWriter {
 impl StoreWriter for FileWriter {
     fn append(&mut self, mut data: &[u8]) -> Result<()> {
         while !data.is_empty() {
-            let room = CHUNK_BYTES - self.chunk.len();
-            let (now, later) = data.split_at(room.min(data.len()));
-            self.chunk.extend_from_slice(now);
-            self.len_bytes += u64::try_from(now.len()).expect("a chunk's length fits 64 bits");
-            data = later;
-            if self.chunk.len() == CHUNK_BYTES {
+            let taken = self.chunk.fill(data);
+            self.len_bytes += u64::try_from(taken).expect("a chunk's length fits 64 bits");
+            data = &data[taken..];
+            if self.chunk.is_full() {
                 self.hand_over_chunk()?;
             }
         }
@@ -225,7 +269,7 @@ impl StoreWriter for FileWriter {
     }
 
     fn commit(&mut self) -> Result<u64> {
-        if !self.chunk.is_empty() {
+        if self.chunk.len > 0 {
             self.hand_over_chunk()?;
         }
         let (done, answer) = channel();
@@ -247,7 +291,8 @@ impl StoreWriter for FileWriter {
         }
         // What is clean leaves the cache, so that reads come from the disk. A file system without a disk (tmpfs) ignores it.
         let _ = fadvise(&file, 0, None, Advice::DontNeed);
-        Ok(Box::new(FileImage::new(file, &self.partial)?))
+        let direct = direct::open(&self.file, &self.partial);
+        Ok(Box::new(FileImage::new(file, direct, &self.partial)?))
     }
 
     fn publish(mut self: Box<Self>) -> Result<()> {
@@ -284,24 +329,30 @@ impl Drop for FileWriter {
     }
 }
 
-fn write_thread(file: &File, queue: &Receiver<Job>, spare: &Sender<Vec<u8>>) -> io::Result<()> {
+fn write_thread(
+    mut output: Output,
+    queue: &Receiver<Job>,
+    spare: &Sender<Chunk>,
+) -> io::Result<()> {
     let mut offset = 0_u64;
     let mut started = 0_u64;
     for job in queue {
         match job {
             Job::Write(mut chunk) => {
-                file.write_all_at(&chunk, offset)?;
-                offset += u64::try_from(chunk.len()).expect("a chunk's length fits 64 bits");
-                chunk.clear();
+                let direct = output.write(chunk.as_slice(), offset)?;
+                offset += u64::try_from(chunk.len).expect("a chunk's length fits 64 bits");
+                chunk.len = 0;
                 // The writer may be gone: then nobody needs the buffer.
                 let _ = spare.send(chunk);
-                if offset - started >= WRITEBACK_STEP_BYTES {
-                    start_writeback(file, started, offset - started);
+                if direct {
+                    started = offset;
+                } else if offset - started >= WRITEBACK_STEP_BYTES {
+                    start_writeback(&output.file, started, offset - started);
                     started = offset;
                 }
             }
             Job::Flush(done) => {
-                file.sync_data()?;
+                output.file.sync_data()?;
                 // The writer may be gone: then nobody waits.
                 let _ = done.send(());
             }
@@ -504,9 +555,12 @@ mod tests {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let (jobs, queue) = sync_channel(1);
         let (give_back, _spare) = channel();
-        jobs.send(Job::Write(vec![1; 10])).unwrap();
+        let mut chunk = Chunk::new();
+        chunk.fill(&[1; 10]);
+        jobs.send(Job::Write(chunk)).unwrap();
         drop(jobs);
-        let error = write_thread(&full, &queue, &give_back).unwrap_err();
+        let output = Output { file: Arc::new(full), direct: None };
+        let error = write_thread(output, &queue, &give_back).unwrap_err();
         assert!(matches!(StoreError::local("writing", "x", error), StoreError::NoSpace { .. }));
     }
 
