@@ -5,7 +5,7 @@
 //! One pipeline ([`pipeline`]) serves capture, restore, verify and read-back. Nothing here knows of DHCP servers, boot files
 //! or BMCs: those are the controller's.
 
-mod buffer;
+pub mod buffer;
 pub mod capture;
 pub mod cli;
 pub mod disk;
