@@ -29,6 +29,7 @@ pub enum Part {
 /// # Errors
 /// If a step failed: its output has the reason, the error lists all that did.
 pub fn run(xtask: &Path, only: Option<Part>) -> Result<()> {
+    let mut passed = 0;
     let mut failed = Vec::new();
     let start = Instant::now();
     let lists: &[&[packages::Package]] = match only {
@@ -57,9 +58,12 @@ pub fn run(xtask: &Path, only: Option<Part>) -> Result<()> {
             .success()
         {
             failed.push(command::line(&command));
+            continue;
         }
+        passed += 1;
     }
     say("done");
+    println!("steps: {passed} passed, {} failed", failed.len());
     if !failed.is_empty() {
         bail!("these failed:\n  {}", failed.join("\n  "));
     }
