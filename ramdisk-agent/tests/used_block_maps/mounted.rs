@@ -34,9 +34,15 @@ impl<'a> Mounted<'a> {
 
     /// Fills, thins out and fragments it.
     fn live(&self, noise: &mut Noise, round: u64) {
+        const SHAPE: Shape = Shape { bytes: 2 << 20, files: 50, unix: true };
+        let left = rustix::fs::statvfs(&self.at).unwrap();
+        // Attributes, links and folders take room beside the files' own.
+        if left.f_bavail * left.f_frsize < 2 * SHAPE.bytes || left.f_ffree < 4 * SHAPE.files {
+            return;
+        }
         let tree = self.at.join(format!("lived{round}"));
         fs::create_dir(&tree).unwrap();
-        let files = plant(&tree, &Shape { bytes: 2 << 20, files: 50, unix: true }, noise);
+        let files = plant(&tree, &SHAPE, noise);
         for file in files {
             match noise.below(5) {
                 0 => fs::remove_file(tree.join(file)).unwrap(),

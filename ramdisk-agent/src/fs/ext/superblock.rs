@@ -199,7 +199,8 @@ impl Superblock {
             && (8..=self.block_bytes * 8).contains(&self.clusters_per_group)
             && self.clusters_per_group.is_multiple_of(8)
             && self.blocks_per_group == self.clusters_per_group * self.cluster_blocks
-            && self.first_data_block <= 1
+            && self.first_data_block
+                == u64::from(self.block_bytes == 1024 && self.cluster_blocks == 1)
             && self.first_data_block < self.blocks
             && self.free_blocks <= self.blocks
             && self.inodes_per_group > 0
