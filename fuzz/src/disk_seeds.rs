@@ -27,7 +27,9 @@ const FAT: [(&str, u64); 4] = [
 ];
 const SWAP: [(&str, u64); 3] =
     [("-p 4096", 40 << 10), ("-p 65536", 700 << 10), ("-p 8192", 100_000)];
-const TABLES: [&str; 4] = [
+const TABLES: [&str; 5] = [
+    "label: dos\nlabel-id: 0x5eed5eed\nstart=63, size=1000, type=83\nstart=2048, type=f\nstart=3000, size=900, type=83\n\
+     start=4096, size=1000, type=82\n",
     "label: gpt\nstart=2048, size=2048, type=U, name=ESP\nstart=4096, type=L\n",
     "label: gpt\ntable-length: 8\nfirst-lba: 40\nstart=40, size=8\nstart=48, size=8\n",
     "label: dos\nstart=63, size=1000, type=83, bootable\nstart=2048, type=82\n",

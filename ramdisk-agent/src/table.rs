@@ -3,9 +3,10 @@
 //! [`read_table`] tells GPT, MBR and bare filesystems apart, as the kernel would, and refuses a table that cannot be trusted
 //! rather than guess. Everything in it is checked against the size of the disk, so callers may use its offsets as they are. The
 //! only allocation that a table sizes is its array of entries, and that has a limit. [`relocate_backup`] makes the bytes that
-//! a restore writes last. Deliberately absent: logical partitions inside extended ones, and changes to the layout.
+//! a restore writes last. Deliberately absent: changes to the layout.
 
 mod gpt;
+mod logical;
 mod mbr;
 
 use std::io::{self, Read, Seek, SeekFrom};
@@ -29,7 +30,7 @@ pub(crate) const SECTOR_BYTES: [u32; 2] = [512, 4096];
 pub enum TableKind {
     /// A GUID partition table.
     Gpt,
-    /// A master boot record with primary partitions.
+    /// A master boot record, with primary and logical partitions.
     Mbr,
     /// None: the disk holds one bare filesystem, or nothing that is known.
     None,
@@ -73,7 +74,7 @@ pub struct Table {
     pub partitions: Vec<Partition>,
     /// What is odd but not wrong, in sentences without a full stop.
     pub warnings: Vec<String>,
-    /// The table's own sectors: LBA 0, headers and entries of both copies. Empty if there is no table.
+    /// The table's own sectors: LBA 0, headers and entries of both copies, tables of logical partitions. Empty if there is no table.
     pub metadata: Extents,
     gpt: Option<Gpt>,
 }
@@ -149,14 +150,28 @@ pub enum TableRefusal {
         /// The partition.
         number: u32,
     },
-    /// An extended partition.
+    /// Two extended partitions.
     #[error(
-        "partition {number} is an extended one, which this version cannot handle: capture its logical partitions one by one, \
-         or convert the disk to GPT"
+        "partitions {first} and {second} are both extended ones, which systems number differently: delete one with fdisk"
     )]
-    Extended {
-        /// The partition.
+    SecondExtended {
+        /// The first.
+        first: u32,
+        /// The other.
+        second: u32,
+    },
+    /// A chain of logical partitions that breaks off.
+    #[error(
+        "the chain of logical partitions in partition {number} is broken at byte {byte}: {fault}; repair it with fdisk, or \
+         capture the partitions one by one"
+    )]
+    BrokenChain {
+        /// The extended partition.
         number: u32,
+        /// Where the next table should be.
+        byte: u64,
+        /// What is wrong there.
+        fault: &'static str,
     },
     /// A GPT that the kernel does not see, and a filesystem over it.
     #[error(
@@ -172,7 +187,7 @@ pub enum TableRefusal {
 /// Some sectors of a table, to be written as they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TablePiece {
-    /// `backup GPT`, `primary GPT` or `LBA 0`.
+    /// `logical partitions`, `backup GPT`, `primary GPT` or `LBA 0`.
     pub name: &'static str,
     /// Where they go, in bytes.
     pub offset: u64,
@@ -222,7 +237,7 @@ pub fn read_table(
             );
             return Ok(TableOutcome::Table(table));
         }
-        let mut outcome = mbr::read(mbr, sector);
+        let mut outcome = mbr::read(src, mbr, sector)?;
         if let TableOutcome::Table(table) = &mut outcome
             && gpt::is_sound(src, sector)?
         {
@@ -242,13 +257,13 @@ pub fn read_table(
         }
         (Some(_), false, _) => Ok(TableOutcome::Table(nothing())),
         (None, true, mbr) => gpt::read(src, sector, mbr.as_ref()),
-        (None, false, Some(mbr)) => Ok(mbr::read(&mbr, sector)),
+        (None, false, Some(mbr)) => mbr::read(src, &mbr, sector),
         (None, false, None) => Ok(TableOutcome::Table(nothing())),
     }
 }
 
 /// The sectors of the table for a disk of `target_bytes`, in the order in which they are to be written: the backup GPT at the
-/// disk's end, the primary, LBA 0 last. `src` is the disk that `table` was read from. For a disk of the same size the pieces are
+/// disk's end, the primary; or the tables of logical partitions; LBA 0 last. `src` is the disk that `table` was read from. For a disk of the same size the pieces are
 /// that disk's own bytes, but a damaged copy of a GPT is made anew from the other. Fails with `InvalidInput` if the partitions
 /// do not fit.
 pub fn relocate_backup(
@@ -271,6 +286,9 @@ pub fn relocate_backup(
         if target.count != gpt.disk_sectors() {
             mbr::resize_protective(&mut lba0, gpt.disk_sectors(), target.count);
         }
+    }
+    if table.kind == TableKind::Mbr {
+        pieces = mbr::logical_pieces(src, table, &lba0, target)?;
     }
     pieces.push(TablePiece { name: "LBA 0", offset: 0, bytes: lba0 });
     Ok(pieces)

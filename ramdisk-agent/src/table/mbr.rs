@@ -1,13 +1,15 @@
 //! The master boot record: four entries at the end of LBA 0, behind boot code that is never touched.
 //!
 //! Layout as in the UEFI specification (2.10, section 5.2), which also defines the protective entry of a GPT. Numbers and
-//! identities are those that Linux gives.
+//! identities are those that Linux gives. What an extended partition holds is for [`logical`] to say.
+
+use std::io::{self, Read, Seek};
 
 use super::{
-    MBR_LEN, Partition, Sectors, Table, TableKind, TableOutcome, TableRefusal, check_layout, place,
-    u32_at,
+    MBR_LEN, Partition, Sectors, Table, TableKind, TableOutcome, TablePiece, TableRefusal,
+    check_layout, logical, place, too_small, u32_at,
 };
-use crate::extents::Extents;
+use crate::extents::{Extent, Extents};
 
 const DISK_SIGNATURE: usize = 440;
 const ENTRIES: usize = 446;
@@ -25,15 +27,15 @@ const CHS_MAX: [u8; 3] = [0xFF; 3];
 #[derive(Debug, Clone)]
 pub struct Mbr {
     disk_signature: u32,
-    entries: [Entry; ENTRY_COUNT],
+    pub entries: [Entry; ENTRY_COUNT],
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     flags: u8,
     kind: u8,
-    start: u32,
-    len: u32,
+    pub start: u32,
+    pub len: u32,
 }
 
 impl Entry {
@@ -44,6 +46,11 @@ impl Entry {
     /// As the kernel has it: without a length there is nothing.
     fn is_used(&self) -> bool {
         self.kind != 0 && self.len != 0
+    }
+
+    /// Whether it holds logical partitions.
+    pub fn is_extended(&self) -> bool {
+        EXTENDED.contains(&self.kind)
     }
 
     /// The first sector behind it.
@@ -86,6 +93,29 @@ impl Mbr {
         self.entries.iter().all(|e| matches!(e.flags, 0 | ACTIVE))
     }
 
+    /// The partition that an entry of this table, or of one in its extended partition, describes.
+    pub fn partition(
+        &self,
+        sectors: Sectors,
+        number: u32,
+        entry: &Entry,
+        start_lba: u64,
+        end_lba: u64,
+    ) -> Result<Partition, TableRefusal> {
+        let (start_bytes, len_bytes) = place(sectors, number, start_lba, u128::from(end_lba))?;
+        Ok(Partition {
+            number,
+            start_bytes,
+            len_bytes,
+            type_id: format!("{:#04x}", entry.kind),
+            uuid: (self.disk_signature != 0)
+                .then(|| format!("{:08x}-{number:02x}", self.disk_signature)),
+            name: None,
+            attributes: 0,
+            bootable: entry.flags == ACTIVE,
+        })
+    }
+
     /// Whether a partition would hold the table itself.
     pub fn starts_at_zero(&self) -> bool {
         self.entries.iter().any(|e| e.is_used() && e.start == 0)
@@ -93,46 +123,84 @@ impl Mbr {
 }
 
 /// The table that an MBR without a protective entry describes.
-pub fn read(mbr: &Mbr, sectors: Sectors) -> TableOutcome {
-    match table(mbr, sectors) {
+pub fn read(src: &mut (impl Read + Seek), mbr: &Mbr, sectors: Sectors) -> io::Result<TableOutcome> {
+    Ok(match table(src, mbr, sectors)? {
         Ok(table) => TableOutcome::Table(table),
         Err(refusal) => TableOutcome::Refused(refusal),
-    }
+    })
 }
 
-fn table(mbr: &Mbr, sectors: Sectors) -> Result<Table, TableRefusal> {
+fn table(
+    src: &mut (impl Read + Seek),
+    mbr: &Mbr,
+    sectors: Sectors,
+) -> io::Result<Result<Table, TableRefusal>> {
     let mut partitions = Vec::new();
+    let mut metadata = Extents::single(0, u64::from(sectors.bytes));
+    let mut warnings = Vec::new();
+    let mut extended = None;
     for (entry, number) in mbr.entries.iter().zip(1..).filter(|(e, _)| e.is_used()) {
-        if EXTENDED.contains(&entry.kind) {
-            return Err(TableRefusal::Extended { number });
+        let (start, end) = (u64::from(entry.start), entry.end());
+        let partition = match mbr.partition(sectors, number, entry, start, end) {
+            Ok(partition) => partition,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        if !entry.is_extended() {
+            partitions.push(partition);
+            continue;
         }
-        let (start_bytes, len_bytes) =
-            place(sectors, number, u64::from(entry.start), u128::from(entry.end()))?;
-        partitions.push(Partition {
-            number,
-            start_bytes,
-            len_bytes,
-            type_id: format!("{:#04x}", entry.kind),
-            uuid: (mbr.disk_signature != 0)
-                .then(|| format!("{:08x}-{number:02x}", mbr.disk_signature)),
-            name: None,
-            attributes: 0,
-            bootable: entry.flags == ACTIVE,
-        });
+        if let Some(first) = extended.replace(number) {
+            return Ok(Err(TableRefusal::SecondExtended { first, second: number }));
+        }
+        match logical::read(src, mbr, number, *entry, sectors)? {
+            Ok(Some(mut chain)) => {
+                partitions.append(&mut chain.partitions);
+                metadata = metadata.union(&chain.metadata);
+            }
+            Ok(None) => {
+                partitions.push(partition);
+                warnings.push(format!(
+                    "the extended partition {number} has no table of logical partitions; it is taken as one that holds something else"
+                ));
+            }
+            Err(refusal) => return Ok(Err(refusal)),
+        }
     }
-    let metadata = Extents::single(0, u64::from(sectors.bytes));
-    check_layout(&mut partitions, &metadata)?;
-    Ok(Table {
+    Ok(check_layout(&mut partitions, &metadata).map(|()| Table {
         kind: TableKind::Mbr,
         disk_id: (mbr.disk_signature != 0).then(|| format!("{:08x}", mbr.disk_signature)),
         logical_sector_bytes: sectors.bytes,
         first_usable_lba: None,
         last_usable_lba: None,
         partitions,
-        warnings: Vec::new(),
+        warnings,
         metadata,
         gpt: None,
-    })
+    }))
+}
+
+/// The tables of logical partitions, as they are on the disk that `table` and `lba0` were read from, for a disk that must have room
+/// for the extended partition.
+pub fn logical_pieces(
+    src: &mut (impl Read + Seek),
+    table: &Table,
+    lba0: &[u8],
+    target: Sectors,
+) -> io::Result<Vec<TablePiece>> {
+    let fits = |e: &Entry| !e.is_used() || e.end() <= target.count;
+    if Mbr::parse(lba0).is_some_and(|mbr| !mbr.entries.iter().all(fits)) {
+        return Err(too_small(target.disk_bytes));
+    }
+    let sector = u64::from(target.bytes);
+    let chain = table.metadata.subtract(&Extents::single(0, sector));
+    let piece = |e: &Extent| {
+        Ok(TablePiece {
+            name: "logical partitions",
+            offset: e.start,
+            bytes: target.read(src, e.start / sector, e.len / sector)?,
+        })
+    };
+    chain.iter().map(piece).collect()
 }
 
 /// Fits the protective entry of LBA 0 to a disk of another size. An entry that did not reach the end of its disk is one of a

@@ -257,8 +257,114 @@ fn tables_that_cannot_be_are_refused() {
     );
     assert!(matches!(refusal(&mbr(&[(0x83, 2048, end)])), TableRefusal::PastEnd { number: 1, .. }));
     assert!(matches!(refusal(&mbr(&[(0x83, u32::MAX, u32::MAX)])), TableRefusal::PastEnd { .. }));
-    assert!(matches!(refusal(&mbr(&[(0x05, 2048, 100)])), TableRefusal::Extended { number: 1 }));
+    assert_eq!(
+        refusal(&mbr(&[(0x05, 2048, 100), (0x83, 4096, 100), (0x0F, 8192, 100)])),
+        TableRefusal::SecondExtended { first: 1, second: 3 }
+    );
     assert!(table(&mbr(&[(0x83, 1, 1), (0x83, 2, end - 2)])).partitions.len() == 2);
+}
+
+/// An MBR with two primary partitions, and three logical ones in the third.
+fn logical_disk() -> Vec<u8> {
+    disk(
+        "label: dos\nlabel-id: 0xcafe1234\nstart=2048, size=2048, type=83\nstart=4096, size=2048, type=82\n\
+         start=6144, size=24576, type=5\nstart=8192, size=4096, type=83\nstart=14336, size=63, type=c\nstart=20480, size=8192, \
+         type=83, bootable\n",
+        DISK_BYTES,
+    )
+}
+
+/// The tables of logical partitions on that disk.
+const LINKS: [usize; 3] = [6144 * 512, 12288 * 512, 18432 * 512];
+
+#[test]
+fn logical_partitions_are_read_as_sfdisk_wrote_them() {
+    let bytes = logical_disk();
+    let table = table(&bytes);
+    assert_eq!((table.kind, &table.warnings), (TableKind::Mbr, &vec![]));
+    let found: Vec<_> = table
+        .partitions
+        .iter()
+        .map(|p| (p.number, p.start_bytes / 512, p.len_bytes / 512))
+        .collect();
+    let wanted =
+        [(1, 2048, 2048), (2, 4096, 2048), (5, 8192, 4096), (6, 14336, 63), (7, 20480, 8192)];
+    assert_eq!(found, wanted);
+    let last = &table.partitions[4];
+    assert_eq!((last.uuid.as_deref(), last.bootable), (Some("cafe1234-07"), true));
+    // LBA 0 and three links.
+    assert_eq!(table.metadata.total_bytes(), 4 * 512);
+    assert!(
+        LINKS.iter().all(|at| table.metadata.contains_range(*at as u64, 512)),
+        "{:?}",
+        table.metadata
+    );
+}
+
+#[test]
+fn tables_of_logical_partitions_come_before_the_first_sector() {
+    let bytes = logical_disk();
+    let pieces =
+        relocate_backup(&mut Cursor::new(&bytes), &table(&bytes), DISK_BYTES as u64).unwrap();
+    let names: Vec<_> = pieces.iter().map(|p| p.name).collect();
+    assert_eq!(names, ["logical partitions", "logical partitions", "logical partitions", "LBA 0"]);
+    for len in [DISK_BYTES, 2 * DISK_BYTES] {
+        assert_eq!(table(&moved(&bytes, len)).partitions, table(&bytes).partitions, "{len}");
+    }
+    assert!(moved(&bytes, DISK_BYTES) == bytes);
+    // The extended partition is longer than what it holds.
+    let end_of_last = 28672 * 512;
+    let error = relocate_backup(&mut Cursor::new(&bytes), &table(&bytes), end_of_last).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn a_broken_chain_is_refused() {
+    let good = logical_disk();
+    let broken = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        match refusal(&bytes) {
+            TableRefusal::BrokenChain { number: 3, byte, fault } => (byte, fault),
+            other => panic!("{other:?}"),
+        }
+    };
+    // The second entry of each link leads to the next one, in sectors from the extended partition.
+    let link = |bytes: &mut Vec<u8>, to: u32| {
+        bytes[LINKS[1] + 446 + 16 + 8..][..4].copy_from_slice(&to.to_le_bytes());
+    };
+    let second = LINKS[1] as u64;
+    assert_eq!(broken(&|b| b[LINKS[1] + 510] = 0), (second, "there is no table"));
+    assert_eq!(broken(&|b| link(b, 0)), (6144 * 512, "it leads back to where it was"));
+    assert_eq!(broken(&|b| link(b, 6144)), (second, "it leads back to where it was"));
+    assert_eq!(
+        broken(&|b| link(b, 24576)),
+        ((6144 + 24576) * 512, "it leaves the extended partition")
+    );
+}
+
+#[test]
+fn an_extended_partition_without_a_table_is_kept_whole() {
+    let table = table(&mbr(&[(0x83, 2048, 100), (0x05, 4096, 100)]));
+    let numbers: Vec<_> = table.partitions.iter().map(|p| p.number).collect();
+    assert_eq!(numbers, [1, 2]);
+    assert!(table.warnings[0].contains("extended partition 2"), "{:?}", table.warnings);
+}
+
+/// Linux reads them, and systems left rubbish there.
+#[test]
+fn third_entries_of_a_link_count_when_they_make_sense() {
+    let with_third = |start: u32, len: u32| {
+        let mut bytes = logical_disk();
+        let at = LINKS[0] + 446 + 32;
+        bytes[at + 4] = 0x83;
+        bytes[at + 8..at + 12].copy_from_slice(&start.to_le_bytes());
+        bytes[at + 12..at + 16].copy_from_slice(&len.to_le_bytes());
+        table(&bytes).partitions.len()
+    };
+    assert_eq!(with_third(15000 - 6144, 100), 6, "within the extended partition, and in no other");
+    assert_eq!(with_third(24576, 100), 5, "longer than the extended partition");
+    assert_eq!(with_third(u32::MAX, 100), 5, "behind the disk");
 }
 
 #[test]
@@ -322,6 +428,17 @@ proptest! {
         for sector in SECTOR_BYTES {
             prop_assert!(inside(&read(&bytes, sector), bytes.len() as u64));
         }
+    }
+
+    #[test]
+    fn wrong_bytes_in_a_chain(places in proptest::collection::vec((0..4_usize, 446..512_usize, any::<u8>()), 1..6)) {
+        static DISK: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let mut bytes = DISK.get_or_init(logical_disk).clone();
+        for (link, at, value) in places {
+            let link = if link == 0 { 0 } else { LINKS[link - 1] };
+            bytes[link + at] = value;
+        }
+        prop_assert!(inside(&read(&bytes, 512), DISK_BYTES as u64));
     }
 
     #[test]

@@ -111,19 +111,30 @@ pub fn take(disk: &Path, part: Part, to: &Path) {
     std::io::copy(&mut from.take(part.len), &mut File::create(to).unwrap()).unwrap();
 }
 
-/// A disk with boot code, ESP, ext4 root and swap; `label` is `gpt` or `dos`.
+/// A disk with boot code, ESP, ext4 root and swap; `label` is `gpt`, `dos`, or `logical` for an MBR with the last two inside an
+/// extended partition.
 pub fn system(folder: &Path, label: &str) -> TestDisk {
     let path = folder.join(format!("{label}.disk"));
     let len = 160 * MIB;
+    // In front of each logical partition is room for the table that leads to it.
+    let room = if label == "logical" { MIB } else { 0 };
     let esp = Part { start: MIB, len: 40 * MIB };
-    let root = Part { start: 41 * MIB, len: 100 * MIB };
-    let swap_part = Part { start: 141 * MIB, len: 16 * MIB };
+    let root = Part { start: 41 * MIB + room, len: 100 * MIB };
+    let swap_part = Part { start: 141 * MIB + 2 * room, len: 16 * MIB };
     File::create(&path).unwrap().set_len(len).unwrap();
+    let entry = |part: Part, kind: &str| {
+        format!("start={}, size={}, type={kind}\n", part.start / 512, part.len / 512)
+    };
     let kinds = if label == "gpt" { ["U", "L", "S"] } else { ["ef", "83", "82"] };
-    let mut script = format!("label: {label}\nunit: sectors\n");
-    for (part, kind) in [esp, root, swap_part].iter().zip(kinds) {
-        script += &format!("start={}, size={}, type={kind}\n", part.start / 512, part.len / 512);
-    }
+    let extended = Part { start: 41 * MIB, len: len - 41 * MIB };
+    let script = [
+        format!("label: {}\nunit: sectors\n", if label == "gpt" { "gpt" } else { "dos" }),
+        entry(esp, kinds[0]),
+        if label == "logical" { entry(extended, "5") } else { String::new() },
+        entry(root, kinds[1]),
+        entry(swap_part, kinds[2]),
+    ]
+    .concat();
     let script_file = folder.join("sfdisk");
     fs::write(&script_file, script).unwrap();
     let command = format!("sfdisk -q --no-reread {} < {}", path.display(), script_file.display());

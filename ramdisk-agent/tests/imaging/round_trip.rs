@@ -96,6 +96,16 @@ fn an_mbr_disk_onto_a_larger_one() {
 }
 
 #[test]
+fn logical_partitions_onto_a_disk_full_of_noise() {
+    onto_noise("logical", 0);
+}
+
+#[test]
+fn logical_partitions_onto_a_larger_disk() {
+    onto_noise("logical", 3 * 1024 * 1024);
+}
+
+#[test]
 fn stock_zstd_unpacks_the_disk_with_its_free_blocks_zeroed() {
     let dir = tempfile::tempdir().unwrap();
     let disk = system(dir.path(), "gpt");
