@@ -1,6 +1,6 @@
 //! Who uses a disk, as sysfs and procfs have it. Nothing is opened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -77,9 +77,10 @@ fn device_users(nodes: &[PathBuf], writers_only: bool) -> Result<Vec<String>> {
             }
         }
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo")
-        .internal(|| "reading /proc/self/mountinfo".into())?;
-    users.extend(mounts.lines().filter_map(|line| mount_of(line, &devices, writers_only)));
+    for (whose, mounts) in mount_tables()? {
+        let found = mounts.lines().filter_map(|line| mount_of(line, &devices, writers_only));
+        users.extend(found.map(|user| format!("{user}{whose}")));
+    }
     if let Ok(swaps) = fs::read_to_string("/proc/swaps") {
         for line in swaps.lines().skip(1) {
             let node = line.split_whitespace().next().unwrap_or_default();
@@ -89,6 +90,28 @@ fn device_users(nodes: &[PathBuf], writers_only: bool) -> Result<Vec<String>> {
         }
     }
     Ok(users)
+}
+
+/// The mounts of every mount namespace, ours first, and whose they are as the end of a phrase. Containers keep mounts that are
+/// gone from ours, and the filesystem is in use as long as one of them does.
+fn mount_tables() -> Result<Vec<(String, String)>> {
+    let ours = fs::read_to_string("/proc/self/mountinfo")
+        .internal(|| "reading /proc/self/mountinfo".into())?;
+    let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+    let mut seen: BTreeSet<_> = namespace(Path::new("/proc/self")).into_iter().collect();
+    let mut tables = vec![(String::new(), ours)];
+    for process in fs::read_dir("/proc").into_iter().flatten().filter_map(|e| Some(e.ok()?.path()))
+    {
+        // Processes end meanwhile, and those of others are not to be seen without root.
+        if namespace(&process).is_none_or(|namespace| !seen.insert(namespace)) {
+            continue;
+        }
+        let Ok(mounts) = fs::read_to_string(process.join("mountinfo")) else { continue };
+        let number = process.file_name().unwrap_or_default().display();
+        let name = read_text(&process.join("comm")).unwrap_or_default();
+        tables.push((format!(" in the mount namespace of process {number} ({name})"), mounts));
+    }
+    Ok(tables)
 }
 
 /// One line of `/proc/self/mountinfo`: `36 35 98:0 /root /mnt rw,noatime - ext4 /dev/sda1 rw,errors=continue` (proc(5)).

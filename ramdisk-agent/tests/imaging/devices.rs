@@ -165,6 +165,49 @@ fn devices_in_use_are_left_alone() {
     try_capture(&device.0, &other, &[]).refused("refused", &["mounted"]);
 }
 
+/// A process with a mount namespace of its own, which begins as a copy of ours.
+struct Namespace(std::process::Child);
+
+impl Namespace {
+    fn new() -> Self {
+        let args = ["--mount", "--propagation", "private", "sleep", "600"];
+        let child = std::process::Command::new("unshare").args(args).spawn().unwrap();
+        let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).unwrap();
+        let process = child.id().to_string();
+        while namespace(&process) == namespace("self") {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_a_container_has_mounted_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, image) = restored(dir.path());
+    let device = Loop::new(&disk.path, &[]);
+    device.find_partitions();
+    let other = dir.path().join("b.img.zst");
+    let mounted = Mounted::new(&format!("{}p2", device.text()), &dir.path().join("mnt"), "rw");
+    let container = Namespace::new();
+    // Nothing of it is left in our own namespace.
+    drop(mounted);
+    let process = format!("process {} (sleep)", container.0.id());
+    for disk in [&device.0, &disk.path] {
+        try_capture(disk, &other, &[]).refused("refused", &["mounted", &process]);
+        try_restore(&image, disk, &[]).refused("refused", &[]);
+    }
+    drop(container);
+    assert!(!other.exists());
+}
+
 #[test]
 fn sectors_of_4096_bytes() {
     let dir = tempfile::tempdir().unwrap();
