@@ -177,6 +177,15 @@ pub fn fat_map(data: &[u8]) {
     }
 }
 
+/// Maps an XFS, as it is and with right checksums.
+pub fn xfs_map(data: &[u8]) {
+    let Some(mut disk) = Sparse::decode(data, MAX_MAPPED_LEN) else { return };
+    map(&mut disk);
+    if reseal_xfs(&mut disk).is_some() {
+        map(&mut disk);
+    }
+}
+
 /// Maps a swap area.
 pub fn swap_map(data: &[u8]) {
     fat_map(data);
@@ -334,4 +343,40 @@ fn reseal_ext(disk: &mut Sparse) -> Option<()> {
     sb[0x3FC..].copy_from_slice(&sum);
     disk.write(1024, &sb);
     Some(())
+}
+
+fn be32(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
+}
+
+/// Makes the checksums of the first groups' headers and of their free-space trees' roots right, if it is of version 5.
+fn reseal_xfs(disk: &mut Sparse) -> Option<()> {
+    const MOST_GROUPS: u64 = 8;
+    let sb = disk.bytes(0, 512)?;
+    if !sb.starts_with(b"XFSB") || sb[101] & 0xF != 5 {
+        return None;
+    }
+    let sector = be32(&sb, 100) & 0xFFFF;
+    let (block, group) = (be32(&sb, 4), be32(&sb, 84));
+    for number in 0..MOST_GROUPS {
+        let start = (number * group).checked_mul(block)?;
+        for (i, at) in [(0, 224), (1, 216), (2, 312), (3, 32)] {
+            reseal_xfs_block(disk, start.checked_add(i * sector)?, sector, at);
+        }
+        let agf = disk.bytes(start.checked_add(sector)?, 64)?;
+        for root in [be32(&agf, 16), be32(&agf, 20)] {
+            reseal_xfs_block(disk, start.checked_add(root * block)?, block, 52);
+        }
+    }
+    Some(())
+}
+
+fn reseal_xfs_block(disk: &mut Sparse, place: u64, len: u64, at: usize) {
+    let Some(mut bytes) = disk.bytes(place, len).filter(|bytes| bytes.len() >= at + 4) else {
+        return;
+    };
+    bytes[at..at + 4].fill(0);
+    let sum = !crc32c(!0, &bytes);
+    bytes[at..at + 4].copy_from_slice(&sum.to_le_bytes());
+    disk.write(place, &bytes);
 }

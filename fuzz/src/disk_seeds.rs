@@ -1,6 +1,6 @@
 //! Where the fuzzers of disks begin: small filesystems and partition tables, made by their own tools, as sparse disks.
 //!
-//! Needs e2fsprogs, dosfstools, mtools, util-linux and fdisk. Identities and times differ from run to run; nothing else does.
+//! Needs e2fsprogs, xfsprogs, dosfstools, mtools, util-linux and fdisk. Identities and times differ from run to run; nothing else does.
 
 use std::fs;
 use std::io::Write as _;
@@ -18,6 +18,12 @@ const EXT: [&str; 8] = [
     "-t ext4 -b 1024 -O ^has_journal,^metadata_csum,uninit_bg,^64bit @ 400",
     "-t ext4 -b 1024 -g 512 -O ^has_journal,sparse_super2,^resize_inode,metadata_csum_seed @ 1600",
     "-t ext4 -b 1024 @ 2100",
+];
+const XFS: [&str; 4] = [
+    "-d size=20m",
+    "-b size=1024 -m rmapbt=1 -d size=36m,agsize=16m",
+    "-m crc=0 -b size=512 -d size=18m",
+    "-b size=8192 -s size=4096 -d size=40m",
 ];
 const FAT: [(&str, u64); 4] = [
     ("-F 12 -s 1", 360 << 10),
@@ -40,6 +46,7 @@ const TABLES: [&str; 5] = [
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "ext_map" => EXT.iter().map(|options| ext(options)).collect(),
+        "xfs_map" => XFS.iter().map(|options| xfs(options)).collect(),
         "fat_map" => FAT.iter().map(|(options, len)| fat(options, *len)).collect(),
         "swap_map" => SWAP.iter().map(|(options, len)| swap(options, *len)).collect(),
         "table" => tables(),
@@ -96,6 +103,14 @@ fn ext(options: &str) -> Vec<u8> {
         let mut args = vec!["mke2fs", "-q", "-F", "-N", "16", "-L", "seed", "-d", tree];
         args.extend(options.split(' ').map(|option| if option == "@" { path } else { option }));
         tool("e2fsprogs", &args, "");
+    })
+}
+
+fn xfs(options: &str) -> Vec<u8> {
+    volume(64 << 20, |path, _| {
+        let mut args = vec!["mkfs.xfs", "--unsupported", "-q", "-f", "-L", "seed"];
+        args.extend(options.split(' '));
+        tool("xfsprogs", &[&args[..], &[path]].concat(), "");
     })
 }
 

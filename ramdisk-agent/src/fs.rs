@@ -8,6 +8,7 @@
 mod ext;
 mod fat;
 mod swap;
+mod xfs;
 
 use std::fmt;
 use std::io::{self, Read, Seek};
@@ -154,6 +155,10 @@ pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Vo
     // A bitmap that an earlier filesystem left behind would drop what a RAID or a pool has written since.
     if let Some(found) = probe::covering(src, len_bytes)? {
         return Ok(without_map(found, len_bytes));
+    }
+    // Before ext, whose formatter clears the sector that this one begins with.
+    if let Some(map) = xfs::map(src, len_bytes)? {
+        return Ok(map);
     }
     if let Some(map) = ext::map(src, len_bytes)? {
         return Ok(map);

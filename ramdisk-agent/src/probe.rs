@@ -197,7 +197,7 @@ fn left_over_gpt<S: Read + Seek>(disk: &mut Part<'_, S>) -> io::Result<Option<Si
     Ok(None)
 }
 
-/// Recognises a volume that has no used-block map; `None` for ext, FAT and swap, and for what is not known.
+/// Recognises a volume that has no used-block map; `None` for ext, XFS, FAT and swap, and for what is not known.
 pub fn volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Found>> {
     let hits = hits(&mut Part::new(src, 0, len_bytes))?;
     let first = hits
@@ -238,12 +238,18 @@ pub(crate) fn owns_boot_sector(sector: &[u8]) -> bool {
     front::boot_sector(sector).is_some()
 }
 
+/// What the first sector of an XFS says that it is.
+pub(crate) fn xfs(head: &[u8]) -> Option<Found> {
+    front::xfs(head).map(|hit| hit.found)
+}
+
 fn is_fat(kind: FsKind) -> bool {
     matches!(kind, FsKind::Fat12 | FsKind::Fat16 | FsKind::Fat32)
 }
 
 fn is_mapped(kind: FsKind) -> bool {
-    is_fat(kind) || matches!(kind, FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 | FsKind::Swap)
+    use FsKind::{Ext2, Ext3, Ext4, Swap, Xfs};
+    is_fat(kind) || matches!(kind, Ext2 | Ext3 | Ext4 | Swap | Xfs)
 }
 
 /// Everything that a volume carries, what is most likely in use first.

@@ -31,7 +31,7 @@ pub const TESTS: &[Package] = &[
     ("fdisk", "sfdisk writes partition tables"),
     ("gdisk", "sgdisk checks them"),
     ("util-linux", "losetup, mkswap, blkid"),
-    ("xfsprogs", "makes XFS, to be recognised"),
+    ("xfsprogs", "makes and checks XFS"),
     ("btrfs-progs", "makes btrfs"),
     ("ntfs-3g", "makes NTFS"),
     ("exfatprogs", "makes exFAT"),

@@ -6,13 +6,14 @@
 //! metadata must never make a map smaller without a word.
 //!
 //! Everything follows from a seed that a failure names. `IMPRINT_MAP_ROUNDS` sets how many filesystems of each kind are made,
-//! `IMPRINT_MAP_SEED` the first seed. Needs e2fsprogs, dosfstools, mtools, util-linux; the tests that mount need root.
+//! `IMPRINT_MAP_SEED` the first seed. Needs e2fsprogs, dosfstools, mtools, util-linux, xfsprogs; the tests that mount need root.
 
 #![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
 #![allow(clippy::cast_possible_truncation, reason = "volumes of some MiB, on hosts of 64 bits")]
 
 mod ext;
 mod fat;
+mod live;
 mod mounted;
 mod mutation;
 mod noise;
@@ -20,3 +21,4 @@ mod oracle;
 mod swap;
 mod tools;
 mod tree;
+mod xfs;

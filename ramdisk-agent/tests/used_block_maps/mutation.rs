@@ -8,6 +8,7 @@ use std::io::Cursor;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crc::{CRC_32_ISCSI, Crc};
 use ramdisk_agent::extents::Extents;
 use ramdisk_agent::fs::{Clean, Taken, VolumeMap, map_volume};
 
@@ -15,11 +16,13 @@ use crate::ext::{EXT2, EXT4, Ext, Recipe};
 use crate::fat::Fat;
 use crate::noise::{Noise, rounds};
 use crate::tools::e2fs;
+use crate::xfs::{UNMOUNTED, VERSION_5, Xfs};
 
 /// Mutations of each filesystem, per round asked for.
 const PER_ROUND: u64 = 30;
 /// From this length on a volume gets fewer mutations.
 const LARGE_LEN: u64 = 8 << 20;
+const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 /// No mutation may take longer: the volumes have a few MiB, and a debug build maps them in milliseconds.
 const LONGEST: Duration = Duration::from_secs(20);
 
@@ -47,12 +50,14 @@ struct Target {
     field: u64,
     /// Where a second copy is that gets the same change.
     copy: Option<u64>,
+    /// Where in the range its own CRC-32C is, which is made right again.
+    seal: Option<u64>,
 }
 
 impl Target {
     /// Bits of a range of which there is no copy.
     fn bits(range: Range<u64>) -> Self {
-        Self { range, field: 0, copy: None }
+        Self { range, field: 0, copy: None, seal: None }
     }
 
     /// Changes bytes, or changes them back.
@@ -60,6 +65,13 @@ impl Target {
         for start in [Some(self.range.start), self.copy].into_iter().flatten() {
             let at = (start + at) as usize;
             bytes[at..at + change.len()].iter_mut().zip(change).for_each(|(byte, c)| *byte ^= c);
+        }
+        if let Some(seal) = self.seal {
+            let all = &mut bytes[self.range.start as usize..self.range.end as usize];
+            let seal = seal as usize..seal as usize + 4;
+            all[seal.clone()].fill(0);
+            let sum = CRC32C.checksum(all);
+            all[seal].copy_from_slice(&sum.to_le_bytes());
         }
     }
 
@@ -104,7 +116,7 @@ fn mutate(bytes: &mut [u8], targets: &[Target], noise: &mut Noise, what: &str) {
 /// Superblock, descriptors and block bitmaps, by what dumpe2fs says of them.
 fn ext_targets(ext: &Ext, checksums: bool) -> Vec<Target> {
     let field = 4;
-    let mut targets = vec![Target { range: 1024..2048, field, copy: None }];
+    let mut targets = vec![Target { field, ..Target::bits(1024..2048) }];
     let block_at = |text: &str| -> u64 {
         let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
         digits.parse::<u64>().unwrap() * ext.block
@@ -116,9 +128,8 @@ fn ext_targets(ext: &Ext, checksums: bool) -> Vec<Target> {
         let at = block_at(bitmap);
         // Without checksums a changed word may have as many bits set as before, which nothing but all inodes would tell.
         targets.push(Target {
-            range: at..at + ext.block,
             field: if checksums { field } else { 0 },
-            copy: None,
+            ..Target::bits(at..at + ext.block)
         });
     }
     for (_, table) in
@@ -126,7 +137,7 @@ fn ext_targets(ext: &Ext, checksums: bool) -> Vec<Target> {
     {
         let at = block_at(table);
         let len = (bitmaps.len() as u64 * 32).min(ext.block);
-        targets.push(Target { range: at..at + len, field, copy: None });
+        targets.push(Target { field, ..Target::bits(at..at + len) });
     }
     assert!(targets.len() > 2, "{report}");
     targets
@@ -171,20 +182,13 @@ fn mutate_fat(bits: u32) {
         let start_of_directories = root..root + root_len;
         // The first entries of the table are those of directories and of the first files.
         let busy = table.min(512);
+        let copy = (copies > 1).then_some(reserved + table);
         let targets = [
             Target::bits(0..512),
-            Target { range: 11..51, field: 1, copy: None },
-            Target {
-                range: reserved..reserved + busy,
-                field: 2,
-                copy: (copies > 1).then_some(reserved + table),
-            },
-            Target {
-                range: reserved..reserved + table,
-                field: 2,
-                copy: (copies > 1).then_some(reserved + table),
-            },
-            Target { range: start_of_directories, field: 2, copy: None },
+            Target { field: 1, ..Target::bits(11..51) },
+            Target { field: 2, copy, ..Target::bits(reserved..reserved + busy) },
+            Target { field: 2, copy, ..Target::bits(reserved..reserved + table) },
+            Target { field: 2, ..Target::bits(start_of_directories) },
         ];
         assert!(used.contains_range(0, root + root_len), "{}", fat.what);
         mutate(&mut bytes, &targets, &mut noise, &fat.what);
@@ -204,4 +208,58 @@ fn damaged_fat16_is_never_mapped_short() {
 #[test]
 fn damaged_fat32_is_never_mapped_short() {
     mutate_fat(32);
+}
+
+/// Headers of the first groups, and every block of their free-space trees, by its magic number.
+fn xfs_targets(bytes: &[u8], map: &VolumeMap) -> Vec<Target> {
+    let be32 = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+    let sector = u64::from(be32(100) & 0xFFFF);
+    let (block, checksums) = (u64::from(map.block_bytes), be32(100) >> 16 & 0xF == 5);
+    let group = u64::from(be32(84)) * block;
+    let mut targets = Vec::new();
+    let mut add = |start: u64, len: u64, seal: u64| {
+        targets.push(Target { field: 4, ..Target::bits(start..start + len) });
+        if checksums {
+            targets.push(Target { field: 4, seal: Some(seal), ..Target::bits(start..start + len) });
+        }
+    };
+    for start in [0, group] {
+        // Most of the superblock's sector is empty.
+        add(start, sector, 224);
+        for (number, seal) in [(1, 216), (2, 312), (3, 32)] {
+            add(start + number * sector, sector, seal);
+        }
+    }
+    let trees: &[&[u8]] = &[b"AB3B", b"AB3C", b"ABTB", b"ABTC"];
+    let blocks = map.used.iter().flat_map(|used| (used.start..used.end()).step_by(block as usize));
+    let blocks = blocks.filter(|at| {
+        bytes.get(*at as usize..).is_some_and(|at| trees.iter().any(|magic| at.starts_with(magic)))
+    });
+    let count = blocks.take(20).map(|at| add(at, block, 52)).count();
+    assert!(count >= 4, "{count} blocks of trees");
+    targets
+}
+
+fn mutate_xfs<'a>(recipes: impl Iterator<Item = &'a crate::xfs::Recipe>, mountable: bool) {
+    for (seed, recipe) in (11_000..).zip(recipes) {
+        let mut noise = Noise::new(seed);
+        let xfs = Xfs::make(recipe, &mut noise, seed);
+        if mountable {
+            xfs.live(&mut noise);
+        }
+        let mut bytes = fs::read(&xfs.volume).unwrap();
+        let targets = xfs_targets(&bytes, &look(&bytes));
+        mutate(&mut bytes, &targets, &mut noise, &xfs.what);
+    }
+}
+
+#[test]
+fn damaged_xfs_of_version_5_is_never_mapped_short() {
+    // Two groups; many levels and the reverse map.
+    mutate_xfs(VERSION_5[9..11].iter(), true);
+}
+
+#[test]
+fn damaged_xfs_of_version_4_is_never_mapped_short() {
+    mutate_xfs(UNMOUNTED[..2].iter(), false);
 }
