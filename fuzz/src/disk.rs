@@ -89,9 +89,15 @@ impl Sparse {
 
     /// Bytes behind the end are dropped.
     fn write(&mut self, place: u64, bytes: &[u8]) {
-        for (at, byte) in (place..self.len).zip(bytes) {
+        let room = usize::try_from(self.len.saturating_sub(place)).unwrap_or(usize::MAX);
+        let (mut at, mut rest) = (place, &bytes[..bytes.len().min(room)]);
+        while !rest.is_empty() {
             let within = usize::try_from(at % SECTOR as u64).expect("below 512");
-            self.sectors.entry(at / SECTOR as u64).or_insert([0; SECTOR])[within] = *byte;
+            let (now, later) = rest.split_at(rest.len().min(SECTOR - within));
+            let sector = self.sectors.entry(at / SECTOR as u64).or_insert([0; SECTOR]);
+            sector[within..within + now.len()].copy_from_slice(now);
+            at += now.len() as u64;
+            rest = later;
         }
     }
 
@@ -184,6 +190,11 @@ pub fn xfs_map(data: &[u8]) {
     if reseal_xfs(&mut disk).is_some() {
         map(&mut disk);
     }
+}
+
+/// Maps an NTFS, which has no checksums.
+pub fn ntfs_map(data: &[u8]) {
+    fat_map(data);
 }
 
 /// Maps a swap area.

@@ -1,6 +1,6 @@
 //! Where the fuzzers of disks begin: small filesystems and partition tables, made by their own tools, as sparse disks.
 //!
-//! Needs e2fsprogs, xfsprogs, dosfstools, mtools, util-linux and fdisk. Identities and times differ from run to run; nothing else does.
+//! Needs e2fsprogs, xfsprogs, ntfs-3g, dosfstools, mtools, util-linux and fdisk. Identities and times differ from run to run; nothing else does.
 
 use std::fs;
 use std::io::Write as _;
@@ -25,6 +25,8 @@ const XFS: [&str; 4] = [
     "-m crc=0 -b size=512 -d size=18m",
     "-b size=8192 -s size=4096 -d size=40m",
 ];
+const NTFS: [(&str, u64); 3] =
+    [("-c 512", 2 << 20), ("-c 4096", 6 << 20), ("-s 4096 -c 16384", 20 << 20)];
 const FAT: [(&str, u64); 4] = [
     ("-F 12 -s 1", 360 << 10),
     ("-F 16 -s 1 -f 1", 3 << 20),
@@ -47,6 +49,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "ext_map" => EXT.iter().map(|options| ext(options)).collect(),
         "xfs_map" => XFS.iter().map(|options| xfs(options)).collect(),
+        "ntfs_map" => NTFS.iter().map(|(options, len)| ntfs(options, *len)).collect(),
         "fat_map" => FAT.iter().map(|(options, len)| fat(options, *len)).collect(),
         "swap_map" => SWAP.iter().map(|(options, len)| swap(options, *len)).collect(),
         "table" => tables(),
@@ -111,6 +114,27 @@ fn xfs(options: &str) -> Vec<u8> {
         let mut args = vec!["mkfs.xfs", "--unsupported", "-q", "-f", "-L", "seed"];
         args.extend(options.split(' '));
         tool("xfsprogs", &[&args[..], &[path]].concat(), "");
+    })
+}
+
+fn ntfs(options: &str, len: u64) -> Vec<u8> {
+    volume(len, |path, tree| {
+        let mut args =
+            vec!["mkntfs", "-q", "-F", "-Q", "-L", "seed", "-H", "16", "-S", "63", "-p", "0"];
+        args.extend(options.split(' '));
+        tool("ntfs-3g", &[&args[..], &[path]].concat(), "");
+        let file = format!("{tree}/dir/long file name.txt");
+        tool("ntfs-3g", &["ntfscp", path, &file, "file"], "");
+        // An empty log is megabytes of ones, of which only the first page is looked at.
+        let mut bytes = fs::read(path).expect("it was just made");
+        let (mut run, ones) = (0, [0xFF; 512]);
+        for sector in bytes.chunks_exact_mut(512) {
+            run = if *sector == ones { run + 1 } else { 0 };
+            if run > 8 {
+                sector.fill(0);
+            }
+        }
+        fs::write(path, bytes).expect("it is ours");
     })
 }
 

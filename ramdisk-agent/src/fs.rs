@@ -6,7 +6,9 @@
 //! customer. All of it is pure over `Read + Seek`, allocates nothing from an unchecked size, and writes nothing.
 
 mod ext;
+mod failure;
 mod fat;
+mod ntfs;
 mod swap;
 mod xfs;
 
@@ -156,9 +158,11 @@ pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Vo
     if let Some(found) = probe::covering(src, len_bytes)? {
         return Ok(without_map(found, len_bytes));
     }
-    // Before ext, whose formatter clears the sector that this one begins with.
-    if let Some(map) = xfs::map(src, len_bytes)? {
-        return Ok(map);
+    // Before ext and swap, whose formatters clear the sector that these begin with.
+    match probe::boot_sector(src, len_bytes)? {
+        Some(found) if found.kind == FsKind::Xfs => return xfs::map(src, len_bytes, found),
+        Some(found) if found.kind == FsKind::Ntfs => return ntfs::map(src, len_bytes, found),
+        _ => {}
     }
     if let Some(map) = ext::map(src, len_bytes)? {
         return Ok(map);

@@ -197,7 +197,31 @@ fn left_over_gpt<S: Read + Seek>(disk: &mut Part<'_, S>) -> io::Result<Option<Si
     Ok(None)
 }
 
-/// Recognises a volume that has no used-block map; `None` for ext, XFS, FAT and swap, and for what is not known.
+/// What owns a volume's first sector by a mark that no boot code has.
+pub(crate) fn boot_sector(
+    src: &mut (impl Read + Seek),
+    len_bytes: u64,
+) -> io::Result<Option<Found>> {
+    let mut part = Part::new(src, 0, len_bytes);
+    let head = part.head()?;
+    Ok(labelled_boot_sector(&mut part, &head)?.map(|hit| hit.found))
+}
+
+fn labelled_boot_sector<S: Read + Seek>(
+    part: &mut Part<'_, S>,
+    head: &[u8],
+) -> io::Result<Option<Hit>> {
+    let Some(mut hit) = front::boot_sector(head) else { return Ok(None) };
+    if hit.found.kind == FsKind::Ntfs {
+        hit.found.label = front::ntfs_label(part, head)?;
+    }
+    if hit.found.kind == FsKind::Exfat {
+        hit.found.label = front::exfat_label(part, head)?;
+    }
+    Ok(Some(hit))
+}
+
+/// Recognises a volume that has no used-block map; `None` for ext, XFS, NTFS, FAT and swap, and for what is not known.
 pub fn volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Found>> {
     let hits = hits(&mut Part::new(src, 0, len_bytes))?;
     let first = hits
@@ -238,33 +262,20 @@ pub(crate) fn owns_boot_sector(sector: &[u8]) -> bool {
     front::boot_sector(sector).is_some()
 }
 
-/// What the first sector of an XFS says that it is.
-pub(crate) fn xfs(head: &[u8]) -> Option<Found> {
-    front::xfs(head).map(|hit| hit.found)
-}
-
 fn is_fat(kind: FsKind) -> bool {
     matches!(kind, FsKind::Fat12 | FsKind::Fat16 | FsKind::Fat32)
 }
 
 fn is_mapped(kind: FsKind) -> bool {
-    use FsKind::{Ext2, Ext3, Ext4, Swap, Xfs};
-    is_fat(kind) || matches!(kind, Ext2 | Ext3 | Ext4 | Swap | Xfs)
+    use FsKind::{Ext2, Ext3, Ext4, Ntfs, Swap, Xfs};
+    is_fat(kind) || matches!(kind, Ext2 | Ext3 | Ext4 | Ntfs | Swap | Xfs)
 }
 
 /// Everything that a volume carries, what is most likely in use first.
 fn hits<S: Read + Seek>(part: &mut Part<'_, S>) -> io::Result<Vec<Hit>> {
     let head = part.head()?;
     let mut hits = Vec::new();
-    if let Some(mut hit) = front::boot_sector(&head) {
-        if hit.found.kind == FsKind::Ntfs {
-            hit.found.label = front::ntfs_label(part, &head)?;
-        }
-        if hit.found.kind == FsKind::Exfat {
-            hit.found.label = front::exfat_label(part, &head)?;
-        }
-        hits.push(hit);
-    }
+    hits.extend(labelled_boot_sector(part, &head)?);
     let len = part.len;
     let mapped = fs::recognise(part, len)?.map(|(found, at)| Hit { found, at, copy: false });
     // mdadm and zpool leave the first sectors as they are, and with them superblocks of ext and swap and FAT's boot sector; the

@@ -33,7 +33,7 @@ pub const TESTS: &[Package] = &[
     ("util-linux", "losetup, mkswap, blkid"),
     ("xfsprogs", "makes and checks XFS"),
     ("btrfs-progs", "makes btrfs"),
-    ("ntfs-3g", "makes NTFS"),
+    ("ntfs-3g", "makes, mounts and checks NTFS"),
     ("exfatprogs", "makes exFAT"),
     ("cryptsetup-bin", "makes LUKS"),
     ("lvm2", "makes physical volumes"),

@@ -13,69 +13,34 @@ mod log;
 mod superblock;
 mod tree;
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek};
 
+use super::failure::{Failure, doubt};
 use crate::extents::Extents;
 use crate::fs::{Clean, FsKind, Taken, VolumeMap};
-use crate::probe::{self, Found};
+use crate::probe::Found;
 use group::Group;
 use superblock::Superblock;
 use tree::Order;
 
-/// What says that it is an XFS is in so many bytes, which every sector size has.
-const HEAD_LEN: usize = 512;
-
-/// Why there is no map.
-enum Failure {
-    Read(io::Error),
-    Doubt(String),
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::Read(error)
-    }
-}
-
-fn doubt(reason: impl Into<String>) -> Failure {
-    Failure::Doubt(reason.into())
-}
-
-/// The map of an XFS, or `None` if it is not one.
-pub fn map(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<VolumeMap>> {
-    if len_bytes < HEAD_LEN as u64 {
-        return Ok(None);
-    }
-    let head = read(src, 0, HEAD_LEN as u64)?;
-    let Some(found) = probe::xfs(&head) else { return Ok(None) };
+/// The map of a volume whose first sector says that it is an XFS.
+pub fn map(src: &mut (impl Read + Seek), len_bytes: u64, found: Found) -> io::Result<VolumeMap> {
     let mut clean = Clean::Unknown;
-    match used(src, len_bytes, &mut clean) {
-        Ok((sb, used)) => Ok(Some(VolumeMap {
-            kind: FsKind::Xfs,
-            uuid: found.uuid,
-            label: found.label,
-            block_bytes: u32::try_from(sb.block_bytes).expect("at most 64 KiB"),
-            fs_bytes: sb.blocks * sb.block_bytes,
-            used,
-            used_bytes_claimed: (sb.blocks - sb.free_blocks) * sb.block_bytes,
-            taken: Taken::Map,
-            clean,
-        })),
-        Err(Failure::Doubt(reason)) => Ok(Some(raw(found, len_bytes, clean, reason))),
-        Err(Failure::Read(error)) => Err(error),
-    }
-}
-
-fn raw(found: Found, len_bytes: u64, clean: Clean, reason: String) -> VolumeMap {
-    let map = VolumeMap::raw(FsKind::Xfs, len_bytes, reason);
-    VolumeMap { uuid: found.uuid, label: found.label, clean, ..map }
-}
-
-fn read(src: &mut (impl Read + Seek), offset: u64, len: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(len).expect("at most a few blocks")];
-    src.seek(SeekFrom::Start(offset))?;
-    src.read_exact(&mut bytes)?;
-    Ok(bytes)
+    let (sb, used) = match used(src, len_bytes, &mut clean) {
+        Ok(result) => result,
+        Err(failure) => return failure.into_raw(found, len_bytes, clean),
+    };
+    Ok(VolumeMap {
+        kind: FsKind::Xfs,
+        uuid: found.uuid,
+        label: found.label,
+        block_bytes: u32::try_from(sb.block_bytes).expect("at most 64 KiB"),
+        fs_bytes: sb.blocks * sb.block_bytes,
+        used,
+        used_bytes_claimed: (sb.blocks - sb.free_blocks) * sb.block_bytes,
+        taken: Taken::Map,
+        clean,
+    })
 }
 
 /// The bytes in use. `clean` is set as soon as it is known, also for a filesystem that is taken raw.

@@ -45,7 +45,7 @@ pub fn boot_sector(head: &[u8]) -> Option<Hit> {
         .or_else(|| exfat(head))
 }
 
-pub fn xfs(head: &[u8]) -> Option<Hit> {
+fn xfs(head: &[u8]) -> Option<Hit> {
     let block_bytes = u32::from_be_bytes(field(head, 4)?);
     let sane = block_bytes.is_power_of_two() && (512..=65536).contains(&block_bytes);
     (head.starts_with(b"XFSB") && sane)

@@ -34,40 +34,45 @@ impl<'a> Mounted<'a> {
         Self { at: at.to_owned(), volume, what }
     }
 
-    /// Fills, thins out and fragments it.
+    /// See [`live`].
     pub fn live(&self, noise: &mut Noise, round: u64) {
-        const SHAPE: Shape = Shape { bytes: 2 << 20, files: 50, unix: true };
-        let left = rustix::fs::statvfs(&self.at).unwrap();
-        // Attributes, links and folders take room beside the files' own.
-        if left.f_bavail * left.f_frsize < 2 * SHAPE.bytes || left.f_ffree < 4 * SHAPE.files {
-            return;
-        }
-        let tree = self.at.join(format!("lived{round}"));
-        fs::create_dir(&tree).unwrap();
-        let files = plant(&tree, &SHAPE, noise);
-        for file in files {
-            match noise.below(5) {
-                0 => fs::remove_file(tree.join(file)).unwrap(),
-                1 => {
-                    let file = File::options().append(true).open(tree.join(file)).unwrap();
-                    let len = noise.below(200_000) as usize;
-                    if_room((&file).write_all(&noise.bytes(len)));
-                    // Other files grow between its parts.
-                    if_room(file.sync_data());
-                }
-                2 => {
-                    let file = File::options().write(true).open(tree.join(file)).unwrap();
-                    file.set_len(noise.below(10_000)).unwrap();
-                    if_room(file.write_all_at(b"far", noise.below(1 << 24)));
-                }
-                3 => {
-                    let path = tree.join(file);
-                    let len = noise.below(300_000).max(1).to_string();
-                    let args = ["-n", "-l", &len, path.to_str().unwrap()];
-                    crate::tools::status("util-linux", "fallocate", &args);
-                }
-                _ => {}
+        live(&self.at, noise, round);
+    }
+}
+
+/// Fills, thins out and fragments what is mounted at a folder.
+pub fn live(at: &Path, noise: &mut Noise, round: u64) {
+    const SHAPE: Shape = Shape { bytes: 2 << 20, files: 50, unix: true };
+    let left = rustix::fs::statvfs(at).unwrap();
+    // Attributes, links and folders take room beside the files' own.
+    if left.f_bavail * left.f_frsize < 2 * SHAPE.bytes || left.f_ffree < 4 * SHAPE.files {
+        return;
+    }
+    let tree = at.join(format!("lived{round}"));
+    fs::create_dir(&tree).unwrap();
+    let files = plant(&tree, &SHAPE, noise);
+    for file in files {
+        match noise.below(5) {
+            0 => fs::remove_file(tree.join(file)).unwrap(),
+            1 => {
+                let file = File::options().append(true).open(tree.join(file)).unwrap();
+                let len = noise.below(200_000) as usize;
+                if_room((&file).write_all(&noise.bytes(len)));
+                // Other files grow between its parts.
+                if_room(file.sync_data());
             }
+            2 => {
+                let file = File::options().write(true).open(tree.join(file)).unwrap();
+                file.set_len(noise.below(10_000)).unwrap();
+                if_room(file.write_all_at(b"far", noise.below(1 << 24)));
+            }
+            3 => {
+                let path = tree.join(file);
+                let len = noise.below(300_000).max(1).to_string();
+                let args = ["-n", "-l", &len, path.to_str().unwrap()];
+                crate::tools::status("util-linux", "fallocate", &args);
+            }
+            _ => {}
         }
     }
 }

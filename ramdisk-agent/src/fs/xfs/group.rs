@@ -3,7 +3,7 @@
 use std::io::{Read, Seek};
 
 use super::superblock::{Superblock, be32, is_sound};
-use super::{Failure, doubt, read};
+use crate::fs::failure::{Failure, doubt, read};
 
 /// AGF and AGI have had one version.
 const VERSION: u32 = 1;

@@ -6,8 +6,8 @@
 
 use std::io::{self, Read, Seek};
 
-use super::read;
 use super::superblock::{Superblock, be32};
+use crate::fs::failure::read;
 
 const BLOCK: u64 = 512;
 const MAGIC: u32 = 0xFEED_BABE;

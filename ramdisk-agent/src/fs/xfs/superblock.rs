@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use crc::{CRC_32_ISCSI, Crc, Table};
 
-use super::{Failure, HEAD_LEN, doubt, read};
+use crate::fs::failure::{Failure, doubt, read};
 
 const VERSION_MASK: u16 = 0xF;
 /// Attributes, link counts, quotas, alignment, stripe units, log version 2, large sectors, unwritten extents, directories of
@@ -79,7 +79,10 @@ pub fn is_sound(bytes: &[u8], at: usize) -> bool {
 impl Superblock {
     /// Reads and checks the one at the volume's start.
     pub fn read(src: &mut (impl Read + Seek), len_bytes: u64) -> Result<Self, Failure> {
-        let head = read(src, 0, HEAD_LEN as u64)?;
+        if len_bytes < *SECTOR_BYTES.start() {
+            return Err(doubt(format!("it is cut off after {len_bytes} bytes")));
+        }
+        let head = read(src, 0, *SECTOR_BYTES.start())?;
         let sector_bytes = u64::from(be16(&head, 102));
         if !is_size(sector_bytes, &SECTOR_BYTES) || sector_bytes > len_bytes {
             return Err(doubt(format!("it claims sectors of {sector_bytes} bytes")));

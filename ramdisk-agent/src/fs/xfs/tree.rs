@@ -7,8 +7,8 @@ use std::io::{Read, Seek};
 
 use super::group::Group;
 use super::superblock::{Superblock, be16, be32, be64, is_sound};
-use super::{Failure, doubt, read};
 use crate::extents::Extents;
+use crate::fs::failure::{Failure, doubt, read};
 
 /// More levels than the largest group needs with the smallest blocks.
 const MOST_LEVELS: u32 = 16;
