@@ -192,6 +192,15 @@ pub fn xfs_map(data: &[u8]) {
     }
 }
 
+/// Maps a btrfs, as it is and with right checksums.
+pub fn btrfs_map(data: &[u8]) {
+    let Some(mut disk) = Sparse::decode(data, MAX_MAPPED_LEN) else { return };
+    map(&mut disk);
+    if reseal_btrfs(&mut disk).is_some() {
+        map(&mut disk);
+    }
+}
+
 /// Maps an NTFS, which has no checksums.
 pub fn ntfs_map(data: &[u8]) {
     fat_map(data);
@@ -390,4 +399,30 @@ fn reseal_xfs_block(disk: &mut Sparse, place: u64, len: u64, at: usize) {
     let sum = !crc32c(!0, &bytes);
     bytes[at..at + 4].copy_from_slice(&sum.to_le_bytes());
     disk.write(place, &bytes);
+}
+
+/// Makes the checksums of the superblock and of all nodes right, by the identity that they carry.
+fn reseal_btrfs(disk: &mut Sparse) -> Option<()> {
+    const SUPERBLOCK: u64 = 64 << 10;
+    let sb = disk.bytes(SUPERBLOCK, 4096)?;
+    if &sb[64..72] != b"_BHRfS_M" {
+        return None;
+    }
+    let node = le32(&sb, 148);
+    if !node.is_power_of_two() || !(1024..=65536).contains(&node) {
+        return None;
+    }
+    let is_node = |(number, sector): (&u64, &[u8; SECTOR])| {
+        let place = number * SECTOR as u64;
+        (place.is_multiple_of(node) && sector[32..48] == sb[32..48]).then_some(place)
+    };
+    let nodes: Vec<u64> = disk.sectors.iter().filter_map(is_node).collect();
+    for (place, len) in nodes.into_iter().map(|place| (place, node)).chain([(SUPERBLOCK, 4096)]) {
+        if let Some(mut bytes) = disk.bytes(place, len) {
+            let sum = !crc32c(!0, &bytes[32..]);
+            bytes[..4].copy_from_slice(&sum.to_le_bytes());
+            disk.write(place, &bytes);
+        }
+    }
+    Some(())
 }

@@ -1,6 +1,6 @@
 //! Where the fuzzers of disks begin: small filesystems and partition tables, made by their own tools, as sparse disks.
 //!
-//! Needs e2fsprogs, xfsprogs, ntfs-3g, dosfstools, mtools, util-linux and fdisk. Identities and times differ from run to run; nothing else does.
+//! Needs e2fsprogs, xfsprogs, btrfs-progs, ntfs-3g, dosfstools, mtools, util-linux and fdisk. Identities and times differ from run to run; nothing else does.
 
 use std::fs;
 use std::io::Write as _;
@@ -25,6 +25,7 @@ const XFS: [&str; 4] = [
     "-m crc=0 -b size=512 -d size=18m",
     "-b size=8192 -s size=4096 -d size=40m",
 ];
+const BTRFS: [&str; 3] = ["-d single -m single", "-R quota", "-O ^no-holes -R ^free-space-tree"];
 const NTFS: [(&str, u64); 3] =
     [("-c 512", 2 << 20), ("-c 4096", 6 << 20), ("-s 4096 -c 16384", 20 << 20)];
 const FAT: [(&str, u64); 4] = [
@@ -49,6 +50,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "ext_map" => EXT.iter().map(|options| ext(options)).collect(),
         "xfs_map" => XFS.iter().map(|options| xfs(options)).collect(),
+        "btrfs_map" => BTRFS.iter().map(|options| btrfs(options)).collect(),
         "ntfs_map" => NTFS.iter().map(|(options, len)| ntfs(options, *len)).collect(),
         "fat_map" => FAT.iter().map(|(options, len)| fat(options, *len)).collect(),
         "swap_map" => SWAP.iter().map(|(options, len)| swap(options, *len)).collect(),
@@ -114,6 +116,15 @@ fn xfs(options: &str) -> Vec<u8> {
         let mut args = vec!["mkfs.xfs", "--unsupported", "-q", "-f", "-L", "seed"];
         args.extend(options.split(' '));
         tool("xfsprogs", &[&args[..], &[path]].concat(), "");
+    })
+}
+
+fn btrfs(options: &str) -> Vec<u8> {
+    volume(64 << 20, |path, tree| {
+        let mut args =
+            vec!["mkfs.btrfs", "-q", "-f", "--mixed", "-s", "4096", "-n", "4096", "-L", "seed"];
+        args.extend(options.split(' '));
+        tool("btrfs-progs", &[&args[..], &["--rootdir", tree, path]].concat(), "");
     })
 }
 

@@ -5,6 +5,7 @@
 //! filesystem says, and a map that fails is not used. A byte wrongly kept costs a little space; a byte wrongly dropped costs a
 //! customer. All of it is pure over `Read + Seek`, allocates nothing from an unchecked size, and writes nothing.
 
+mod btrfs;
 mod ext;
 mod failure;
 mod fat;
@@ -172,6 +173,7 @@ pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Vo
     }
     // After the others: a boot sector alone says little, and other filesystems carry one too.
     match probe::volume(src, len_bytes)? {
+        Some(found) if found.kind == FsKind::Btrfs => btrfs::map(src, len_bytes, found),
         Some(found) => Ok(without_map(found, len_bytes)),
         None => match fat::map(src, len_bytes)? {
             Some(map) => Ok(map),

@@ -221,7 +221,7 @@ fn labelled_boot_sector<S: Read + Seek>(
     Ok(Some(hit))
 }
 
-/// Recognises a volume that has no used-block map; `None` for ext, XFS, NTFS, FAT and swap, and for what is not known.
+/// Recognises a btrfs, or a volume that has no used-block map; `None` for ext, XFS, NTFS, FAT and swap, and for what is not known.
 pub fn volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Found>> {
     let hits = hits(&mut Part::new(src, 0, len_bytes))?;
     let first = hits

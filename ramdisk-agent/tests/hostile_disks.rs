@@ -58,7 +58,7 @@ fn run(target: fn(&[u8]), name: &str) {
 
 #[test]
 fn the_seeds_are_what_they_are_meant_to_be() {
-    for target in ["ext_map", "xfs_map", "ntfs_map", "fat_map", "swap_map"] {
+    for target in ["ext_map", "xfs_map", "btrfs_map", "ntfs_map", "fat_map", "swap_map"] {
         for seed in disk_seeds::seeds(target) {
             let mut disk = disk::Sparse::decode(&seed, 1 << 40).unwrap();
             let len = u64::from_le_bytes(seed[..8].try_into().unwrap());
@@ -85,6 +85,11 @@ fn mutated_ext_filesystems() {
 #[test]
 fn mutated_xfs() {
     run(disk::xfs_map, "xfs_map");
+}
+
+#[test]
+fn mutated_btrfs() {
+    run(disk::btrfs_map, "btrfs_map");
 }
 
 #[test]

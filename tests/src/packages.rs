@@ -32,7 +32,7 @@ pub const TESTS: &[Package] = &[
     ("gdisk", "sgdisk checks them"),
     ("util-linux", "losetup, mkswap, blkid"),
     ("xfsprogs", "makes and checks XFS"),
-    ("btrfs-progs", "makes btrfs"),
+    ("btrfs-progs", "makes and checks btrfs"),
     ("ntfs-3g", "makes, mounts and checks NTFS"),
     ("exfatprogs", "makes exFAT"),
     ("cryptsetup-bin", "makes LUKS"),

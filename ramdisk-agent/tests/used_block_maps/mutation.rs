@@ -12,6 +12,7 @@ use crc::{CRC_32_ISCSI, Crc};
 use ramdisk_agent::extents::Extents;
 use ramdisk_agent::fs::{Clean, Taken, VolumeMap, map_volume};
 
+use crate::btrfs::{self, Btrfs};
 use crate::ext::{EXT2, EXT4, Ext, Recipe};
 use crate::fat::Fat;
 use crate::noise::{Noise, rounds};
@@ -51,7 +52,7 @@ struct Target {
     field: u64,
     /// Where a second copy is that gets the same change.
     copy: Option<u64>,
-    /// Where in the range its own CRC-32C is, which is made right again.
+    /// Where the range's CRC-32C is, which is made right again: in it, and zero for its sake, or outside.
     seal: Option<u64>,
 }
 
@@ -68,11 +69,11 @@ impl Target {
             bytes[at..at + change.len()].iter_mut().zip(change).for_each(|(byte, c)| *byte ^= c);
         }
         if let Some(seal) = self.seal {
-            let all = &mut bytes[self.range.start as usize..self.range.end as usize];
             let seal = seal as usize..seal as usize + 4;
-            all[seal.clone()].fill(0);
+            bytes[seal.clone()].fill(0);
+            let all = &bytes[self.range.start as usize..self.range.end as usize];
             let sum = CRC32C.checksum(all);
-            all[seal].copy_from_slice(&sum.to_le_bytes());
+            bytes[seal].copy_from_slice(&sum.to_le_bytes());
         }
     }
 
@@ -225,7 +226,8 @@ fn xfs_targets(bytes: &[u8], map: &VolumeMap) -> Vec<Target> {
     let mut add = |start: u64, len: u64, seal: u64| {
         targets.push(Target { field: 4, ..Target::bits(start..start + len) });
         if checksums {
-            targets.push(Target { field: 4, seal: Some(seal), ..Target::bits(start..start + len) });
+            let seal = Some(start + seal);
+            targets.push(Target { field: 4, seal, ..Target::bits(start..start + len) });
         }
     };
     for start in [0, group] {
@@ -324,4 +326,43 @@ fn damaged_ntfs_is_never_mapped_short() {
         let targets = ntfs_targets(&bytes, &look(&bytes), &mut noise);
         mutate(&mut bytes, &targets, &mut noise, &ntfs.what);
     }
+}
+
+/// Superblock and every node of the trees that are read.
+fn btrfs_targets(bytes: &[u8], map: &VolumeMap) -> Vec<Target> {
+    const SUPERBLOCK: usize = 64 << 10;
+    let sb = &bytes[SUPERBLOCK..SUPERBLOCK + 4096];
+    let node = u64::from(u32::from_le_bytes(sb[148..152].try_into().unwrap()));
+    let (identity, trees) = (&sb[32..48], [1, 2, 3]);
+    let mut targets = vec![
+        Target { field: 4, ..Target::bits(SUPERBLOCK as u64..SUPERBLOCK as u64 + 1200) },
+        Target { field: 8, ..Target::bits(SUPERBLOCK as u64 + 48..SUPERBLOCK as u64 + 200) },
+    ];
+    let places = map.used.iter().flat_map(|used| (used.start..used.end()).step_by(node as usize));
+    let nodes = places.filter(|at| {
+        let header = &bytes[*at as usize..][..101];
+        *at > 1 << 20 && &header[32..48] == identity && trees.contains(&header[88])
+    });
+    for at in nodes {
+        targets.push(Target { field: 4, ..Target::bits(at..at + 300) });
+        targets.push(Target::bits(at..at + node));
+        if bytes[at as usize + 88] == 2 {
+            // With a right checksum, an extent tree is contradicted by the free-space tree.
+            targets.push(Target { seal: Some(at), ..Target::bits(at + 32..at + node) });
+            targets.push(Target { field: 4, seal: Some(at), ..Target::bits(at + 32..at + 400) });
+        }
+    }
+    assert!(targets.len() >= 8, "{} places", targets.len());
+    targets
+}
+
+#[test]
+fn damaged_btrfs_is_never_mapped_short() {
+    // Of the second copies of nodes nothing is told: this one has none.
+    let mut noise = Noise::new(13_000);
+    let btrfs = Btrfs::of(&btrfs::RECIPES[2], &mut noise, 13_000);
+    btrfs.live(&mut noise);
+    let mut bytes = fs::read(&btrfs.volume).unwrap();
+    let targets = btrfs_targets(&bytes, &look(&bytes));
+    mutate(&mut bytes, &targets, &mut noise, &btrfs.what);
 }
