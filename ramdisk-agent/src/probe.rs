@@ -228,7 +228,7 @@ pub fn volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option
         .into_iter()
         .map(|hit| hit.found)
         .take_while(|f| !is_fat(f.kind))
-        .find(|f| !is_mapped(f.kind));
+        .find(|f| !is_told_elsewhere(f.kind));
     Ok(first)
 }
 
@@ -266,7 +266,8 @@ fn is_fat(kind: FsKind) -> bool {
     matches!(kind, FsKind::Fat12 | FsKind::Fat16 | FsKind::Fat32)
 }
 
-fn is_mapped(kind: FsKind) -> bool {
+/// What [`fs::map_volume`] has looked for, or will look for, by itself.
+fn is_told_elsewhere(kind: FsKind) -> bool {
     use FsKind::{Ext2, Ext3, Ext4, Ntfs, Swap, Xfs};
     is_fat(kind) || matches!(kind, Ext2 | Ext3 | Ext4 | Ntfs | Swap | Xfs)
 }
