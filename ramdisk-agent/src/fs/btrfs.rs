@@ -18,10 +18,11 @@ use std::io::{self, Read, Seek};
 
 use super::failure::{Failure, doubt};
 use crate::extents::Extents;
+use crate::fs::bytes::le64;
 use crate::fs::{Clean, FsKind, Taken, VolumeMap};
 use crate::probe::Found;
 use chunks::Chunks;
-use superblock::{Superblock, le64};
+use superblock::Superblock;
 use tree::{Item, Key, Trees};
 
 const ROOT_ITEM: u8 = 132;

@@ -14,7 +14,7 @@ use crate::live::live;
 use crate::noise::{Noise, seeds};
 use crate::oracle::{expect_map, fill_free, free, look};
 use crate::tools::{blkid, run};
-use crate::tree::{Node, assert_same, snapshot};
+use crate::tree::{Node, assert_same, snapshot_with_attributes};
 
 /// mkntfs options, and how many MiB they need at least.
 pub struct Recipe {
@@ -129,19 +129,7 @@ impl Ntfs {
     /// All files with their named streams.
     fn files(&self) -> BTreeMap<PathBuf, Node> {
         let mounted = self.mount("ro");
-        let mut nodes = snapshot(&mounted.at);
-        let paths: Vec<_> = nodes.keys().cloned().collect();
-        for path in paths {
-            let mut value = vec![0; 65536];
-            if let Ok(len) =
-                rustix::fs::lgetxattr(mounted.at.join(&path), "user.noise", &mut value[..])
-            {
-                let hash = blake3::hash(&value[..len]);
-                nodes
-                    .insert(path.join("user.noise"), Node::File { len: len as u64, hash, mode: 0 });
-            }
-        }
-        nodes
+        snapshot_with_attributes(&mounted.at)
     }
 
     /// The map must be what ntfsinfo prints.

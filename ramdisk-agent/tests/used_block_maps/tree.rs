@@ -98,6 +98,20 @@ pub fn snapshot(at: &Path) -> BTreeMap<PathBuf, Node> {
     nodes
 }
 
+/// The same with what `user.noise` holds, a large attribute or a named stream.
+pub fn snapshot_with_attributes(at: &Path) -> BTreeMap<PathBuf, Node> {
+    let mut nodes = snapshot(at);
+    let paths: Vec<_> = nodes.keys().cloned().collect();
+    for path in paths {
+        let mut value = vec![0; 65536];
+        if let Ok(len) = rustix::fs::lgetxattr(at.join(&path), "user.noise", &mut value[..]) {
+            let hash = blake3::hash(&value[..len]);
+            nodes.insert(path.join("user.noise"), Node::File { len: len as u64, hash, mode: 0 });
+        }
+    }
+    nodes
+}
+
 /// Panics with the first differences.
 pub fn assert_same(before: &BTreeMap<PathBuf, Node>, after: &BTreeMap<PathBuf, Node>, what: &str) {
     let all: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();

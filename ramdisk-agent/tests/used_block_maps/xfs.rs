@@ -11,7 +11,7 @@ use crate::live::Mounted;
 use crate::noise::{Noise, seeds};
 use crate::oracle::{expect_map, fill_free, free, look};
 use crate::tools::{blkid, run};
-use crate::tree::{Node, assert_same, snapshot};
+use crate::tree::{Node, assert_same, snapshot_with_attributes};
 
 /// mkfs.xfs options, and how many MiB they need at least.
 pub struct Recipe {
@@ -126,19 +126,7 @@ impl Xfs {
         let options = ["-t", "xfs", "-o", "ro,norecovery"];
         let at = self.folder.path().join("mnt");
         let mounted = Mounted::new(&self.volume, &options, &at, &self.what);
-        let mut nodes = snapshot(&mounted.at);
-        let paths: Vec<_> = nodes.keys().cloned().collect();
-        for path in paths {
-            let mut value = vec![0; 65536];
-            if let Ok(len) =
-                rustix::fs::lgetxattr(mounted.at.join(&path), "user.noise", &mut value[..])
-            {
-                let hash = blake3::hash(&value[..len]);
-                nodes
-                    .insert(path.join("user.noise"), Node::File { len: len as u64, hash, mode: 0 });
-            }
-        }
-        nodes
+        snapshot_with_attributes(&mounted.at)
     }
 
     /// The map must be what xfs_db prints.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::superblock::{Superblock, le16, le64};
+use super::superblock::Superblock;
 use super::tree::Key;
 use crate::extents::Extent;
+use crate::fs::bytes::{le16, le64};
 use crate::fs::failure::{Failure, doubt};
 
 const CHUNK_ITEM: u8 = 228;

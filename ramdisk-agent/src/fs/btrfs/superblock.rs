@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use crc::{CRC_32_ISCSI, Crc, Table};
 
+use crate::fs::bytes::{le16, le32, le64};
 use crate::fs::failure::{Failure, doubt, read};
 
 /// Where the first superblock is.
@@ -52,18 +53,6 @@ pub struct Superblock {
     pub has_free_space_tree: bool,
     /// The chunks that lead to the chunk tree: keys and items.
     pub system_chunks: Vec<u8>,
-}
-
-pub fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
-}
-
-pub fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
-}
-
-pub fn le64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 /// Whether the CRC-32C of what follows the place for checksums is the one that stands there.

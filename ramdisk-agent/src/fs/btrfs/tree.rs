@@ -3,8 +3,9 @@
 use std::io::{Read, Seek};
 
 use super::chunks::Chunks;
-use super::superblock::{Superblock, is_sound, le32, le64};
+use super::superblock::{Superblock, is_sound};
 use crate::extents::Extent;
+use crate::fs::bytes::{le32, le64};
 use crate::fs::failure::{Failure, doubt, read};
 
 const HEADER_LEN: usize = 101;

@@ -2,6 +2,8 @@
 
 use crc::{Algorithm, CRC_16_MODBUS, Crc, Table};
 
+use crate::fs::bytes::{le16, le32};
+
 /// Where the superblock is, in bytes.
 pub const OFFSET: u64 = 1024;
 /// Its length.
@@ -117,55 +119,44 @@ pub struct Superblock {
     sound: bool,
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
 impl Superblock {
     /// `None` without the magic number.
     pub fn parse(bytes: &[u8; LEN]) -> Option<Self> {
-        if u16_at(bytes, 0x38) != MAGIC {
+        if le16(bytes, 0x38) != MAGIC {
             return None;
         }
-        let dynamic = u32_at(bytes, 0x4C) >= 1;
+        let dynamic = le32(bytes, 0x4C) >= 1;
         // The first revision had no features; its fields beyond 0x54 are not defined.
-        let features = |at| if dynamic { u32_at(bytes, at) } else { 0 };
+        let features = |at| if dynamic { le32(bytes, at) } else { 0 };
         let (compat, incompat, ro_compat) = (features(0x5C), features(0x60), features(0x64));
         let wide = incompat & INCOMPAT_64BIT != 0;
-        let high = |at| if wide { u64::from(u32_at(bytes, at)) << 32 } else { 0 };
-        let shift = |at| 1024_u64.checked_shl(u32_at(bytes, at)).unwrap_or(0);
+        let high = |at| if wide { u64::from(le32(bytes, at)) << 32 } else { 0 };
+        let shift = |at| 1024_u64.checked_shl(le32(bytes, at)).unwrap_or(0);
         let block_bytes = shift(0x18);
         let bigalloc = ro_compat & RO_COMPAT_BIGALLOC != 0;
         let cluster_blocks =
             if bigalloc { shift(0x1C).checked_div(block_bytes).unwrap_or(0) } else { 1 };
         let uuid: [u8; 16] = bytes[0x68..0x78].try_into().expect("sixteen bytes");
-        let seed = if incompat & INCOMPAT_CSUM_SEED != 0 {
-            u32_at(bytes, 0x270)
-        } else {
-            crc32c(!0, &uuid)
-        };
+        let seed =
+            if incompat & INCOMPAT_CSUM_SEED != 0 { le32(bytes, 0x270) } else { crc32c(!0, &uuid) };
         let sound = ro_compat & RO_COMPAT_METADATA_CSUM == 0
-            || u32_at(bytes, 0x3FC) == crc32c(!0, &bytes[..0x3FC]);
+            || le32(bytes, 0x3FC) == crc32c(!0, &bytes[..0x3FC]);
         Some(Self {
-            blocks: u64::from(u32_at(bytes, 0x4)) | high(0x150),
-            free_blocks: u64::from(u32_at(bytes, 0xC)) | high(0x158),
-            first_data_block: u64::from(u32_at(bytes, 0x14)),
+            blocks: u64::from(le32(bytes, 0x4)) | high(0x150),
+            free_blocks: u64::from(le32(bytes, 0xC)) | high(0x158),
+            first_data_block: u64::from(le32(bytes, 0x14)),
             block_bytes,
             cluster_blocks,
-            blocks_per_group: u64::from(u32_at(bytes, 0x20)),
-            clusters_per_group: u64::from(u32_at(bytes, if bigalloc { 0x24 } else { 0x20 })),
-            inodes_per_group: u64::from(u32_at(bytes, 0x28)),
-            inode_bytes: if dynamic { u64::from(u16_at(bytes, 0x58)) } else { 128 },
-            descriptor_bytes: if wide { u64::from(u16_at(bytes, 0xFE)) } else { 32 },
-            state: u16_at(bytes, 0x3A),
-            last_orphan: if dynamic { u32_at(bytes, 0xE8) } else { 0 },
-            reserved_gdt_blocks: if dynamic { u64::from(u16_at(bytes, 0xCE)) } else { 0 },
-            first_meta_bg: u64::from(u32_at(bytes, 0x104)),
-            backup_bgs: [u64::from(u32_at(bytes, 0x24C)), u64::from(u32_at(bytes, 0x250))],
+            blocks_per_group: u64::from(le32(bytes, 0x20)),
+            clusters_per_group: u64::from(le32(bytes, if bigalloc { 0x24 } else { 0x20 })),
+            inodes_per_group: u64::from(le32(bytes, 0x28)),
+            inode_bytes: if dynamic { u64::from(le16(bytes, 0x58)) } else { 128 },
+            descriptor_bytes: if wide { u64::from(le16(bytes, 0xFE)) } else { 32 },
+            state: le16(bytes, 0x3A),
+            last_orphan: if dynamic { le32(bytes, 0xE8) } else { 0 },
+            reserved_gdt_blocks: if dynamic { u64::from(le16(bytes, 0xCE)) } else { 0 },
+            first_meta_bg: u64::from(le32(bytes, 0x104)),
+            backup_bgs: [u64::from(le32(bytes, 0x24C)), u64::from(le32(bytes, 0x250))],
             compat,
             incompat,
             ro_compat,
@@ -350,20 +341,20 @@ pub struct Descriptor {
 impl Descriptor {
     pub fn parse(sb: &Superblock, group: u64, bytes: &[u8]) -> Result<Self, String> {
         let wide = sb.descriptor_bytes >= 64;
-        let high32 = |at| if wide { u64::from(u32_at(bytes, at)) << 32 } else { 0 };
-        let high16 = |at| if wide { u32::from(u16_at(bytes, at)) << 16 } else { 0 };
+        let high32 = |at| if wide { u64::from(le32(bytes, at)) << 32 } else { 0 };
+        let high16 = |at| if wide { u32::from(le16(bytes, at)) << 16 } else { 0 };
         let checksummed = sb.has_ro_compat(RO_COMPAT_GDT_CSUM | RO_COMPAT_METADATA_CSUM);
-        if checksummed && u16_at(bytes, 0x1E) != checksum(sb, group, bytes) {
+        if checksummed && le16(bytes, 0x1E) != checksum(sb, group, bytes) {
             return Err(format!("the checksum of the descriptor of group {group} is wrong"));
         }
         let descriptor = Self {
-            block_bitmap: u64::from(u32_at(bytes, 0)) | high32(0x20),
-            inode_bitmap: u64::from(u32_at(bytes, 4)) | high32(0x24),
-            inode_table: u64::from(u32_at(bytes, 8)) | high32(0x28),
-            free_clusters: u64::from(u32::from(u16_at(bytes, 0xC)) | high16(0x2C)),
-            block_uninit: checksummed && u16_at(bytes, 0x12) & DESCRIPTOR_BLOCK_UNINIT != 0,
+            block_bitmap: u64::from(le32(bytes, 0)) | high32(0x20),
+            inode_bitmap: u64::from(le32(bytes, 4)) | high32(0x24),
+            inode_table: u64::from(le32(bytes, 8)) | high32(0x28),
+            free_clusters: u64::from(u32::from(le16(bytes, 0xC)) | high16(0x2C)),
+            block_uninit: checksummed && le16(bytes, 0x12) & DESCRIPTOR_BLOCK_UNINIT != 0,
             bitmap_checksum: (
-                u32::from(u16_at(bytes, 0x18)) | high16(0x38),
+                u32::from(le16(bytes, 0x18)) | high16(0x38),
                 if wide { 32 } else { 16 },
             ),
         };

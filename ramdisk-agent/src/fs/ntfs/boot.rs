@@ -2,6 +2,7 @@
 
 use std::io::{Read, Seek};
 
+use crate::fs::bytes::{le16, le64};
 use crate::fs::failure::{Failure, doubt, read};
 
 const BOOT_LEN: u64 = 512;
@@ -20,18 +21,6 @@ pub struct Boot {
     /// Where the copy of its first records is.
     pub mirror_cluster: u64,
     pub record_bytes: u64,
-}
-
-pub fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
-}
-
-pub fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
-}
-
-pub fn le64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 impl Boot {

@@ -1,7 +1,7 @@
 //! File records and their attributes.
 
-use super::boot::{le16, le32, le64};
 use super::runs::Runs;
+use crate::fs::bytes::{le16, le32, le64};
 use crate::fs::failure::{Failure, doubt};
 
 /// Sectors are protected in this stride, whatever the disk's are.

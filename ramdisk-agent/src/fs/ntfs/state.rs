@@ -2,10 +2,10 @@
 
 use std::io::{Read, Seek};
 
-use super::boot::{le16, le32, le64};
 use super::record::{Attribute, DATA, FILE_NAME, Place, REFERENCE_BITS, VOLUME_INFORMATION};
 use super::table::{Stream, Table};
 use crate::fs::Clean;
+use crate::fs::bytes::{le16, le32, le64};
 use crate::fs::failure::{Failure, doubt};
 
 const LOG_RECORD: u64 = 2;

@@ -2,9 +2,10 @@
 
 use std::io::{Read, Seek};
 
-use super::boot::{Boot, le16, le32, le64};
+use super::boot::Boot;
 use super::record::{ATTRIBUTE_LIST, BITMAP, DATA, Place, REFERENCE_BITS, Record};
 use super::runs::{Run, Runs};
+use crate::fs::bytes::{le16, le32, le64};
 use crate::fs::failure::{Failure, doubt, read};
 
 const MIRRORED_RECORDS: u64 = 4;

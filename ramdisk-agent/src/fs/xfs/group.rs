@@ -2,7 +2,8 @@
 
 use std::io::{Read, Seek};
 
-use super::superblock::{Superblock, be32, is_sound};
+use super::superblock::{Superblock, is_sound};
+use crate::fs::bytes::be32;
 use crate::fs::failure::{Failure, doubt, read};
 
 /// AGF and AGI have had one version.

@@ -6,7 +6,8 @@
 
 use std::io::{self, Read, Seek};
 
-use super::superblock::{Superblock, be32};
+use super::superblock::Superblock;
+use crate::fs::bytes::be32;
 use crate::fs::failure::read;
 
 const BLOCK: u64 = 512;

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use crc::{CRC_32_ISCSI, Crc, Table};
 
+use crate::fs::bytes::{be16, be32, be64};
 use crate::fs::failure::{Failure, doubt, read};
 
 const VERSION_MASK: u16 = 0xF;
@@ -53,18 +54,6 @@ pub struct Superblock {
     /// What version 5 puts into every block of metadata; none in version 4.
     pub identity: Option<[u8; 16]>,
     pub needs_repair: bool,
-}
-
-pub fn be16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
-}
-
-pub fn be32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
-}
-
-pub fn be64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 /// Whether the CRC-32C of all bytes but its own four at `at` is the one that stands there.

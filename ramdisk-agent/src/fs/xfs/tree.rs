@@ -6,8 +6,9 @@
 use std::io::{Read, Seek};
 
 use super::group::Group;
-use super::superblock::{Superblock, be16, be32, be64, is_sound};
+use super::superblock::{Superblock, is_sound};
 use crate::extents::Extents;
+use crate::fs::bytes::{be16, be32, be64};
 use crate::fs::failure::{Failure, doubt, read};
 
 /// More levels than the largest group needs with the smallest blocks.
