@@ -129,6 +129,12 @@ impl Extents {
             || self.overlapping(start, len).next().is_some_and(|e| e.start == start && e.len == len)
     }
 
+    /// First byte after the last range, zero where there is none.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.0.last().map_or(0, Extent::end)
+    }
+
     /// How many bytes it holds.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {

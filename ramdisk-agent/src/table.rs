@@ -263,9 +263,9 @@ pub fn read_table(
 }
 
 /// The sectors of the table for a disk of `target_bytes`, in the order in which they are to be written: the backup GPT at the
-/// disk's end, the primary; or the tables of logical partitions; LBA 0 last. `src` is the disk that `table` was read from. For a disk of the same size the pieces are
-/// that disk's own bytes, but a damaged copy of a GPT is made anew from the other. Fails with `InvalidInput` if the partitions
-/// do not fit.
+/// disk's end, the primary; or the tables of logical partitions; LBA 0 last. `src` is the disk that `table` was read from. For a
+/// disk of the same size the pieces are that disk's own bytes, but a damaged copy of a GPT is made anew from the other. Fails with
+/// `InvalidInput` if the partitions do not fit.
 pub fn relocate_backup(
     src: &mut (impl Read + Seek),
     table: &Table,

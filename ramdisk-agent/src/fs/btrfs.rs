@@ -16,10 +16,10 @@ mod tree;
 
 use std::io::{self, Read, Seek};
 
-use super::failure::{Failure, doubt};
+use super::failure::{Believed, Failure, doubt, map_or_raw};
 use crate::extents::Extents;
-use crate::fs::bytes::le64;
-use crate::fs::{Clean, FsKind, Taken, VolumeMap};
+use crate::fs::bytes::{bits, le64};
+use crate::fs::{Clean, VolumeMap};
 use crate::probe::Found;
 use chunks::Chunks;
 use superblock::Superblock;
@@ -39,35 +39,15 @@ const RESERVED_LEN: u64 = 1 << 20;
 
 /// The map of a volume that has the superblock of a btrfs.
 pub fn map(src: &mut (impl Read + Seek), len_bytes: u64, found: Found) -> io::Result<VolumeMap> {
-    let mut clean = Clean::Unknown;
-    let (sb, used) = match used(src, len_bytes, &mut clean) {
-        Ok(result) => result,
-        Err(failure) => return failure.into_raw(found, len_bytes, clean),
-    };
-    Ok(VolumeMap {
-        kind: FsKind::Btrfs,
-        uuid: found.uuid,
-        label: found.label,
-        block_bytes: u32::try_from(sb.sector_bytes).expect("at most 64 KiB"),
-        fs_bytes: sb.device_bytes,
-        used_bytes_claimed: used.claimed,
-        used: used.bytes,
-        taken: Taken::Map,
-        clean,
-    })
+    map_or_raw(found, len_bytes, |clean| used(src, len_bytes, clean))
 }
 
-struct Used {
-    bytes: Extents,
-    /// What the block groups say that they use, as often as it is on the device.
-    claimed: u64,
-}
-
+/// See [`map_or_raw`].
 fn used(
     src: &mut (impl Read + Seek),
     len_bytes: u64,
     clean: &mut Clean,
-) -> Result<(Superblock, Used), Failure> {
+) -> Result<Believed, Failure> {
     let sb = Superblock::read(src, len_bytes)?;
     *clean = if sb.has_log {
         Clean::NotClean { reason: "a log of fsyncs waits to be replayed".into() }
@@ -97,8 +77,14 @@ fn used(
         trees.walk(src, &chunks, root, |item| add_free(&sb, item, &mut free))?;
         space.compare(&free)?;
     }
-    let bytes = space.on_device(&sb, &chunks, len_bytes)?;
-    Ok((sb, bytes))
+    let used_bytes_claimed = space.check_totals(&sb, &chunks)?;
+    let used = space.on_device(&sb, &chunks, len_bytes)?;
+    Ok(Believed {
+        block_bytes: sb.sector_bytes,
+        fs_bytes: sb.device_bytes,
+        used,
+        used_bytes_claimed,
+    })
 }
 
 /// Where the trees begin that are wanted: address and level.
@@ -131,15 +117,15 @@ fn add_free(sb: &Superblock, item: &Item<'_>, free: &mut Extents) -> Result<(), 
     let Key { object: start, kind, offset: len } = item.key;
     let broken = || doubt(format!("the free-space tree is damaged at {start}"));
     let end = start.checked_add(len).ok_or_else(broken)?;
-    if free.iter().next_back().is_some_and(|last| last.end() > start) {
+    if start < free.end() {
         return Err(broken());
     }
     match kind {
         FREE_SPACE_EXTENT => free.push(start, len),
         FREE_SPACE_BITMAP => {
-            let bits =
-                item.bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
-            for (at, _) in (start..end).step_by(step(sb)).zip(bits).filter(|(_, free)| *free) {
+            let sector = usize::try_from(sb.sector_bytes).expect("at most 64 KiB");
+            let bits = bits(item.bytes);
+            for (at, _) in (start..end).step_by(sector).zip(bits).filter(|(_, free)| *free) {
                 free.push(at, sb.sector_bytes.min(end - at));
             }
         }
@@ -148,16 +134,10 @@ fn add_free(sb: &Superblock, item: &Item<'_>, free: &mut Extents) -> Result<(), 
     Ok(())
 }
 
-fn step(sb: &Superblock) -> usize {
-    usize::try_from(sb.sector_bytes).expect("at most 64 KiB")
-}
-
 /// What the extent tree says, in logical addresses.
 #[derive(Default)]
 struct Space {
     extents: Extents,
-    /// Where the last extent ended.
-    end: u64,
     /// Start, length, bytes in use.
     groups: Vec<(u64, u64, u64)>,
 }
@@ -179,10 +159,13 @@ impl Space {
             }
             _ => return Ok(()),
         };
-        let end = key.object.checked_add(len).filter(|_| len > 0 && key.object >= self.end);
-        self.end = end.ok_or_else(|| {
-            doubt(format!("the extent of {len} bytes at {} overlaps another", key.object))
-        })?;
+        let fits = key.object.checked_add(len).is_some() && key.object >= self.extents.end();
+        if len == 0 || !fits {
+            return Err(doubt(format!(
+                "the extent of {len} bytes at {} overlaps another",
+                key.object
+            )));
+        }
         self.extents.push(key.object, len);
         Ok(())
     }
@@ -204,8 +187,9 @@ impl Space {
         }
     }
 
-    /// Checks the totals and finds the places on the device.
-    fn on_device(&self, sb: &Superblock, chunks: &Chunks, len_bytes: u64) -> Result<Used, Failure> {
+    /// The extents must be as many bytes as the block groups and the superblock say. Gives how many that is on the device, where
+    /// there may be two copies.
+    fn check_totals(&self, sb: &Superblock, chunks: &Chunks) -> Result<u64, Failure> {
         if self.extents.total_bytes() != sb.used_bytes {
             return Err(doubt(format!(
                 "its extents are {} bytes, the superblock says {}",
@@ -235,6 +219,16 @@ impl Space {
         if counted != sb.used_bytes {
             return Err(doubt("there are extents outside of all block groups"));
         }
+        Ok(claimed)
+    }
+
+    /// What is in use on the device, with what is kept beside the extents.
+    fn on_device(
+        &self,
+        sb: &Superblock,
+        chunks: &Chunks,
+        len_bytes: u64,
+    ) -> Result<Extents, Failure> {
         let mut bytes = Extents::single(0, RESERVED_LEN.min(len_bytes));
         for place in superblock::places(sb.device_bytes) {
             bytes.insert(place, superblock::LEN);
@@ -250,6 +244,6 @@ impl Space {
         }
         bytes = bytes.union(&data);
         bytes.insert(sb.device_bytes, len_bytes - sb.device_bytes);
-        Ok(Used { bytes, claimed })
+        Ok(bytes)
     }
 }

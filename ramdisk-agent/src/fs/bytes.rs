@@ -1,4 +1,35 @@
-//! Numbers at places that are known to lie in the bytes.
+//! Bytes of a source, and what is in them: numbers at places that are known to lie in them, bits, sizes, checksums.
+
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::RangeInclusive;
+
+use crc::{CRC_32_ISCSI, Crc, Table};
+
+/// CRC-32C as it is stored by XFS and btrfs: begun with ones, and inverted at the end.
+pub static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
+
+/// Fills a buffer.
+pub fn read_at(src: &mut (impl Read + Seek), offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    src.seek(SeekFrom::Start(offset))?;
+    src.read_exact(buf)
+}
+
+/// Reads bytes whose number was checked.
+pub fn read(src: &mut (impl Read + Seek), offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(len).expect("it was checked")];
+    read_at(src, offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether a size is a power of two in a range.
+pub fn is_size(bytes: u64, within: &RangeInclusive<u64>) -> bool {
+    bytes.is_power_of_two() && within.contains(&bytes)
+}
+
+/// All bits, the least significant of each byte first.
+pub fn bits(bytes: &[u8]) -> impl Iterator<Item = bool> {
+    bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1))
+}
 
 pub fn le16(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(bytes[at..at + 2].try_into().expect("two bytes"))

@@ -10,9 +10,10 @@
 mod bitmap;
 mod superblock;
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek};
 
 use crate::extents::{Extent, Extents};
+use crate::fs::bytes::read_at;
 use crate::fs::{Clean, FsKind, Taken, VolumeMap};
 use crate::probe::Found;
 use bitmap::Bitmap;
@@ -84,11 +85,6 @@ fn clean(sb: &Superblock) -> Clean {
         return Clean::Clean;
     };
     Clean::NotClean { reason: reason.into() }
-}
-
-fn read_at(src: &mut (impl Read + Seek), offset: u64, buf: &mut [u8]) -> io::Result<()> {
-    src.seek(SeekFrom::Start(offset))?;
-    src.read_exact(buf)
 }
 
 type Doubt = String;

@@ -1,8 +1,9 @@
 //! How the maps of filesystems with many structures fail: the source cannot be read, or what was read cannot be believed.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 
-use super::{Clean, VolumeMap};
+use super::{Clean, Taken, VolumeMap};
+use crate::extents::Extents;
 use crate::probe::Found;
 
 /// Why there is no map.
@@ -20,28 +21,41 @@ impl From<io::Error> for Failure {
     }
 }
 
-impl Failure {
-    /// The volume taken raw, if it can be read.
-    pub fn into_raw(self, found: Found, len_bytes: u64, clean: Clean) -> io::Result<VolumeMap> {
-        match self {
-            Self::Read(error) => Err(error),
-            Self::Doubt(reason) => {
-                let map = VolumeMap::raw(found.kind, len_bytes, reason);
-                Ok(VolumeMap { uuid: found.uuid, label: found.label, clean, ..map })
-            }
-        }
-    }
-}
-
 /// A reason to take the volume raw.
 pub fn doubt(reason: impl Into<String>) -> Failure {
     Failure::Doubt(reason.into())
 }
 
-/// Reads bytes whose number was checked.
-pub fn read(src: &mut (impl Read + Seek), offset: u64, len: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(len).expect("it was checked")];
-    src.seek(SeekFrom::Start(offset))?;
-    src.read_exact(&mut bytes)?;
-    Ok(bytes)
+/// What a filesystem that can be believed says of itself; the fields are those of [`VolumeMap`].
+pub struct Believed {
+    pub block_bytes: u64,
+    pub fs_bytes: u64,
+    pub used: Extents,
+    pub used_bytes_claimed: u64,
+}
+
+/// The map of a volume that was recognised: as `look` finds it, or raw for its doubt. `look` sets whether the filesystem was shut
+/// down cleanly as soon as that is known, so that it is said of a volume that is taken raw as well.
+pub fn map_or_raw(
+    found: Found,
+    len_bytes: u64,
+    look: impl FnOnce(&mut Clean) -> Result<Believed, Failure>,
+) -> io::Result<VolumeMap> {
+    let mut clean = Clean::Unknown;
+    let map = match look(&mut clean) {
+        Ok(believed) => VolumeMap {
+            kind: found.kind,
+            uuid: None,
+            label: None,
+            block_bytes: u32::try_from(believed.block_bytes).expect("at most 2 MiB"),
+            fs_bytes: believed.fs_bytes,
+            used: believed.used,
+            used_bytes_claimed: believed.used_bytes_claimed,
+            taken: Taken::Map,
+            clean: Clean::Unknown,
+        },
+        Err(Failure::Doubt(reason)) => VolumeMap::raw(found.kind, len_bytes, reason),
+        Err(Failure::Read(error)) => return Err(error),
+    };
+    Ok(VolumeMap { uuid: found.uuid, label: found.label, clean, ..map })
 }

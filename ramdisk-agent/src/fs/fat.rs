@@ -11,10 +11,11 @@ mod boot;
 mod table;
 mod tree;
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek};
 
 use super::{Clean, Taken, VolumeMap};
 use crate::extents::{Extent, Extents};
+use crate::fs::bytes::read_at;
 use crate::probe::Found;
 use boot::Boot;
 
@@ -98,9 +99,4 @@ fn look(
     map.used = used;
     map.taken = Taken::Map;
     Ok(Ok(()))
-}
-
-fn read_at(src: &mut (impl Read + Seek), offset: u64, buf: &mut [u8]) -> io::Result<()> {
-    src.seek(SeekFrom::Start(offset))?;
-    src.read_exact(buf)
 }

@@ -19,9 +19,9 @@ mod table;
 
 use std::io::{self, Read, Seek};
 
-use super::failure::{Failure, doubt};
+use super::failure::{Believed, Failure, doubt, map_or_raw};
 use crate::extents::Extents;
-use crate::fs::{Clean, FsKind, Taken, VolumeMap};
+use crate::fs::{Clean, VolumeMap};
 use crate::probe::Found;
 use boot::Boot;
 use record::{DATA, Place};
@@ -33,31 +33,15 @@ const BITMAP_READ_LEN: u64 = 1 << 20;
 
 /// The map of a volume whose first sector says that it is an NTFS.
 pub fn map(src: &mut (impl Read + Seek), len_bytes: u64, found: Found) -> io::Result<VolumeMap> {
-    let mut clean = Clean::Unknown;
-    let (boot, used, used_bytes_claimed) = match used(src, len_bytes, &mut clean) {
-        Ok(result) => result,
-        Err(failure) => return failure.into_raw(found, len_bytes, clean),
-    };
-    Ok(VolumeMap {
-        kind: FsKind::Ntfs,
-        uuid: found.uuid,
-        label: found.label,
-        block_bytes: u32::try_from(boot.cluster_bytes).expect("at most 2 MiB"),
-        fs_bytes: boot.clusters * boot.cluster_bytes,
-        used,
-        used_bytes_claimed,
-        taken: Taken::Map,
-        clean,
-    })
+    map_or_raw(found, len_bytes, |clean| used(src, len_bytes, clean))
 }
 
-/// The bytes in use, and how many of them are the filesystem's. `clean` is set as soon as it is known, also for a volume that is
-/// taken raw.
+/// See [`map_or_raw`].
 fn used(
     src: &mut (impl Read + Seek),
     len_bytes: u64,
     clean: &mut Clean,
-) -> Result<(Boot, Extents, u64), Failure> {
+) -> Result<Believed, Failure> {
     let boot = Boot::read(src, len_bytes)?;
     let table = Table::open(src, &boot)?;
     table.compare_mirror(src)?;
@@ -88,7 +72,7 @@ fn used(
     // What lies behind the last cluster, with the copy of the boot sector, is kept.
     let fs_bytes = boot.clusters * boot.cluster_bytes;
     used.push(fs_bytes, len_bytes - fs_bytes);
-    Ok((boot, used, marked))
+    Ok(Believed { block_bytes: boot.cluster_bytes, fs_bytes, used, used_bytes_claimed: marked })
 }
 
 /// Clusters that are marked as used, in bytes of the volume.

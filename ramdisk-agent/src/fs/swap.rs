@@ -9,6 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use super::{Clean, FsKind, Taken, VolumeMap};
 use crate::extents::{Extent, Extents};
+use crate::fs::bytes::le32;
 
 /// The page sizes of Linux, smallest first: `mkswap` clears the places of smaller pages, but not of larger ones.
 const PAGE_LENS: [usize; 5] = [4096, 8192, 16384, 32768, 65536];
@@ -131,10 +132,6 @@ fn header(page: &[u8], len_bytes: u64) -> Result<u64, String> {
         }
     }
     Ok(swap_bytes)
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
 fn uuid(page: &[u8]) -> Option<String> {

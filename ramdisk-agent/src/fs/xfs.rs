@@ -15,9 +15,9 @@ mod tree;
 
 use std::io::{self, Read, Seek};
 
-use super::failure::{Failure, doubt};
+use super::failure::{Believed, Failure, doubt, map_or_raw};
 use crate::extents::Extents;
-use crate::fs::{Clean, FsKind, Taken, VolumeMap};
+use crate::fs::{Clean, VolumeMap};
 use crate::probe::Found;
 use group::Group;
 use superblock::Superblock;
@@ -25,30 +25,15 @@ use tree::Order;
 
 /// The map of a volume whose first sector says that it is an XFS.
 pub fn map(src: &mut (impl Read + Seek), len_bytes: u64, found: Found) -> io::Result<VolumeMap> {
-    let mut clean = Clean::Unknown;
-    let (sb, used) = match used(src, len_bytes, &mut clean) {
-        Ok(result) => result,
-        Err(failure) => return failure.into_raw(found, len_bytes, clean),
-    };
-    Ok(VolumeMap {
-        kind: FsKind::Xfs,
-        uuid: found.uuid,
-        label: found.label,
-        block_bytes: u32::try_from(sb.block_bytes).expect("at most 64 KiB"),
-        fs_bytes: sb.blocks * sb.block_bytes,
-        used,
-        used_bytes_claimed: (sb.blocks - sb.free_blocks) * sb.block_bytes,
-        taken: Taken::Map,
-        clean,
-    })
+    map_or_raw(found, len_bytes, |clean| used(src, len_bytes, clean))
 }
 
-/// The bytes in use. `clean` is set as soon as it is known, also for a filesystem that is taken raw.
+/// See [`map_or_raw`].
 fn used(
     src: &mut (impl Read + Seek),
     len_bytes: u64,
     clean: &mut Clean,
-) -> Result<(Superblock, Extents), Failure> {
+) -> Result<Believed, Failure> {
     let sb = Superblock::read(src, len_bytes)?;
     *clean = is_clean(src, &sb)?;
     let mut used = Extents::new();
@@ -84,7 +69,12 @@ fn used(
     // What lies behind the filesystem is not its own.
     let fs_bytes = sb.blocks * sb.block_bytes;
     used.push(fs_bytes, len_bytes - fs_bytes);
-    Ok((sb, used))
+    Ok(Believed {
+        block_bytes: sb.block_bytes,
+        fs_bytes,
+        used,
+        used_bytes_claimed: (sb.blocks - sb.free_blocks) * sb.block_bytes,
+    })
 }
 
 /// A group's free space: (first block, count), by place. Adds the trees' blocks to `own`.
@@ -103,9 +93,8 @@ fn free_space(
     }
     let mut end = 0;
     for (start, count) in &by_place {
-        // Neighbours would have been made one.
-        let apart = *start > end || (*start == 0 && end == 0);
-        if !apart || *count == 0 || start + count > group.blocks {
+        // Neighbours would have been made one, and the first block holds the headers.
+        if *start <= end || *count == 0 || start + count > group.blocks {
             return Err(doubt(format!(
                 "group {number} has {count} free blocks at {start}, which cannot be"
             )));

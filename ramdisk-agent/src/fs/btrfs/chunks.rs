@@ -92,7 +92,7 @@ impl Chunks {
         Some(chunk.places.len() as u64)
     }
 
-    /// Where a range in one chunk is, every copy.
+    /// Where a range is, every copy.
     pub fn places(&self, range: Extent, places: &mut Vec<Extent>) -> Result<(), Failure> {
         let mut at = range.start;
         // Extents that follow each other were made one, also from chunk to chunk.

@@ -3,10 +3,8 @@
 use std::io::{Read, Seek};
 use std::ops::RangeInclusive;
 
-use crc::{CRC_32_ISCSI, Crc, Table};
-
-use crate::fs::bytes::{le16, le32, le64};
-use crate::fs::failure::{Failure, doubt, read};
+use crate::fs::bytes::{CRC32C, is_size, le16, le32, le64, read};
+use crate::fs::failure::{Failure, doubt};
 
 /// Where the first superblock is.
 const OFFSET: u64 = 64 << 10;
@@ -30,8 +28,6 @@ const FREE_SPACE_TREE: u64 = 0x3;
 const SECTOR_BYTES: RangeInclusive<u64> = 512..=65536;
 const NODE_BYTES: RangeInclusive<u64> = 1024..=65536;
 const SYSTEM_CHUNKS_LEN: usize = 2048;
-
-const CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 /// A superblock whose numbers make sense.
 #[derive(Debug, Clone)]
@@ -102,9 +98,6 @@ impl Superblock {
             has_log: le64(&bytes, 96) != 0,
             has_free_space_tree: le64(&bytes, 180) & FREE_SPACE_TREE == FREE_SPACE_TREE,
             system_chunks: bytes[811..811 + system_len.min(SYSTEM_CHUNKS_LEN)].to_vec(),
-        };
-        let is_size = |bytes: u64, within: &RangeInclusive<u64>| {
-            bytes.is_power_of_two() && within.contains(&bytes)
         };
         if !is_size(sb.sector_bytes, &SECTOR_BYTES)
             || !is_size(sb.node_bytes, &NODE_BYTES)

@@ -5,8 +5,8 @@ use std::io::{Read, Seek};
 use super::chunks::Chunks;
 use super::superblock::{Superblock, is_sound};
 use crate::extents::Extent;
-use crate::fs::bytes::{le32, le64};
-use crate::fs::failure::{Failure, doubt, read};
+use crate::fs::bytes::{le32, le64, read};
+use crate::fs::failure::{Failure, doubt};
 
 const HEADER_LEN: usize = 101;
 const ITEM_LEN: usize = 25;

@@ -1,6 +1,7 @@
 //! The boot sector of a FAT filesystem and the geometry that follows from it.
 
 use super::Doubt;
+use crate::fs::bytes::{le16, le32};
 use crate::fs::{Clean, FsKind};
 
 /// How much of the boot sector is read: its fields lie in the first 512 bytes at every sector size.
@@ -239,12 +240,4 @@ pub fn label(bytes: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(bytes);
     let text = text.trim_end_matches([' ', '\0']);
     (bytes != NO_LABEL && !text.is_empty()).then(|| text.to_owned())
-}
-
-fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

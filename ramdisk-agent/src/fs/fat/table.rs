@@ -5,8 +5,9 @@
 
 use std::io::{self, Read, Seek};
 
+use super::Doubt;
 use super::boot::{Boot, FIRST_CLUSTER};
-use super::{Doubt, read_at};
+use crate::fs::bytes::read_at;
 use crate::fs::{Clean, FsKind};
 
 /// Read at once: a multiple of two, three and four bytes, so that no entry is cut.

@@ -2,10 +2,11 @@
 
 use std::io::{self, Read, Seek};
 
+use super::Doubt;
 use super::boot::{Boot, ENTRY_LEN, label};
 use super::table::{Next, Table};
-use super::{Doubt, read_at};
 use crate::fs::FsKind;
+use crate::fs::bytes::read_at;
 
 const DELETED: u8 = 0xe5;
 /// Stands for 0xe5 as a name's first byte.

@@ -2,8 +2,8 @@
 
 use std::io::{Read, Seek};
 
-use crate::fs::bytes::{le16, le64};
-use crate::fs::failure::{Failure, doubt, read};
+use crate::fs::bytes::{is_size, le16, le64, read};
+use crate::fs::failure::{Failure, doubt};
 
 const BOOT_LEN: u64 = 512;
 const SECTOR_BYTES: std::ops::RangeInclusive<u64> = 256..=4096;
@@ -45,12 +45,10 @@ impl Boot {
             code @ 0x80.. => power(code),
             count => u64::from(count) * cluster_bytes,
         };
-        let sane = sector_bytes.is_power_of_two()
-            && SECTOR_BYTES.contains(&sector_bytes)
+        let sane = is_size(sector_bytes, &SECTOR_BYTES)
             && cluster_sectors.is_power_of_two()
             && cluster_bytes <= MOST_CLUSTER_BYTES
-            && record_bytes.is_power_of_two()
-            && RECORD_BYTES.contains(&record_bytes);
+            && is_size(record_bytes, &RECORD_BYTES);
         if !sane {
             return Err(contradiction());
         }

@@ -7,8 +7,6 @@ use crate::fs::failure::{Failure, doubt};
 /// Sectors are protected in this stride, whatever the disk's are.
 const STRIDE: usize = 512;
 const IN_USE: u16 = 1;
-/// The lower bits of a reference are the record's number.
-pub const REFERENCE_BITS: u32 = 48;
 
 pub const ATTRIBUTE_LIST: u32 = 0x20;
 pub const FILE_NAME: u32 = 0x30;
@@ -47,8 +45,13 @@ pub enum Place<'a> {
     },
 }
 
+/// The number of the record that a reference means; its upper bits are a sequence number.
+pub fn referenced(reference: u64) -> u64 {
+    reference & ((1 << 48) - 1)
+}
+
 /// Checks the mark at the end of each sector and puts the bytes back that stood there.
-pub fn unprotect(bytes: &mut [u8]) -> Option<()> {
+fn unprotect(bytes: &mut [u8]) -> Option<()> {
     let (list_at, count) = (usize::from(le16(bytes, 4)), usize::from(le16(bytes, 6)));
     if count != bytes.len() / STRIDE + 1 || list_at % 2 != 0 || list_at + 2 * count > STRIDE - 2 {
         return None;
@@ -86,10 +89,10 @@ impl Record {
 
     /// The record that this one continues, or its own number.
     pub fn base(&self) -> u64 {
-        // A reference to record 0 is not zero: its upper bits are a sequence number.
+        // A reference to record 0 is not zero, as it has a sequence number.
         match le64(&self.bytes, 32) {
             0 => self.number,
-            base => base & ((1 << REFERENCE_BITS) - 1),
+            base => referenced(base),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Seek};
 
-use super::record::{Attribute, DATA, FILE_NAME, Place, REFERENCE_BITS, VOLUME_INFORMATION};
+use super::record::{Attribute, DATA, FILE_NAME, Place, VOLUME_INFORMATION, referenced};
 use super::table::{Stream, Table};
 use crate::fs::Clean;
 use crate::fs::bytes::{le16, le32, le64};
@@ -88,10 +88,9 @@ pub fn is_hibernation_file(attribute: &Attribute<'_>) -> bool {
     if attribute.kind != FILE_NAME || bytes.len() < 66 {
         return false;
     }
-    let parent = le64(bytes, 0) & ((1 << REFERENCE_BITS) - 1);
     let name = bytes[66..].chunks_exact(2).take(usize::from(bytes[64]));
     let expected = HIBERNATION_FILE.encode_utf16();
-    parent == ROOT_RECORD
+    referenced(le64(bytes, 0)) == ROOT_RECORD
         && usize::from(bytes[64]) == HIBERNATION_FILE.len()
         && name.zip(expected).all(|(unit, expected)| {
             let unit = le16(unit, 0);

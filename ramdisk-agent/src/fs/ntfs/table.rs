@@ -3,10 +3,10 @@
 use std::io::{Read, Seek};
 
 use super::boot::Boot;
-use super::record::{ATTRIBUTE_LIST, BITMAP, DATA, Place, REFERENCE_BITS, Record};
+use super::record::{ATTRIBUTE_LIST, BITMAP, DATA, Place, Record, referenced};
 use super::runs::{Run, Runs};
-use crate::fs::bytes::{le16, le32, le64};
-use crate::fs::failure::{Failure, doubt, read};
+use crate::fs::bytes::{bits, le16, le32, le64, read};
+use crate::fs::failure::{Failure, doubt};
 
 const MIRRORED_RECORDS: u64 = 4;
 /// Records are read in pieces of this size.
@@ -27,6 +27,10 @@ pub struct Stream {
 }
 
 impl Stream {
+    fn new(boot: &Boot) -> Self {
+        Self { cluster_bytes: boot.cluster_bytes, ..Self::default() }
+    }
+
     /// Bytes that lie within its clusters; a hole is in doubt, since nothing that is read here has any.
     pub fn read(
         &self,
@@ -69,6 +73,10 @@ impl Stream {
         Ok(())
     }
 
+    fn holds_its_bytes(&self) -> bool {
+        self.clusters().saturating_mul(self.cluster_bytes) >= self.initialized_bytes
+    }
+
     fn clusters(&self) -> u64 {
         self.runs.iter().map(|run| run.count).fold(0, u64::saturating_add)
     }
@@ -102,9 +110,8 @@ impl Table {
         let bytes = read(src, at, boot.record_bytes)?;
         let first = Record::parse(0, bytes, true)?
             .ok_or_else(|| doubt("the master file table is not in use"))?;
-        let cluster_bytes = boot.cluster_bytes;
-        let records = Stream { cluster_bytes, ..Stream::default() };
-        let mut table = Self { boot: boot.clone(), records, allocated: Stream::default() };
+        let (records, allocated) = (Stream::new(boot), Stream::new(boot));
+        let mut table = Self { boot: boot.clone(), records, allocated };
         // The record that has a part lies in the parts before it.
         let (_, initialized_bytes) = first.part(DATA, 0)?.ok_or_else(|| apart(&first))?;
         table.records.initialized_bytes = initialized_bytes;
@@ -116,7 +123,7 @@ impl Table {
         if start != Some(boot.table_cluster) {
             return Err(doubt("the master file table is not where the boot sector says"));
         }
-        if table.records.clusters().saturating_mul(cluster_bytes) < initialized_bytes {
+        if !table.records.holds_its_bytes() {
             return Err(doubt("the master file table has less clusters than records"));
         }
         table.allocated = table.stream_of(src, &first, BITMAP)?;
@@ -159,10 +166,8 @@ impl Table {
             let bytes = self.records.read(src, first * record, count * record)?;
             let chunks = bytes.chunks_exact(usize::try_from(record).expect("at most 64 KiB"));
             // A piece has a multiple of eight records.
-            let bits = self.allocated.read(src, first / 8, count.div_ceil(8))?;
-            let allocated =
-                bits.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
-            for ((number, bytes), allocated) in (first..).zip(chunks).zip(allocated) {
+            let allocated = self.allocated.read(src, first / 8, count.div_ceil(8))?;
+            for ((number, bytes), allocated) in (first..).zip(chunks).zip(bits(&allocated)) {
                 if let Some(record) = Record::parse(number, bytes.to_vec(), allocated)? {
                     look(&record)?;
                 }
@@ -207,17 +212,12 @@ impl Table {
         base: &Record,
         kind: u32,
     ) -> Result<Stream, Failure> {
-        let cluster_bytes = self.boot.cluster_bytes;
+        let mut stream = Stream::new(&self.boot);
         if let Some(here) = base.value(kind)? {
-            let initialized_bytes = here.len() as u64;
-            return Ok(Stream {
-                cluster_bytes,
-                runs: Vec::new(),
-                here: Some(here),
-                initialized_bytes,
-            });
+            stream.initialized_bytes = here.len() as u64;
+            stream.here = Some(here);
+            return Ok(stream);
         }
-        let mut stream = Stream { cluster_bytes, ..Stream::default() };
         for part in self.parts(src, base, kind)? {
             let (runs, initialized_bytes) =
                 self.follow(src, base, kind, &part, stream.clusters())?;
@@ -226,7 +226,7 @@ impl Table {
                 stream.initialized_bytes = initialized_bytes;
             }
         }
-        if stream.clusters().saturating_mul(cluster_bytes) < stream.initialized_bytes {
+        if !stream.holds_its_bytes() {
             return Err(apart(base));
         }
         Ok(stream)
@@ -265,8 +265,7 @@ impl Table {
         let bytes = match &list.place {
             Place::Here(bytes) => bytes.to_vec(),
             Place::Runs { runs, initialized_bytes } => {
-                let mut stream =
-                    Stream { cluster_bytes: self.boot.cluster_bytes, ..Stream::default() };
+                let mut stream = Stream::new(&self.boot);
                 stream.extend(&self.boot, &runs.list)?;
                 stream.read(src, 0, (*initialized_bytes).min(MOST_LIST_LEN))?
             }
@@ -282,8 +281,7 @@ impl Table {
                 )));
             }
             if le32(rest, 0) == kind && rest[6] == 0 {
-                let record = le64(rest, 16) & ((1 << REFERENCE_BITS) - 1);
-                parts.push(Part { first: le64(rest, 8), record });
+                parts.push(Part { first: le64(rest, 8), record: referenced(le64(rest, 16)) });
             }
             rest = &rest[len..];
         }

@@ -3,8 +3,8 @@
 use std::io::{Read, Seek};
 
 use super::superblock::{Superblock, is_sound};
-use crate::fs::bytes::be32;
-use crate::fs::failure::{Failure, doubt, read};
+use crate::fs::bytes::{be32, read};
+use crate::fs::failure::{Failure, doubt};
 
 /// AGF and AGI have had one version.
 const VERSION: u32 = 1;

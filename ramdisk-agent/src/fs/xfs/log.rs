@@ -7,8 +7,7 @@
 use std::io::{self, Read, Seek};
 
 use super::superblock::Superblock;
-use crate::fs::bytes::be32;
-use crate::fs::failure::read;
+use crate::fs::bytes::{be32, read};
 
 const BLOCK: u64 = 512;
 const MAGIC: u32 = 0xFEED_BABE;

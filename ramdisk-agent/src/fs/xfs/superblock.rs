@@ -4,10 +4,8 @@
 use std::io::{Read, Seek};
 use std::ops::RangeInclusive;
 
-use crc::{CRC_32_ISCSI, Crc, Table};
-
-use crate::fs::bytes::{be16, be32, be64};
-use crate::fs::failure::{Failure, doubt, read};
+use crate::fs::bytes::{CRC32C, be16, be32, be64, is_size, read};
+use crate::fs::failure::{Failure, doubt};
 
 const VERSION_MASK: u16 = 0xF;
 /// Attributes, link counts, quotas, alignment, stripe units, log version 2, large sectors, unwritten extents, directories of
@@ -34,8 +32,6 @@ const LEAST_GROUP_BLOCKS: u64 = 64;
 /// Superblock, free space, inodes, reserve: a sector each at the start of a group.
 const HEADER_SECTORS: u64 = 4;
 const CRC_AT: usize = 224;
-
-const CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 /// A superblock whose numbers make sense for its volume: no arithmetic on them overflows.
 #[derive(Debug, Clone)]
@@ -168,10 +164,6 @@ impl Superblock {
             && u64::from(be32(sector, 84)) == self.group_blocks
             && u64::from(be16(sector, 102)) == self.sector_bytes
     }
-}
-
-fn is_size(bytes: u64, within: &RangeInclusive<u64>) -> bool {
-    bytes.is_power_of_two() && within.contains(&bytes)
 }
 
 /// Checks that all features are known; gives what identifies its metadata, if it is of version 5.

@@ -8,8 +8,8 @@ use std::io::{Read, Seek};
 use super::group::Group;
 use super::superblock::{Superblock, is_sound};
 use crate::extents::Extents;
-use crate::fs::bytes::{be16, be32, be64};
-use crate::fs::failure::{Failure, doubt, read};
+use crate::fs::bytes::{be16, be32, be64, read};
+use crate::fs::failure::{Failure, doubt};
 
 /// More levels than the largest group needs with the smallest blocks.
 const MOST_LEVELS: u32 = 16;
