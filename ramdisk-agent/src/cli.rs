@@ -209,7 +209,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Plan(PlanCommand::Restore { image, disk, options }) => {
             let image = open_image(&parse_url(image)?, &progress)?;
             let target = Disk::open_source(&find(disk)?)?;
-            show(cli.json, &restore::plan(&image, &target, &options.into())?)?;
+            show(cli.json, &restore::plan(&*image, &target, &options.into())?)?;
         }
         Command::Verify(args) => verify_command(args, cli.json, face, &progress)?,
         Command::Inspect { image } => inspect_command(image, cli.json, &progress)?,
@@ -299,7 +299,7 @@ fn restore_command(
     let url = parse_url(&args.image)?;
     let image = open_image(&url, progress)?;
     let target = open_target(&find(&args.disk)?, &url)?;
-    let plan = restore::plan(&image, &target, &options)?;
+    let plan = restore::plan(&*image, &target, &options)?;
     if !json {
         print(&plan.to_string())?;
     }
@@ -312,7 +312,7 @@ fn restore_command(
     }
     cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
-    let result = restore::run(&image, &target, &plan, &options, progress);
+    let result = restore::run(&*image, &target, &plan, &options, progress);
     ticker.finish();
     finish(json, Summary::Restore(result?))
 }
@@ -346,12 +346,12 @@ fn verify_command(
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let image = open_image(&parse_url(&args.image)?, progress)?;
-    restore::check_root(&image, args.expect_root.as_deref())?;
+    restore::check_root(&*image, args.expect_root.as_deref())?;
     let ticker = Ticker::start(progress, face);
     let result = if args.deep {
-        verify::contents(&image, progress)
+        verify::contents(&*image, progress)
     } else {
-        verify::stored_bytes(&image, progress)
+        verify::stored_bytes(&*image, progress)
     };
     ticker.finish();
     let verified = result?;

@@ -12,6 +12,7 @@ pub mod disk;
 pub mod error;
 pub mod extents;
 pub mod fs;
+pub mod image;
 pub mod init;
 pub mod pipeline;
 pub mod probe;

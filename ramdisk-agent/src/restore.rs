@@ -8,7 +8,6 @@
 //! Deliberately absent: resizing, other layouts, resuming; whoever needs the same result again runs it again.
 
 mod commit;
-mod image_disk;
 mod plan;
 mod ranges;
 
@@ -18,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use agent_api::{ErrorKind, RestoreOptions, RestoreSummary, Stage};
-use image_format::{Decoder, FrameEntry, FrameKind, ImageReader, ReadAt, RunKind};
+use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 
 pub use commit::Piece;
 pub use plan::{RestorePlan, check_root};
@@ -26,6 +25,7 @@ pub use plan::{RestorePlan, check_root};
 use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::image::DiskImage;
 use crate::pipeline;
 use crate::progress::{Progress, millis};
 use crate::verify;
@@ -34,17 +34,13 @@ use crate::verify;
 const BRIDGE_LEN: u64 = 64 << 10;
 
 /// Looks at image and target and makes the plan. Writes nothing; refuses what must not be done.
-pub fn plan<R: ReadAt>(
-    image: &ImageReader<R>,
-    target: &Disk,
-    options: &RestoreOptions,
-) -> Result<RestorePlan> {
+pub fn plan(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> Result<RestorePlan> {
     plan::make(image, target, options)
 }
 
 /// Carries the plan out.
-pub fn run<R: ReadAt>(
-    image: &ImageReader<R>,
+pub fn run(
+    image: &dyn DiskImage,
     target: &Disk,
     plan: &RestorePlan,
     options: &RestoreOptions,
@@ -74,15 +70,15 @@ pub fn run<R: ReadAt>(
     }
 }
 
-struct Work<'a, R> {
-    image: &'a ImageReader<R>,
+struct Work<'a> {
+    image: &'a dyn DiskImage,
     target: &'a Disk,
     plan: &'a RestorePlan,
     options: &'a RestoreOptions,
     progress: &'a Arc<Progress>,
 }
 
-impl<R: ReadAt> Work<'_, R> {
+impl Work<'_> {
     fn all(&self, nodes: commit::HandMadeNodes) -> Result<RestoreSummary> {
         let started = Instant::now();
         let (fetched_bytes, mut written_bytes) = self.write_frames()?;
@@ -122,30 +118,31 @@ impl<R: ReadAt> Work<'_, R> {
         let written = AtomicU64::new(0);
         let workers = (0..verify::readers())
             .map(|_| {
-                let mut decoder = verify::new_decoder()?;
-                let mut stored = Vec::new();
+                let mut fetcher = self.image.fetcher()?;
                 let mut content = AlignedBuf::new(index(u64::from(self.image.span_len())));
                 let written = &written;
                 Ok(move |entry: FrameEntry| {
                     self.progress.check()?;
                     // A hole is fetched too: a wrong bit in it means that the image is not what was captured.
-                    let frame = self.image.read_stored(&entry, &mut stored)?;
+                    let len = match entry.kind {
+                        FrameKind::Data => index(u64::from(entry.logical_len)),
+                        FrameKind::Hole => 0,
+                    };
+                    let content = &mut content.as_mut_slice()[..len];
+                    let fetched = fetcher.fetch(&entry, content)?;
                     if entry.kind == FrameKind::Data {
-                        let content =
-                            &mut content.as_mut_slice()[..index(u64::from(entry.logical_len))];
-                        decoder.decode(frame, content)?;
                         written.fetch_add(self.write_content(&entry, content)?, Ordering::Relaxed);
                     }
                     written.fetch_add(self.write_zeros(&entry)?, Ordering::Relaxed);
-                    Ok(entry)
+                    Ok((entry.logical_len, fetched))
                 })
             })
             .collect::<Result<Vec<_>>>()?;
         let mut fetched = 0;
-        let frames = self.image.frames().map(|f| f.map_err(Error::from));
-        pipeline::run(frames, workers, verify::readers() * 2, |entry: FrameEntry| {
-            fetched += u64::from(entry.stored_len);
-            self.progress.advance(u64::from(entry.logical_len), u64::from(entry.stored_len))
+        let frames = self.image.frames();
+        pipeline::run(frames, workers, verify::readers() * 2, |(len, stored): (u32, u64)| {
+            fetched += stored;
+            self.progress.advance(u64::from(len), stored)
         })?;
         let mut written = written.into_inner();
         let (image_end, target_end) = (self.image.disk_len(), self.target.len_bytes());
@@ -207,7 +204,7 @@ impl<R: ReadAt> Work<'_, R> {
             })
             .collect::<Vec<_>>();
         let mut total = 0;
-        let frames = self.image.frames().map(|f| f.map_err(Error::from));
+        let frames = self.image.frames();
         pipeline::run(frames, workers, verify::readers() * 2, |(len, read): (u32, u64)| {
             total += read;
             self.progress.advance(u64::from(len), read)
@@ -244,10 +241,8 @@ impl<R: ReadAt> Work<'_, R> {
     /// something else than its index says.
     fn blame(&self, entry: &FrameEntry) -> Error {
         let in_image = || -> Result<()> {
-            let mut stored = Vec::new();
             let mut content = vec![0; index(u64::from(entry.logical_len))];
-            let frame = self.image.read_stored(entry, &mut stored)?;
-            verify::new_decoder()?.decode(frame, &mut content)?;
+            self.image.fetcher()?.fetch(entry, &mut content)?;
             Ok(Decoder::check_content(entry, &content)?)
         };
         // If the image cannot be read again, the disk's fault is the likelier one.

@@ -11,6 +11,7 @@ use image_format::ImageReader;
 
 use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, IoContext, Result};
+use crate::image::DiskImage;
 use crate::progress::{Face, Progress, Ticker};
 use crate::store::{self, StoreUrl};
 use crate::{capture, restore};
@@ -57,19 +58,21 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
         JobAction::Restore(options) => {
             let image = open_image(&url, progress)?;
             let target = open_target(&path, &url)?;
-            let plan = restore::plan(&image, &target, options)?;
-            Ok(Summary::Restore(restore::run(&image, &target, &plan, options, progress)?))
+            let plan = restore::plan(&*image, &target, options)?;
+            Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
         }
     }
 }
 
 /// An image opened from a store.
-pub type Image = ImageReader<Box<dyn store::ImageFile>>;
+pub type Image = Box<dyn DiskImage>;
 
 /// Opens an image and checks its index.
 pub fn open_image(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
     let file = store::open_with(url, &store_options(progress))?;
-    ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))
+    let image =
+        ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))?;
+    Ok(Box::new(image))
 }
 
 /// Opens a disk to write an image to it. The image itself is not overwritten.

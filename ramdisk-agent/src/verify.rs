@@ -6,18 +6,14 @@
 use std::sync::Arc;
 
 use agent_api::Stage;
-use image_format::{Decoder, FrameEntry, FrameKind, ImageReader, ReadAt};
+use image_format::{FrameEntry, FrameKind};
 use serde::Serialize;
 
 use crate::capture::cores;
-use crate::error::{Error, IoContext, Result};
+use crate::error::Result;
+use crate::image::DiskImage;
 use crate::pipeline;
 use crate::progress::Progress;
-
-/// A decompression context.
-pub fn new_decoder() -> Result<Decoder> {
-    Decoder::new().internal(|| "making a decompression context".into())
-}
 
 /// What was verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -37,59 +33,40 @@ pub fn readers() -> usize {
 }
 
 /// Checks the stored bytes of every frame.
-pub fn stored_bytes<R: ReadAt>(
-    image: &ImageReader<R>,
-    progress: &Arc<Progress>,
-) -> Result<Verified> {
+pub fn stored_bytes(image: &dyn DiskImage, progress: &Arc<Progress>) -> Result<Verified> {
     frames(image, progress, false)
 }
 
 /// Checks the stored bytes and the content of every frame.
-pub fn contents<R: ReadAt>(image: &ImageReader<R>, progress: &Arc<Progress>) -> Result<Verified> {
+pub fn contents(image: &dyn DiskImage, progress: &Arc<Progress>) -> Result<Verified> {
     frames(image, progress, true)
 }
 
-fn frames<R: ReadAt>(
-    image: &ImageReader<R>,
-    progress: &Arc<Progress>,
-    deep: bool,
-) -> Result<Verified> {
-    image.check_seek_table()?;
+fn frames(image: &dyn DiskImage, progress: &Arc<Progress>, deep: bool) -> Result<Verified> {
+    image.check_index()?;
     progress.begin(Stage::Verifying, image.disk_len());
     let workers = (0..readers())
         .map(|_| {
-            let mut decoder = new_decoder()?;
-            let (mut stored, mut content) = (Vec::new(), Vec::new());
+            let mut fetcher = image.fetcher()?;
+            let mut content = Vec::new();
             Ok(move |entry: FrameEntry| {
-                let frame = image.read_stored(&entry, &mut stored)?;
-                match entry.kind {
-                    _ if !deep => {}
-                    FrameKind::Hole => Decoder::check_zeros(frame)?,
-                    FrameKind::Data => {
-                        let len = usize::try_from(entry.logical_len);
-                        content.resize(len.expect("a frame is a few MiB"), 0);
-                        decoder.decode(frame, &mut content)?;
-                        Decoder::check_content(&entry, &content)?;
-                    }
-                }
-                Ok(entry)
+                let fetched = if deep {
+                    fetcher.check_deeply(&entry, &mut content)?
+                } else {
+                    fetcher.check(&entry)?
+                };
+                Ok((entry.kind, u64::from(entry.logical_len), fetched))
             })
         })
         .collect::<Result<Vec<_>>>()?;
     let mut verified = Verified::default();
-    let depth = readers() * 2;
-    pipeline::run(
-        image.frames().map(|f| f.map_err(Error::from)),
-        workers,
-        depth,
-        |entry: FrameEntry| {
-            verified.frames += 1;
-            verified.stored_bytes += u64::from(entry.stored_len);
-            if deep && entry.kind == FrameKind::Data {
-                verified.content_bytes += u64::from(entry.logical_len);
-            }
-            progress.advance(u64::from(entry.logical_len), u64::from(entry.stored_len))
-        },
-    )?;
+    pipeline::run(image.frames(), workers, readers() * 2, |(kind, len, fetched)| {
+        verified.frames += 1;
+        verified.stored_bytes += fetched;
+        if deep && kind == FrameKind::Data {
+            verified.content_bytes += len;
+        }
+        progress.advance(len, fetched)
+    })?;
     Ok(verified)
 }

@@ -5,14 +5,13 @@ use std::fmt;
 use std::ops::Range;
 
 use agent_api::{DiskInfo, ErrorKind, RestoreOptions};
-use image_format::{ImageReader, ReadAt};
 use serde::Serialize;
 
 use crate::disk::Disk;
 use crate::error::{Error, IoContext, Result};
+use crate::image::{DiskImage, ImageDisk};
 use crate::probe;
 use crate::restore::commit::Piece;
-use crate::restore::image_disk::ImageDisk;
 use crate::run::size;
 use crate::table::{self, Partition, Table, TableKind, TableOutcome};
 
@@ -63,7 +62,7 @@ pub struct PlannedPartition {
 }
 
 /// Refuses an image whose root is not the one that was asked for.
-pub fn check_root<R: ReadAt>(image: &ImageReader<R>, expected: Option<&str>) -> Result<()> {
+pub fn check_root(image: &dyn DiskImage, expected: Option<&str>) -> Result<()> {
     match expected.map(str::trim) {
         Some(text) if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) => {
             Err(Error::refused(format!(
@@ -83,13 +82,9 @@ pub fn check_root<R: ReadAt>(image: &ImageReader<R>, expected: Option<&str>) -> 
     }
 }
 
-pub fn make<R: ReadAt>(
-    image: &ImageReader<R>,
-    target: &Disk,
-    options: &RestoreOptions,
-) -> Result<RestorePlan> {
+pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> Result<RestorePlan> {
     check_root(image, options.expect_root.as_deref())?;
-    image.check_seek_table()?;
+    image.check_index()?;
     check_target(image, target)?;
     let sector = image.manifest().disk.logical_sector_bytes;
     let mut disk = ImageDisk::new(image)?;
@@ -146,7 +141,7 @@ fn image_error(e: std::io::Error) -> Error {
 }
 
 /// The safety rules about the target itself.
-fn check_target<R: ReadAt>(image: &ImageReader<R>, target: &Disk) -> Result<()> {
+fn check_target(image: &dyn DiskImage, target: &Disk) -> Result<()> {
     let path = target.path().display();
     let users = crate::disk::in_use(target.path(), false)?;
     if !users.is_empty() {
@@ -191,9 +186,9 @@ fn withheld_ranges(table: &Table, disk_bytes: u64) -> Vec<Range<u64>> {
     super::ranges::bridged(&ranges, 0)
 }
 
-fn commit_pieces<R: ReadAt>(
+fn commit_pieces(
     table: &Table,
-    disk: &mut ImageDisk<'_, R>,
+    disk: &mut ImageDisk<'_>,
     withheld: &[Range<u64>],
     target_bytes: u64,
 ) -> Result<Vec<Piece>> {
@@ -231,7 +226,7 @@ fn commit_pieces<R: ReadAt>(
     Ok(pieces)
 }
 
-fn bytes_at<R: ReadAt>(disk: &mut ImageDisk<'_, R>, range: Range<u64>) -> Result<Vec<u8>> {
+fn bytes_at(disk: &mut ImageDisk<'_>, range: Range<u64>) -> Result<Vec<u8>> {
     disk.bytes(range.start, usize::try_from(range.end - range.start).expect("at most the head"))
 }
 
@@ -241,17 +236,14 @@ fn found_on(target: &Disk) -> Result<Vec<probe::Signature>> {
 }
 
 /// What an image without partitions holds.
-fn whole<R: ReadAt>(image: &ImageReader<R>, partitions: &[Partition]) -> Option<String> {
+fn whole(image: &dyn DiskImage, partitions: &[Partition]) -> Option<String> {
     let volume = image.manifest().volumes.first().filter(|_| partitions.is_empty())?;
     let label = volume.fs_label.as_deref().unwrap_or_default();
     let filesystem = volume.filesystem.as_deref().unwrap_or("unknown");
     Some(format!("{filesystem} {label}").trim_end().to_owned())
 }
 
-fn planned_partitions<R: ReadAt>(
-    image: &ImageReader<R>,
-    partitions: &[Partition],
-) -> Vec<PlannedPartition> {
+fn planned_partitions(image: &dyn DiskImage, partitions: &[Partition]) -> Vec<PlannedPartition> {
     let what = |p: &Partition| {
         let volume = image.manifest().volumes.iter().find(|v| v.number == Some(p.number));
         let filesystem =
@@ -274,8 +266,8 @@ fn planned_partitions<R: ReadAt>(
 /// What is zeroed first, so that nothing boots from now on, and so that nothing of the old system is recognised later in space
 /// that the image leaves free: both ends of the target and of every volume of the image, every place where the image has a
 /// table, and all that was found on the target.
-fn wipes<R: ReadAt>(
-    image: &ImageReader<R>,
+fn wipes(
+    image: &dyn DiskImage,
     target_bytes: u64,
     withheld: &[Range<u64>],
     found: &[probe::Signature],

@@ -1,25 +1,26 @@
 //! The disk inside an image as `Read + Seek`, so that the parsers of real disks can look into images. Every frame that is
 //! touched is checked first. For planning: the pipeline does not use it.
 
+use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
 
-use image_format::{Decoder, FrameEntry, FrameKind, ImageReader, ReadAt};
+use image_format::{FrameEntry, FrameKind};
 
 use crate::error::{Error, Result};
-use crate::verify;
+use crate::image::{DiskImage, Fetch};
 
 /// A cursor over the disk in an image, with the last frame kept.
-pub struct ImageDisk<'a, R> {
-    image: &'a ImageReader<R>,
-    decoder: Decoder,
-    stored: Vec<u8>,
+pub struct ImageDisk<'a> {
+    image: &'a dyn DiskImage,
+    fetcher: Box<dyn Fetch + 'a>,
     frame: Option<(FrameEntry, Vec<u8>)>,
     at: u64,
 }
 
-impl<'a, R: ReadAt> ImageDisk<'a, R> {
-    pub fn new(image: &'a ImageReader<R>) -> Result<Self> {
-        Ok(Self { image, decoder: verify::new_decoder()?, stored: Vec::new(), frame: None, at: 0 })
+impl<'a> ImageDisk<'a> {
+    /// Starts at the first byte.
+    pub fn new(image: &'a dyn DiskImage) -> Result<Self> {
+        Ok(Self { image, fetcher: image.fetcher()?, frame: None, at: 0 })
     }
 
     /// Reads `len` bytes at `offset`.
@@ -45,17 +46,16 @@ impl<'a, R: ReadAt> ImageDisk<'a, R> {
         }
         let entry = self.image.frame_at(self.at)?;
         let mut content = Vec::new();
-        let frame = self.image.read_stored(&entry, &mut self.stored)?;
         if entry.kind == FrameKind::Data {
             content.resize(usize::try_from(entry.logical_len).expect("a frame is a few MiB"), 0);
-            self.decoder.decode(frame, &mut content)?;
         }
+        self.fetcher.fetch(&entry, &mut content)?;
         self.frame = Some((entry, content));
         Ok(())
     }
 }
 
-impl<R: ReadAt> Read for ImageDisk<'_, R> {
+impl Read for ImageDisk<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.at >= self.image.disk_len() || buf.is_empty() {
             return Ok(0);
@@ -75,7 +75,7 @@ impl<R: ReadAt> Read for ImageDisk<'_, R> {
     }
 }
 
-impl<R: ReadAt> Seek for ImageDisk<'_, R> {
+impl Seek for ImageDisk<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let target = match to {
             SeekFrom::Start(n) => Some(n),
@@ -86,5 +86,11 @@ impl<R: ReadAt> Seek for ImageDisk<'_, R> {
             io::Error::new(io::ErrorKind::InvalidInput, "seeking before the start")
         })?;
         Ok(self.at)
+    }
+}
+
+impl fmt::Debug for ImageDisk<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageDisk").field("at", &self.at).finish_non_exhaustive()
     }
 }
