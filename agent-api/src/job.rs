@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ErrorKind;
+use crate::{CaptureOptions, ErrorKind, RestoreOptions};
 
 /// The answer to `GET /v1/agent/work`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,45 +59,6 @@ pub enum JobAction {
     Capture(CaptureOptions),
     /// Write the image to the disk.
     Restore(RestoreOptions),
-}
-
-/// Options of a capture; the same names as on the command line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct CaptureOptions {
-    /// zstd level, 1 to 19.
-    pub level: i32,
-    /// What to do with a filesystem that was not shut down cleanly.
-    pub dirty: DirtyPolicy,
-    /// Free text kept in the manifest.
-    pub description: Option<String>,
-}
-
-impl Default for CaptureOptions {
-    fn default() -> Self {
-        Self { level: 3, dirty: DirtyPolicy::Refuse, description: None }
-    }
-}
-
-/// What to do with a filesystem that was not shut down cleanly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DirtyPolicy {
-    /// End with `source_not_clean`.
-    #[default]
-    Refuse,
-    /// Copy that partition whole, every block.
-    Raw,
-}
-
-/// Options of a restore; the same names as on the command line.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RestoreOptions {
-    /// The image's root hash in hex: anything else at the URL is refused. `None` trusts the file.
-    pub expect_root: Option<String>,
-    /// Write zeros to free space, so that a previous owner's data do not stay.
-    pub scrub_free: bool,
 }
 
 /// What the worker is busy with. In the order of a job.

@@ -1,6 +1,7 @@
 //! What Imprint's agent and controller say to each other.
 //!
-//! Serde types and nothing else: no I/O, no policy, no defaults that differ between the two ends. Agent and controller are
+//! Serde types and nothing else: no I/O, no policy, no defaults that differ between the two ends. The options of a job are clap's
+//! arguments too, so that a command line and a job cannot differ. Agent and controller are
 //! upgraded apart, so unknown fields are ignored, every enum that crosses the wire has an `Unknown` variant, and the paths carry
 //! `/v1`. All messages are JSON over HTTPS; the agent accepts only a server whose TLS key has the hash it was booted with.
 //!
@@ -17,13 +18,15 @@
 
 mod error_kind;
 mod job;
+mod options;
 mod session;
 
 pub use error_kind::ErrorKind;
 pub use job::{
-    CaptureOptions, CaptureSummary, DirtyPolicy, Failure, Finish, JobAction, JobSpec, Outcome,
-    Report, RestoreOptions, RestoreSummary, Stage, StageProgress, Summary, Work,
+    CaptureSummary, Failure, Finish, JobAction, JobSpec, Outcome, Report, RestoreSummary, Stage,
+    StageProgress, Summary, Work,
 };
+pub use options::{CaptureOptions, DirtyPolicy, MAX_LEVEL, MIN_LEVEL, RestoreOptions};
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};
 
 /// The longest time in seconds that the controller holds a `GET /v1/agent/work` before it answers [`Work::Idle`].

@@ -26,19 +26,9 @@ use crate::store::{self, StoreUrl, StoreWriter};
 use crate::verify;
 use span::{Encoded, HoleRun, Spans, Worker};
 
-/// The lowest zstd level that is offered; negative levels trade too much size.
-pub const MIN_LEVEL: i32 = 1;
-/// The highest; 20 to 22 need windows that the reader's memory limit forbids.
-pub const MAX_LEVEL: i32 = 19;
-
 /// Makes the plan and checks that the capture may go ahead. Reads metadata only.
 pub fn plan(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
-    if !(MIN_LEVEL..=MAX_LEVEL).contains(&options.level) {
-        return Err(Error::refused(format!(
-            "compression level {} is not between {MIN_LEVEL} and {MAX_LEVEL}",
-            options.level
-        )));
-    }
+    options.check().map_err(Error::refused)?;
     let users = crate::disk::in_use(disk.path(), true)?;
     if !users.is_empty() {
         return Err(Error::refused(format!(

@@ -8,7 +8,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_api::{CaptureOptions, DirtyPolicy, ErrorKind, RestoreOptions, Summary};
+use agent_api::{CaptureOptions, ErrorKind, RestoreOptions, Summary};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::disk::{self, Disk, Selector};
@@ -82,28 +82,7 @@ struct CaptureArgs {
     /// Where the image goes: a path or nfs://host/export/name.img.zst; must not exist
     image: String,
     #[command(flatten)]
-    options: CaptureFlags,
-}
-
-#[derive(Debug, Args)]
-struct CaptureFlags {
-    /// zstd level, 1 (fast) to 19 (small)
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
-    level: i32,
-    /// What to do with a filesystem that was not shut down cleanly
-    #[arg(long, value_enum, default_value_t = Dirty::Refuse)]
-    dirty: Dirty,
-    /// A text kept in the image's manifest
-    #[arg(long)]
-    description: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Dirty {
-    /// End with source_not_clean
-    Refuse,
-    /// Copy that partition whole, every block
-    Raw,
+    options: CaptureOptions,
 }
 
 #[derive(Debug, Args)]
@@ -116,17 +95,7 @@ struct RestoreArgs {
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
-    options: RestoreFlags,
-}
-
-#[derive(Debug, Args)]
-struct RestoreFlags {
-    /// Refuse the image unless its root hash is this
-    #[arg(long, value_name = "HEX")]
-    expect_root: Option<String>,
-    /// Write zeros to free space, so that a previous owner's data do not stay
-    #[arg(long)]
-    scrub_free: bool,
+    options: RestoreOptions,
 }
 
 #[derive(Debug, Subcommand)]
@@ -136,7 +105,7 @@ enum PlanCommand {
         /// The disk
         disk: String,
         #[command(flatten)]
-        options: CaptureFlags,
+        options: CaptureOptions,
     },
     /// What a restore would destroy and write
     Restore {
@@ -145,7 +114,7 @@ enum PlanCommand {
         /// The target
         disk: String,
         #[command(flatten)]
-        options: RestoreFlags,
+        options: RestoreOptions,
     },
 }
 
@@ -159,22 +128,6 @@ struct VerifyArgs {
     /// Refuse the image unless its root hash is this
     #[arg(long, value_name = "HEX")]
     expect_root: Option<String>,
-}
-
-impl From<&CaptureFlags> for CaptureOptions {
-    fn from(flags: &CaptureFlags) -> Self {
-        let dirty = match flags.dirty {
-            Dirty::Refuse => DirtyPolicy::Refuse,
-            Dirty::Raw => DirtyPolicy::Raw,
-        };
-        Self { level: flags.level, dirty, description: flags.description.clone() }
-    }
-}
-
-impl From<&RestoreFlags> for RestoreOptions {
-    fn from(flags: &RestoreFlags) -> Self {
-        Self { expect_root: flags.expect_root.clone(), scrub_free: flags.scrub_free }
-    }
 }
 
 /// Does what the command line says; the exit code.
@@ -203,13 +156,13 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Restore(args) => restore_command(args, cli.json, face, &progress)?,
         Command::Plan(PlanCommand::Capture { disk, options }) => {
             let disk = Disk::open_source(&find(disk)?)?;
-            let plan = capture::plan(&disk, &options.into())?;
+            let plan = capture::plan(&disk, options)?;
             show(cli.json, &plan)?;
         }
         Command::Plan(PlanCommand::Restore { image, disk, options }) => {
             let image = open_image(&parse_url(image)?, &progress)?;
             let target = Disk::open_source(&find(disk)?)?;
-            show(cli.json, &restore::plan(&*image, &target, &options.into())?)?;
+            show(cli.json, &restore::plan(&*image, &target, options)?)?;
         }
         Command::Verify(args) => verify_command(args, cli.json, face, &progress)?,
         Command::Inspect { image } => inspect_command(image, cli.json, &progress)?,
@@ -275,16 +228,16 @@ fn capture_command(
     face: Face,
     progress: &Arc<Progress>,
 ) -> Result<()> {
-    let options = CaptureOptions::from(&args.options);
+    let options = &args.options;
     let url = parse_url(&args.image)?;
     let disk = Disk::open_source(&find(&args.disk)?)?;
-    let plan = capture::plan(&disk, &options)?;
+    let plan = capture::plan(&disk, options)?;
     if !json {
         print(&plan.to_string())?;
     }
     cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
-    let result = capture::run(&disk, &url, &plan, &options, progress);
+    let result = capture::run(&disk, &url, &plan, options, progress);
     ticker.finish();
     finish(json, Summary::Capture(result?))
 }
@@ -295,11 +248,11 @@ fn restore_command(
     face: Face,
     progress: &Arc<Progress>,
 ) -> Result<()> {
-    let options = RestoreOptions::from(&args.options);
+    let options = &args.options;
     let url = parse_url(&args.image)?;
     let image = open_image(&url, progress)?;
     let target = open_target(&find(&args.disk)?, &url)?;
-    let plan = restore::plan(&*image, &target, &options)?;
+    let plan = restore::plan(&*image, &target, options)?;
     if !json {
         print(&plan.to_string())?;
     }
@@ -312,7 +265,7 @@ fn restore_command(
     }
     cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
-    let result = restore::run(&*image, &target, &plan, &options, progress);
+    let result = restore::run(&*image, &target, &plan, options, progress);
     ticker.finish();
     finish(json, Summary::Restore(result?))
 }

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use agent_api::{
-    CaptureOptions, DirtyPolicy, ErrorKind, Outcome, RestoreOptions, StageProgress, Summary,
-};
+use agent_api::{CaptureOptions, ErrorKind, Outcome, RestoreOptions, StageProgress, Summary};
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::ApiError;
 use super::auth::Caller;
@@ -30,7 +30,6 @@ const KEY_MAX: usize = 255;
 
 /// A job that is wanted.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct NewJobRequest {
     /// Capture or restore.
     pub action: Action,
@@ -47,19 +46,11 @@ pub struct NewJobRequest {
     /// What to do with a machine that runs its own system.
     #[serde(default)]
     pub shutdown: Shutdown,
-    /// Capture: zstd level, 1 to 19. Left out: 3.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub level: Option<i32>,
-    /// Capture: what to do with a filesystem that was not shut down cleanly, `refuse` or `raw`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub dirty: Option<DirtyPolicy>,
-    /// Capture: free text kept in the image.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<FreeText>,
-    /// Restore: write zeros to free space.
-    #[serde(default)]
-    pub scrub_free: bool,
+    /// The options of the action, beside the other members and under the names that they have on the command line of
+    /// `imprint-agent`, with `_` for `-`.
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    pub options: Map<String, Value>,
 }
 
 /// Why a job failed.
@@ -257,7 +248,7 @@ pub(super) async fn list(
         (status = 202, description = "Accepted; Location names the job", body = JobView),
         (status = 200, description = "The job that this Idempotency-Key made before", body = JobView),
         (status = 404, description = "No such host or image"),
-        (status = 409, description = "host_busy, host_is_on, image_exists, image_in_use, no_agent, idempotency_key_reused, bmc_refused"),
+        (status = 409, description = "host_busy, host_is_on, other_root, image_exists, image_in_use, no_agent, idempotency_key_reused, bmc_refused"),
         (status = 422, description = "invalid"),
         (status = 502, description = "bmc_unreachable, bmc_failed"),
     )
@@ -325,12 +316,10 @@ async fn plan(
     let host = controller.db.host(request.host.as_str()).await?;
     let (options, image_url) = match request.action {
         Action::Capture => {
-            if request.scrub_free {
-                return Err(ApiError::invalid("scrub_free is for restores"));
-            }
-            let level = request.level.unwrap_or(CaptureOptions::default().level);
-            if !(1..=19).contains(&level) {
-                return Err(ApiError::invalid("level must be 1 to 19"));
+            let options: CaptureOptions = options_of(request.action, request.options)?;
+            options.check().map_err(ApiError::invalid)?;
+            if let Some(description) = &options.description {
+                description.parse::<FreeText>()?;
             }
             let url = match (&request.url, &controller.store_url) {
                 (Some(url), _) => url.clone(),
@@ -343,26 +332,25 @@ async fn plan(
                     ));
                 }
             };
-            let options = CaptureOptions {
-                level,
-                dirty: request.dirty.unwrap_or_default(),
-                description: request.description.map(String::from),
-            };
             (Options::Capture(options), url)
         }
         Action::Restore => {
-            if request.url.is_some()
-                || request.level.is_some()
-                || request.dirty.is_some()
-                || request.description.is_some()
-            {
+            if request.url.is_some() {
                 return Err(ApiError::invalid(
-                    "url, level, dirty and description are for captures; the catalogue knows where an image lies",
+                    "url is for captures; the catalogue knows where an image lies",
                 ));
             }
+            let mut options: RestoreOptions = options_of(request.action, request.options)?;
             let image = controller.db.image(request.image.as_str()).await?;
-            let options =
-                RestoreOptions { expect_root: Some(image.root), scrub_free: request.scrub_free };
+            match &options.expect_root {
+                Some(wanted) if !wanted.eq_ignore_ascii_case(&image.root) => {
+                    return Err(ApiError::conflict(
+                        "other_root",
+                        format!("image {} has the root {}", image.name, image.root),
+                    ));
+                }
+                _ => options.expect_root = Some(image.root),
+            }
             (Options::Restore(options), image.url.parse()?)
         }
     };
@@ -382,6 +370,28 @@ async fn plan(
         options,
         shutdown: request.shutdown,
         created_by: caller.name.clone(),
+    })
+}
+
+/// The options of an action. Agents ignore what they do not know; here a name that is not known is a mistake of the caller, and
+/// one that would not be noticed before a disk was overwritten.
+fn options_of<T: Default + Serialize + DeserializeOwned>(
+    action: Action,
+    given: Map<String, Value>,
+) -> Result<T, ApiError> {
+    let known = serde_json::to_value(T::default()).expect("options are plain data");
+    if let Some(name) = given.keys().find(|name| known.get(name).is_none()) {
+        let names: Vec<&str> =
+            known.as_object().into_iter().flat_map(Map::keys).map(String::as_str).collect();
+        return Err(ApiError::invalid(format!(
+            "{} is not an option of a {}; those are {}",
+            name.escape_debug(),
+            action.as_str(),
+            names.join(", ")
+        )));
+    }
+    serde_json::from_value(Value::Object(given)).map_err(|error| {
+        ApiError::invalid(format!("the options of the {}: {error}", action.as_str()))
     })
 }
 

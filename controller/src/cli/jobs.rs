@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use agent_api::{DirtyPolicy, StageProgress, Summary};
-use clap::{Args, Subcommand, ValueEnum};
+use agent_api::{CaptureOptions, RestoreOptions, StageProgress, Summary};
+use clap::{Args, Subcommand};
 use reqwest::Method;
+use serde_json::{Map, Value};
 
 use super::connect::{Client, segment};
 use super::{table, watch};
@@ -28,14 +29,6 @@ struct CommonArgs {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Dirty {
-    /// End with source_not_clean
-    Refuse,
-    /// Copy that partition whole
-    Raw,
-}
-
 #[derive(Debug, Args)]
 pub(super) struct CaptureArgs {
     /// Whose disk
@@ -45,15 +38,8 @@ pub(super) struct CaptureArgs {
     /// Where the image is put [default: NAME.img.zst below the controller's --store-url]
     #[arg(long)]
     url: Option<String>,
-    /// zstd level, 1 to 19 [default: 3]
-    #[arg(long)]
-    level: Option<i32>,
-    /// What to do with a filesystem that was not shut down cleanly
-    #[arg(long, value_enum)]
-    dirty: Option<Dirty>,
-    /// Free text kept in the image
-    #[arg(long)]
-    description: Option<String>,
+    #[command(flatten)]
+    options: CaptureOptions,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -64,9 +50,8 @@ pub(super) struct RestoreArgs {
     host: String,
     /// Which image
     image: String,
-    /// Write zeros to free space, so that a previous owner's data do not stay
-    #[arg(long)]
-    scrub_free: bool,
+    #[command(flatten)]
+    options: RestoreOptions,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -117,13 +102,7 @@ pub(super) async fn capture(client: &Client, args: CaptureArgs) -> anyhow::Resul
         url: args.url.map(|url| url.parse()).transpose()?,
         disk: args.common.disk.as_deref().map(str::parse).transpose()?,
         shutdown: args.common.shutdown,
-        level: args.level,
-        dirty: args.dirty.map(|dirty| match dirty {
-            Dirty::Refuse => DirtyPolicy::Refuse,
-            Dirty::Raw => DirtyPolicy::Raw,
-        }),
-        description: args.description.map(|text| text.parse()).transpose()?,
-        scrub_free: false,
+        options: members(&args.options)?,
     };
     start(client, request, &args.common).await
 }
@@ -136,12 +115,14 @@ pub(super) async fn restore(client: &Client, args: RestoreArgs) -> anyhow::Resul
         url: None,
         disk: args.common.disk.as_deref().map(str::parse).transpose()?,
         shutdown: args.common.shutdown,
-        level: None,
-        dirty: None,
-        description: None,
-        scrub_free: args.scrub_free,
+        options: members(&args.options)?,
     };
     start(client, request, &args.common).await
+}
+
+/// Options as members of a request.
+fn members(options: &impl serde::Serialize) -> anyhow::Result<Map<String, Value>> {
+    Ok(serde_json::from_value(serde_json::to_value(options)?)?)
 }
 
 async fn start(

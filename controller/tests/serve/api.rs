@@ -68,6 +68,26 @@ async fn every_operation_refuses_everybody_it_is_not_for() {
 }
 
 #[tokio::test]
+async fn options_that_the_action_does_not_have_are_named() {
+    let served = Served::start().await;
+    served.add_node7().await;
+    for (options, says) in [
+        (json!({"levle": 3}), "levle is not an option of a capture; those are"),
+        (json!({"scrub_free": true}), "scrub_free is not an option of a capture"),
+        (json!({"level": "high"}), "the options of the capture: invalid type"),
+        (json!({"level": 20}), "level 20 is not between 1 and 19"),
+        (json!({"dirty": "maybe"}), "the options of the capture: unknown variant"),
+    ] {
+        let mut body = json!({"action": "capture", "host": "node7", "image": "debian"});
+        body.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        let (status, problem) = served.post("/v1/jobs", body).await;
+        assert_eq!((status, &problem["code"]), (422, &json!("invalid")), "{options}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(says), "{problem}");
+    }
+    assert_eq!(served.get("/v1/jobs").await, json!([]));
+}
+
+#[tokio::test]
 async fn errors_are_problems_with_a_stable_code() {
     let served = Served::start().await;
     served.add_node7().await;

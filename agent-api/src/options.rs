@@ -1,0 +1,115 @@
+//! What can be chosen for a capture and for a restore, defined once: the command lines of both programs, the body of
+//! `POST /v1/jobs` and the job that an agent gets all have these fields under these names.
+//!
+//! Each field has a default, is in the JSON whatever its value (the controller tells a misspelt option by that), and says here
+//! what `--help` says. Values that clap refuses on a command line are refused by [`CaptureOptions::check`] elsewhere.
+
+use serde::{Deserialize, Serialize};
+
+/// The lowest zstd level that is offered; negative levels trade too much size.
+pub const MIN_LEVEL: i32 = 1;
+/// The highest; 20 to 22 need windows that the reader's memory limit forbids.
+pub const MAX_LEVEL: i32 = 19;
+/// What is fast enough for two cores to follow a disk.
+const DEFAULT_LEVEL: i32 = 3;
+
+/// Options of a capture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[serde(default)]
+pub struct CaptureOptions {
+    /// zstd level, 1 (fast) to 19 (small)
+    #[arg(long, default_value_t = DEFAULT_LEVEL, value_parser = level())]
+    pub level: i32,
+    /// What to do with a filesystem that was not shut down cleanly
+    #[arg(long, value_enum, default_value_t)]
+    pub dirty: DirtyPolicy,
+    /// A text kept in the image's manifest
+    #[arg(long)]
+    pub description: Option<String>,
+}
+
+fn level() -> clap::builder::RangedI64ValueParser<i32> {
+    clap::value_parser!(i32).range(i64::from(MIN_LEVEL)..=i64::from(MAX_LEVEL))
+}
+
+impl Default for CaptureOptions {
+    fn default() -> Self {
+        Self { level: DEFAULT_LEVEL, dirty: DirtyPolicy::default(), description: None }
+    }
+}
+
+impl CaptureOptions {
+    /// Refuses what no agent would do.
+    ///
+    /// # Errors
+    /// A sentence that names the option and what it may be.
+    pub fn check(&self) -> Result<(), String> {
+        if (MIN_LEVEL..=MAX_LEVEL).contains(&self.level) {
+            return Ok(());
+        }
+        Err(format!("level {} is not between {MIN_LEVEL} and {MAX_LEVEL}", self.level))
+    }
+}
+
+/// What to do with a filesystem that was not shut down cleanly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DirtyPolicy {
+    /// End with source_not_clean
+    #[default]
+    Refuse,
+    /// Copy that partition whole, every block
+    Raw,
+}
+
+/// Options of a restore.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[serde(default)]
+pub struct RestoreOptions {
+    /// Refuse the image unless its root hash is this
+    #[arg(long, value_name = "HEX")]
+    pub expect_root: Option<String>,
+    /// Write zeros to free space, so that a previous owner's data do not stay
+    #[arg(long)]
+    pub scrub_free: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(options: &impl Serialize) -> usize {
+        serde_json::to_value(options).unwrap().as_object().unwrap().len()
+    }
+
+    #[test]
+    fn every_option_is_in_the_json_and_on_the_command_line() {
+        fn flags<T: clap::Args>() -> usize {
+            T::augment_args(clap::Command::new("x")).get_arguments().count()
+        }
+        assert_eq!(names(&CaptureOptions::default()), flags::<CaptureOptions>());
+        assert_eq!(names(&RestoreOptions::default()), flags::<RestoreOptions>());
+    }
+
+    #[test]
+    fn a_command_line_without_flags_gives_the_defaults() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            capture: CaptureOptions,
+            #[command(flatten)]
+            restore: RestoreOptions,
+        }
+        let line = <Line as clap::Parser>::parse_from(["x"]);
+        assert_eq!(line.capture, CaptureOptions::default());
+        assert_eq!(line.restore, RestoreOptions::default());
+    }
+
+    #[test]
+    fn levels_outside_of_the_range_are_refused() {
+        for (level, good) in [(0, false), (1, true), (19, true), (20, false)] {
+            let options = CaptureOptions { level, ..CaptureOptions::default() };
+            assert_eq!(options.check().is_ok(), good, "{level}");
+        }
+    }
+}
