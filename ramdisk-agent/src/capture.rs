@@ -126,7 +126,7 @@ fn write_image(
     let (pool_in, pool_out) = crossbeam_channel::bounded(depth + workers);
     let threads = (0..workers)
         .map(|_| {
-            let mut worker = Worker::new(disk, &plan.used, options.level)?;
+            let mut worker = Worker::new(disk, plan, options.level)?;
             let pool = pool_out.clone();
             Ok(move |span| worker.encode(span, pool.try_recv().unwrap_or_default()))
         })

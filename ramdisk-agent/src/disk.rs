@@ -5,9 +5,11 @@
 //! opened exclusively by somebody else; the refusals of [`in_use`] say the same earlier and in words. Sources are locked shared
 //! and targets exclusively (`flock(2)`, which udev honours too), so that two agents never meet on one disk or disk file.
 
+mod bad;
 mod inventory;
 mod selector;
 mod users;
+mod window;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -16,9 +18,11 @@ use std::time::{Duration, Instant};
 
 use agent_api::{DiskInfo, ErrorKind};
 
+pub use bad::{Unreadable, is_of_medium};
 pub use inventory::{inventory, inventory_of};
 pub use selector::{Selector, resolve};
 pub use users::in_use;
+pub use window::Window;
 
 use crate::buffer::AlignedBuf;
 use crate::error::{Error, IoContext, Result};
@@ -40,12 +44,14 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens a source read-only. Reads go through the page cache.
+    /// Opens a source read-only. Reads go through the page cache, and past it where they fail.
     pub fn open_source(path: &Path) -> Result<Self> {
         // Without O_NONBLOCK, opening a FIFO waits for its other end.
-        let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let file = open.map_err(|e| open_error(path, "opening", e))?;
-        let disk = Self::from_file(path, file, None)?;
+        let open = |flags: i32| {
+            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | flags).open(path)
+        };
+        let file = open(0).map_err(|e| open_error(path, "opening", e))?;
+        let disk = Self::from_file(path, file, open(libc::O_DIRECT).ok())?;
         disk.lock(File::try_lock_shared)?;
         Ok(disk)
     }
@@ -159,7 +165,7 @@ impl Disk {
         self.is_block
     }
 
-    /// The buffered file, for parsers over `Read + Seek`.
+    /// The file, for system calls that are about the whole disk.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
@@ -172,11 +178,6 @@ impl Disk {
         info.size_bytes = self.len;
         info.logical_sector_bytes = self.logical_sector_bytes;
         info
-    }
-
-    /// Reads through the page cache.
-    pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.file.read_exact_at(buf, offset).on_disk(|| self.at("reading", buf.len(), offset))
     }
 
     /// Reads past the page cache where that is possible. `buf` starts aligned to [`DIRECT_ALIGN`](crate::buffer::DIRECT_ALIGN) relative to `offset`.

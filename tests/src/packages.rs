@@ -37,6 +37,7 @@ pub const TESTS: &[Package] = &[
     ("exfatprogs", "makes exFAT"),
     ("cryptsetup-bin", "makes LUKS"),
     ("lvm2", "makes physical volumes"),
+    ("qemu-system-common", "qemu-storage-daemon: disks that fail as told"),
     ("python3-venv", "readers of the seekable zstd format, from PyPI"),
     ("nfs-ganesha", "NFS server"),
     ("nfs-ganesha-vfs", "its access to plain folders"),

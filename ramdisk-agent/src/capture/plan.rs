@@ -1,15 +1,14 @@
 //! The plan of a capture: what the disk holds, and which of its bytes the image keeps.
 
 use std::fmt;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::io;
 
 use agent_api::{CaptureOptions, DiskInfo, ErrorKind};
 use image_format::{Header, Manifest, Root};
 use serde::Serialize;
 
-use crate::disk::Disk;
-use crate::error::{Error, IoContext, Result};
+use crate::disk::{Disk, Unreadable};
+use crate::error::{Error, Result};
 use crate::extents::{Extent, Extents};
 use crate::fs::{self, Clean, Taken, VolumeMap};
 use crate::run::size;
@@ -20,6 +19,9 @@ const MAX_BOOT_GAP: u64 = 64 << 20;
 /// Of every other gap between partitions, and of the unpartitioned end of the disk, this much is kept at both ends: firmware
 /// RAID and other labels live there.
 const GAP_MARGIN: u64 = 1 << 20;
+
+/// What to do about a sector that cannot be read.
+pub const BAD_SECTOR_ADVICE: &str = "check the drive and its cable";
 
 /// What a capture will keep, and why.
 #[derive(Debug, Clone, Serialize)]
@@ -75,9 +77,8 @@ pub struct PlannedVolume {
 pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
     let path = disk.path().display();
     let len = disk.len_bytes();
-    let mut whole = Window { disk, start: 0, len, at: 0 };
-    let outcome = table::read_table(&mut whole, len, disk.logical_sector_bytes())
-        .on_disk(|| format!("reading the partition table of {path}"))?;
+    let outcome = table::read_table(&mut disk.window(0, len), len, disk.logical_sector_bytes())
+        .map_err(|e| read_error(e, "reading the partition table"))?;
     let table = match outcome {
         TableOutcome::Table(table) => table,
         TableOutcome::Refused(refusal) => {
@@ -100,16 +101,15 @@ pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
     };
     for partition in parts {
         let (start, volume_len) = partition.map_or((0, len), |p| (p.start_bytes, p.len_bytes));
-        let mut window = Window { disk, start, len: volume_len, at: 0 };
-        let mut map = fs::map_volume(&mut window, volume_len)
-            .on_disk(|| format!("reading the filesystem at byte {start} of {path}"))?;
+        let name = partition
+            .map_or_else(|| "the filesystem".into(), |p| format!("partition {}", p.number));
+        let mut map = fs::map_volume(&mut disk.window(start, volume_len), volume_len)
+            .map_err(|e| read_error(e, &format!("mapping {name}")))?;
         if partition.is_none() && table.kind != TableKind::None {
             // It may be left over from other days, with data in use behind it that no table knows of.
             take_raw(&mut map, volume_len, "its partition table has no partitions".into());
         }
         if let Clean::NotClean { reason } = map.clean.clone() {
-            let name = partition
-                .map_or_else(|| "the filesystem".into(), |p| format!("partition {}", p.number));
             if dirty_raw {
                 take_raw(
                     &mut map,
@@ -144,6 +144,14 @@ pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
         used,
         table,
     })
+}
+
+/// What a parser could not read, with the sector if it was a bad one.
+fn read_error(error: io::Error, doing: &str) -> Error {
+    match error.downcast::<Unreadable>() {
+        Ok(bad) => Error::from(bad).context(format!("{doing} failed; {BAD_SECTOR_ADVICE}")),
+        Err(error) => Error::new(ErrorKind::Disk, doing).because(error),
+    }
 }
 
 fn kind_name(kind: TableKind) -> &'static str {
@@ -220,6 +228,26 @@ impl CapturePlan {
             Some(format!("{name}: {reason}"))
         };
         self.volumes.iter().filter_map(named).collect()
+    }
+
+    /// What is at a byte of the disk, for people: `partition 2 (ext4 'root')`.
+    #[must_use]
+    pub fn place(&self, offset: u64) -> String {
+        let within = |v: &&PlannedVolume| {
+            (v.start_bytes..v.start_bytes.saturating_add(v.len_bytes)).contains(&offset)
+        };
+        match self.volumes.iter().find(within) {
+            Some(volume) => {
+                let name =
+                    volume.number.map_or_else(|| "the disk".into(), |n| format!("partition {n}"));
+                // Labels come from disks and go to terminals.
+                let label = volume.label.as_deref().map(str::escape_debug);
+                let label = label.map(|l| format!(" '{l}'")).unwrap_or_default();
+                format!("{name} ({}{label})", volume.filesystem)
+            }
+            None if self.table.metadata.contains_range(offset, 1) => "the partition table".into(),
+            None => "the space outside of partitions".into(),
+        }
     }
 
     /// The manifest of the image that this plan makes.
@@ -360,36 +388,4 @@ pub fn describe_manifest(manifest: &Manifest, root: Root, stored_bytes: u64) -> 
         line(&mut text, "volume", value);
     }
     text.trim_end().to_owned()
-}
-
-/// A part of a disk as `Read + Seek`, for the parsers.
-struct Window<'a> {
-    disk: &'a Disk,
-    start: u64,
-    len: u64,
-    at: u64,
-}
-
-impl Read for Window<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.len.saturating_sub(self.at)).unwrap_or(usize::MAX);
-        let len = left.min(buf.len());
-        let read = self.disk.file().read_at(&mut buf[..len], self.start + self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
-}
-
-impl Seek for Window<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(n) => Some(n),
-            SeekFrom::End(n) => self.len.checked_add_signed(n),
-            SeekFrom::Current(n) => self.at.checked_add_signed(n),
-        };
-        self.at = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "seeking before the start")
-        })?;
-        Ok(self.at)
-    }
 }

@@ -5,8 +5,9 @@ use image_format::{
     is_zero,
 };
 
-use crate::disk::Disk;
-use crate::error::Result;
+use super::plan::{BAD_SECTOR_ADVICE, CapturePlan};
+use crate::disk::{Disk, Unreadable};
+use crate::error::{Error, Result};
 use crate::extents::{Extent, Extents};
 
 /// A piece of the disk that becomes one frame, or part of a hole.
@@ -63,14 +64,14 @@ pub enum Encoded {
 #[derive(Debug)]
 pub struct Worker<'a> {
     disk: &'a Disk,
-    used: &'a Extents,
+    plan: &'a CapturePlan,
     encoder: Encoder,
     buffer: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
-    pub fn new(disk: &'a Disk, used: &'a Extents, level: i32) -> Result<Self> {
-        Ok(Self { disk, used, encoder: Encoder::new(level)?, buffer: Vec::new() })
+    pub fn new(disk: &'a Disk, plan: &'a CapturePlan, level: i32) -> Result<Self> {
+        Ok(Self { disk, plan, encoder: Encoder::new(level)?, buffer: Vec::new() })
     }
 
     /// Reads, classifies, hashes and compresses a span. `stored` is a recycled buffer.
@@ -84,8 +85,11 @@ impl<'a> Worker<'a> {
         }
         let span_len = usize::try_from(span.len).expect("spans are a few MiB");
         self.buffer.resize(span_len, 0);
-        let used: Vec<Extent> = self.used.overlapping(span.offset, len).collect();
-        fill(self.disk, &mut self.buffer, span.offset, &used)?;
+        let used: Vec<Extent> = self.plan.used.overlapping(span.offset, len).collect();
+        fill(self.disk, &mut self.buffer, span.offset, &used).map_err(|bad| {
+            let place = self.plan.place(bad.offset);
+            Error::from(bad).context(format!("reading {place} failed; {BAD_SECTOR_ADVICE}"))
+        })?;
         let runs = classify(&self.buffer, span.offset, &used);
         if runs.iter().all(|run| run.kind != RunKind::Data) {
             // Too many changes between zero and free for one entry: all of it must read as zero then, which is safe.
@@ -107,7 +111,12 @@ fn units_of(len: u64) -> u32 {
 }
 
 /// Reads the used parts of a span; every other byte becomes zero.
-fn fill(disk: &Disk, buffer: &mut [u8], offset: u64, used: &[Extent]) -> Result<()> {
+fn fill(
+    disk: &Disk,
+    buffer: &mut [u8],
+    offset: u64,
+    used: &[Extent],
+) -> std::result::Result<(), Unreadable> {
     let mut done = 0;
     for extent in used {
         let start = index(extent.start - offset);

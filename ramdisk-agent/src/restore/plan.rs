@@ -231,7 +231,7 @@ fn bytes_at(disk: &mut ImageDisk<'_>, range: Range<u64>) -> Result<Vec<u8>> {
 }
 
 fn found_on(target: &Disk) -> Result<Vec<probe::Signature>> {
-    probe::signatures(&mut target.file(), target.len_bytes())
+    probe::signatures(&mut target.window(0, target.len_bytes()), target.len_bytes())
         .on_disk(|| format!("looking at what is on {}", target.path().display()))
 }
 

@@ -11,10 +11,11 @@ use crate::round_trip::restored;
 use crate::tools::run;
 
 /// A loop device over a file; detached when dropped.
-struct Loop(PathBuf);
+#[derive(Debug)]
+pub struct Loop(PathBuf);
 
 impl Loop {
-    fn new(file: &Path, flags: &[&str]) -> Self {
+    pub fn new(file: &Path, flags: &[&str]) -> Self {
         let args = [&["--find", "--show"], flags, &[file.to_str().unwrap()]].concat();
         Self(run("util-linux", "losetup", &args).trim().into())
     }
@@ -22,6 +23,10 @@ impl Loop {
     /// Has the kernel read the partition table; not every kernel does so by itself.
     fn find_partitions(&self) {
         run("util-linux", "partx", &["--update", self.text()]);
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     fn text(&self) -> &str {

@@ -22,7 +22,7 @@ fn unpack(image: &Path, to: &Path) {
 }
 
 /// What is used of a part, by the agent's own map, which has tests of its own.
-fn used(disk: &Path, part: Part, folder: &Path) -> (FsKind, Vec<Extent>) {
+pub fn used(disk: &Path, part: Part, folder: &Path) -> (FsKind, Vec<Extent>) {
     let file = folder.join("mapped");
     take(disk, part, &file);
     let map = map_volume(&mut File::open(&file).unwrap(), part.len).unwrap();
