@@ -69,6 +69,8 @@ pub enum Stage {
     Planning,
     /// Capture: reading the disk, compressing, storing.
     Capturing,
+    /// Delta restore: comparing what the target holds with the image.
+    Comparing,
     /// Restore: fetching, checking, writing.
     Restoring,
     /// Waiting until written bytes are durable.
@@ -89,6 +91,7 @@ impl Stage {
         match self {
             Self::Planning => "planning",
             Self::Capturing => "capturing",
+            Self::Comparing => "comparing",
             Self::Restoring => "restoring",
             Self::Flushing => "flushing",
             Self::Verifying => "verifying",
@@ -194,12 +197,16 @@ pub struct RestoreSummary {
     pub disk_bytes: u64,
     /// Size of the target.
     pub target_bytes: u64,
+    /// Delta restore: bytes of the target that were read and compared before anything was written.
+    pub compared_bytes: u64,
     /// Bytes fetched from the store.
     pub fetched_bytes: u64,
     /// Bytes written to the disk.
     pub written_bytes: u64,
     /// Bytes read back from the disk and compared.
     pub readback_bytes: u64,
+    /// Delta restore: comparing, in ms.
+    pub compare_ms: u64,
     /// Fetching, checking and writing, in ms.
     pub restore_ms: u64,
     /// Waiting for durability, in ms.

@@ -72,6 +72,9 @@ pub struct RestoreOptions {
     /// Write zeros to free space, so that a previous owner's data do not stay
     #[arg(long)]
     pub scrub_free: bool,
+    /// Compare the target with the image first, then fetch and write only what differs
+    #[arg(long)]
+    pub delta: bool,
 }
 
 #[cfg(test)]

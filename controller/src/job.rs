@@ -176,7 +176,11 @@ impl Job {
             image_url: self.image_url.clone(),
             action: match &self.options {
                 Options::Capture(options) => JobAction::Capture(options.clone()),
-                Options::Restore(options) => JobAction::Restore(options.clone()),
+                Options::Restore(options) => JobAction::Restore(RestoreOptions {
+                    // What an earlier attempt left on the disk need not be fetched again.
+                    delta: options.delta || self.state.is_working() || self.boots > 1,
+                    ..options.clone()
+                }),
             },
         }
     }

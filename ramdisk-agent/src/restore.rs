@@ -5,9 +5,14 @@
 //! boot before everything is on it and read back: old tables go first, the new boot sectors come last, a flush between each
 //! (`restore/commit.rs`). A restore that fails leaves a target that plainly does not boot.
 //!
-//! Deliberately absent: resizing, other layouts, resuming; whoever needs the same result again runs it again.
+//! A delta restore (`restore/delta.rs`) first looks what of the image is there already and fetches and writes only the rest; that is
+//! also how a restore that was cut off goes on.
+//!
+//! Deliberately absent: resizing and other layouts.
 
 mod commit;
+mod delta;
+mod medium;
 mod plan;
 mod ranges;
 
@@ -20,6 +25,8 @@ use agent_api::{ErrorKind, RestoreOptions, RestoreSummary, Stage};
 use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 
 pub use commit::Piece;
+use delta::Difference;
+use medium::Medium;
 pub use plan::{RestorePlan, check_root};
 
 use crate::buffer::AlignedBuf;
@@ -47,19 +54,35 @@ pub fn run(
     progress: &Arc<Progress>,
 ) -> Result<RestoreSummary> {
     let start = Instant::now();
-    let work = Work { image, target, plan, options, progress };
     progress.check()?;
     let path = target.path().display();
+    let mut work = Work { image, target, plan, options, progress, difference: None };
+    let mut compared = RestoreSummary {
+        root: image.root().to_string(),
+        disk_bytes: image.disk_len(),
+        target_bytes: target.len_bytes(),
+        ..RestoreSummary::default()
+    };
+    if options.delta {
+        let difference =
+            delta::compare(image, work.medium(), options, progress).map_err(|error| {
+                error
+                    .context(format!("comparing {path} with the image failed; nothing was written"))
+            })?;
+        compared.compared_bytes = difference.compared_bytes;
+        compared.compare_ms = millis(start);
+        if difference.is_empty() {
+            return Ok(RestoreSummary { total_ms: millis(start), ..compared });
+        }
+        work.difference = Some(difference);
+    }
     let nodes = commit::invalidate(target, plan).map_err(|error| {
         error.context(format!(
             "destroying what was on {path} failed half-way; it may hold parts of the old system, and may still boot it"
         ))
     })?;
-    match work.all(nodes) {
-        Ok(mut summary) => {
-            summary.total_ms = millis(start);
-            Ok(summary)
-        }
+    match work.all(nodes, compared) {
+        Ok(summary) => Ok(RestoreSummary { total_ms: millis(start), ..summary }),
         Err(error) => {
             // The first error is the one that matters. If the disk cannot even be invalidated again, its boot sectors were
             // either never written or are what just failed.
@@ -76,10 +99,12 @@ struct Work<'a> {
     plan: &'a RestorePlan,
     options: &'a RestoreOptions,
     progress: &'a Arc<Progress>,
+    /// What the target lacks; `None`: everything.
+    difference: Option<Difference>,
 }
 
 impl Work<'_> {
-    fn all(&self, nodes: commit::HandMadeNodes) -> Result<RestoreSummary> {
+    fn all(&self, nodes: commit::HandMadeNodes, summary: RestoreSummary) -> Result<RestoreSummary> {
         let started = Instant::now();
         let (fetched_bytes, mut written_bytes) = self.write_frames()?;
         let restore_ms = millis(started);
@@ -99,16 +124,30 @@ impl Work<'_> {
         written_bytes += committed;
         readback_bytes += committed;
         Ok(RestoreSummary {
-            root: self.image.root().to_string(),
-            disk_bytes: self.image.disk_len(),
-            target_bytes: self.target.len_bytes(),
             fetched_bytes,
             written_bytes,
             readback_bytes,
             restore_ms,
             flush_ms,
             verify_ms,
-            total_ms: 0,
+            ..summary
+        })
+    }
+
+    fn medium(&self) -> Medium<'_> {
+        Medium { target: self.target, plan: self.plan }
+    }
+
+    /// The frames that are written. Those that are not count as done.
+    fn frames(&self) -> impl Iterator<Item = Result<FrameEntry>> + Send {
+        let wanted = |entry: &FrameEntry| {
+            self.difference.as_ref().is_none_or(|d| d.wants(entry, &self.plan.wipes))
+        };
+        self.image.frames().filter_map(move |frame| match frame {
+            Ok(entry) if !wanted(&entry) => {
+                self.progress.advance(u64::from(entry.logical_len), 0).err().map(Err)
+            }
+            frame => Some(frame),
         })
     }
 
@@ -139,11 +178,15 @@ impl Work<'_> {
             })
             .collect::<Result<Vec<_>>>()?;
         let mut fetched = 0;
-        let frames = self.image.frames();
-        pipeline::run(frames, workers, verify::readers() * 2, |(len, stored): (u32, u64)| {
-            fetched += stored;
-            self.progress.advance(u64::from(len), stored)
-        })?;
+        pipeline::run(
+            self.frames(),
+            workers,
+            verify::readers() * 2,
+            |(len, stored): (u32, u64)| {
+                fetched += stored;
+                self.progress.advance(u64::from(len), stored)
+            },
+        )?;
         let mut written = written.into_inner();
         let (image_end, target_end) = (self.image.disk_len(), self.target.len_bytes());
         if self.options.scrub_free && target_end > image_end {
@@ -195,52 +238,29 @@ impl Work<'_> {
                 let mut buffer = AlignedBuf::new(index(u64::from(self.image.span_len())));
                 move |entry: FrameEntry| {
                     self.progress.check()?;
-                    let read = match entry.kind {
-                        FrameKind::Data => self.read_back_data(&entry, buffer.as_mut_slice())?,
-                        FrameKind::Hole => self.read_back_hole(&entry, buffer.as_mut_slice())?,
-                    };
-                    Ok((entry.logical_len, read))
+                    let held = self.medium().compare(&entry, buffer.as_mut_slice())?;
+                    match held.differs {
+                        Some(range) => Err(self.blame(&entry, range)),
+                        None => Ok((entry.logical_len, held.read)),
+                    }
                 }
             })
             .collect::<Vec<_>>();
         let mut total = 0;
-        let frames = self.image.frames();
-        pipeline::run(frames, workers, verify::readers() * 2, |(len, read): (u32, u64)| {
+        pipeline::run(self.frames(), workers, verify::readers() * 2, |(len, read): (u32, u64)| {
             total += read;
             self.progress.advance(u64::from(len), read)
         })?;
         Ok(total)
     }
 
-    fn read_back_data(&self, entry: &FrameEntry, buffer: &mut [u8]) -> Result<u64> {
-        let base = entry.logical_offset;
-        let buffer = &mut buffer[..index(u64::from(entry.logical_len))];
-        let kept = kept(entry);
-        let mut read = 0;
-        for range in ranges::bridged(&kept, BRIDGE_LEN) {
-            for piece in self.plan.outside_withheld(range) {
-                self.target.read_direct(
-                    &mut buffer[index(piece.start - base)..index(piece.end - base)],
-                    piece.start,
-                )?;
-                read += piece.end - piece.start;
-            }
-        }
-        // Free bytes count as zero, whatever the disk holds there.
-        for gap in ranges::gaps(&kept, base..base + u64::from(entry.logical_len)) {
-            buffer[index(gap.start - base)..index(gap.end - base)].fill(0);
-        }
-        self.plan.fill_withheld(base, buffer);
-        if Decoder::check_content(entry, buffer).is_err() {
-            return Err(self.blame(entry));
-        }
-        Ok(read)
-    }
-
     /// Whose fault it is that a span reads back otherwise than its hash says: the disk's, unless the image itself holds
     /// something else than its index says.
-    fn blame(&self, entry: &FrameEntry) -> Error {
+    fn blame(&self, entry: &FrameEntry, range: Range<u64>) -> Error {
         let in_image = || -> Result<()> {
+            if entry.kind == FrameKind::Hole {
+                return Ok(());
+            }
             let mut content = vec![0; index(u64::from(entry.logical_len))];
             self.image.fetcher()?.fetch(entry, &mut content)?;
             Ok(Decoder::check_content(entry, &content)?)
@@ -248,36 +268,19 @@ impl Work<'_> {
         // If the image cannot be read again, the disk's fault is the likelier one.
         match in_image() {
             Err(error) if error.kind() == ErrorKind::ImageCorrupt => error,
-            _ => self.differs(entry.logical_offset, u64::from(entry.logical_len)),
+            _ => self.differs(range),
         }
     }
 
-    fn read_back_hole(&self, entry: &FrameEntry, buffer: &mut [u8]) -> Result<u64> {
-        let mut read = 0;
-        for range in byte_ranges(entry).filter(|(kind, _)| *kind == RunKind::Zero).map(|(_, r)| r) {
-            for piece in self.plan.outside_withheld(range) {
-                for at in (piece.start..piece.end).step_by(buffer.len()) {
-                    let len = (piece.end - at).min(buffer.len() as u64);
-                    let bytes = &mut buffer[..index(len)];
-                    self.target.read_direct(bytes, at)?;
-                    if bytes.iter().any(|b| *b != 0) {
-                        return Err(self.differs(at, len));
-                    }
-                    read += len;
-                }
-            }
-        }
-        Ok(read)
-    }
-
-    fn differs(&self, offset: u64, len: u64) -> Error {
+    fn differs(&self, range: Range<u64>) -> Error {
         Error::new(
             ErrorKind::Disk,
             format!(
-                "{} reads back other bytes than were written between byte {offset} and {}: the disk, its controller or \
+                "{} reads back other bytes than were written between byte {} and {}: the disk, its controller or \
                  the memory is defective",
                 self.target.path().display(),
-                offset + len
+                range.start,
+                range.end
             ),
         )
     }

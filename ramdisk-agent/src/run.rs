@@ -142,8 +142,20 @@ fn describe_capture(s: &CaptureSummary) -> String {
 }
 
 fn describe_restore(s: &RestoreSummary) -> String {
+    let compared = if s.compared_bytes > 0 {
+        format!("compared   {}\n", rate(s.compared_bytes, s.compare_ms))
+    } else {
+        String::new()
+    };
+    if s.compared_bytes > 0 && s.written_bytes == 0 {
+        return format!(
+            "{compared}identical: nothing was written\ntotal      {}\nroot       {}",
+            seconds(s.total_ms),
+            s.root
+        );
+    }
     format!(
-        "fetched    {} in {}\nwritten    {}, flushed in {}\nread back  {} in {}, all hashes right\ntotal      {}\nroot       {}",
+        "{compared}fetched    {} in {}\nwritten    {}, flushed in {}\nread back  {} in {}, all hashes right\ntotal      {}\nroot       {}",
         size(s.fetched_bytes),
         rate(s.written_bytes, s.restore_ms),
         size(s.written_bytes),

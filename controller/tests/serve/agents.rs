@@ -150,6 +150,9 @@ async fn a_capture_and_a_restore_from_planned_to_succeeded() {
     let work = agent.work().await;
     assert_eq!(work["options"]["expect_root"], "ab".repeat(32));
     assert_eq!(work["disk"], "serial=X");
+    assert_eq!(work["options"]["delta"], false);
+    // Whoever asks again has been interrupted: what is on the disk by now need not be fetched again.
+    assert_eq!(agent.work().await["options"]["delta"], true);
     let failure = json!({"result": "failed", "kind": "no_space", "message": "the disk is too small by 7 bytes"});
     assert_eq!(agent.outcome(job, failure).await.0, 200);
     served.wait_state(job, "failed").await;

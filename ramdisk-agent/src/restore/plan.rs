@@ -41,6 +41,9 @@ pub struct RestorePlan {
     /// Zeroed before the first frame is written.
     #[serde(skip)]
     pub wipes: Vec<Range<u64>>,
+    /// Where something recognisable is on the target now. Sorted, without overlaps.
+    #[serde(skip)]
+    pub found: Vec<Range<u64>>,
     /// Written last, in this order.
     pub commit: Vec<Piece>,
     /// Byte ranges of the image that the frames do not write, with the image's bytes there. Sorted.
@@ -119,6 +122,7 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
         root: image.root().to_string(),
         image_bytes: image.disk_len(),
         target: target.info(),
+        found: found_ranges(&found, target.len_bytes()),
         destroys: found.into_iter().map(|signature| signature.what).collect(),
         table_kind: format!("{:?}", table.kind).to_lowercase(),
         partitions: planned_partitions(image, &table.partitions),
@@ -283,16 +287,29 @@ fn wipes(
     for volume in &image.manifest().volumes {
         both_ends(volume.start_bytes, volume.len_bytes);
     }
-    wipes.extend(found.iter().map(|s| s.offset..s.offset.saturating_add(s.len).min(target_bytes)));
+    wipes.extend(found_ranges(found, target_bytes));
     wipes.retain(|range| !range.is_empty());
     wipes.sort_by_key(|r| r.start);
     super::ranges::bridged(&wipes, 0)
 }
 
+fn found_ranges(found: &[probe::Signature], target_bytes: u64) -> Vec<Range<u64>> {
+    let mut list: Vec<Range<u64>> =
+        found.iter().map(|s| s.offset..s.offset.saturating_add(s.len).min(target_bytes)).collect();
+    list.retain(|range| !range.is_empty());
+    list.sort_by_key(|range| range.start);
+    super::ranges::bridged(&list, 0)
+}
+
 impl RestorePlan {
+    /// The ranges that the frames do not write, in order.
+    pub fn withheld_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        self.withheld.iter().map(|(range, _)| range.clone())
+    }
+
     /// The parts of a range that the frames may write.
     pub fn outside_withheld(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        let held: Vec<Range<u64>> = self.withheld.iter().map(|(r, _)| r.clone()).collect();
+        let held: Vec<Range<u64>> = self.withheld_ranges().collect();
         super::ranges::gaps(&held, range)
     }
 

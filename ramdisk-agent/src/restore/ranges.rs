@@ -32,6 +32,18 @@ pub fn gaps(ranges: &[Range<u64>], whole: Range<u64>) -> Vec<Range<u64>> {
     free
 }
 
+/// What two ranges share.
+pub fn common(a: &Range<u64>, b: &Range<u64>) -> Option<Range<u64>> {
+    let (start, end) = (a.start.max(b.start), a.end.min(b.end));
+    (start < end).then_some(start..end)
+}
+
+/// Whether a range shares a byte with any of a sorted list of ranges that do not overlap.
+pub fn overlaps(sorted: &[Range<u64>], range: &Range<u64>) -> bool {
+    let first = sorted.partition_point(|other| other.end <= range.start);
+    sorted.get(first).is_some_and(|other| common(other, range).is_some())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges of one")]
@@ -44,6 +56,16 @@ mod tests {
         assert_eq!(bridged(&list, 0), [0..20, 25..30, 100..110]);
         assert_eq!(bridged(&list, 5), [0..30, 100..110]);
         assert_eq!(bridged(&[], 5), []);
+    }
+
+    #[test]
+    fn what_ranges_share() {
+        assert_eq!(common(&(0..10), &(5..20)), Some(5..10));
+        assert_eq!(common(&(0..10), &(10..20)), None);
+        let list = [10..20, 30..40];
+        let inside = |range| overlaps(&list, &range);
+        assert!(inside(0..11) && inside(15..16) && inside(19..30) && inside(25..35));
+        assert!(!inside(0..10) && !inside(20..30) && !inside(40..50));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod agent;
 mod damage;
+mod delta;
 mod devices;
 mod disks;
 mod faulty;

@@ -1,0 +1,148 @@
+//! Delta restore: what of the image is on the target already?
+//!
+//! Before anything is written every frame's place is read and compared with the hash of its content; only frames that differ are
+//! fetched and written afterwards. There is no journal that could lie: a restore that was cut off, or a machine that holds an
+//! older version, is whatever the disk says. If nothing differs, nothing is written at all. If anything does, the target is
+//! invalidated first as in every restore, and the frames that this wipes are written again.
+//!
+//! Free space is left as it is, as in every restore, with one exception: a label that a system would recognise there must go.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use agent_api::{RestoreOptions, Stage};
+use image_format::{FrameEntry, RunKind};
+
+use super::medium::Medium;
+use super::{byte_ranges, index, kept, ranges};
+use crate::buffer::AlignedBuf;
+use crate::error::Result;
+use crate::image::DiskImage;
+use crate::pipeline;
+use crate::progress::Progress;
+use crate::verify;
+
+/// What the target lacks.
+#[derive(Debug, Default)]
+pub struct Difference {
+    /// A bit for each frame that differs, by its number.
+    frames: Vec<u64>,
+    /// Something else differs: a table, the boot gap, a label in free space, the space behind the image.
+    elsewhere: bool,
+    /// Bytes that were read to find out.
+    pub compared_bytes: u64,
+}
+
+impl Difference {
+    /// Whether anything has to be written.
+    pub fn is_empty(&self) -> bool {
+        !self.elsewhere && self.frames.iter().all(|word| *word == 0)
+    }
+
+    /// Whether a frame has to be written, once the target has been invalidated.
+    pub fn wants(&self, entry: &FrameEntry, wipes: &[Range<u64>]) -> bool {
+        let (word, bit) = (index(entry.index / 64), entry.index % 64);
+        let differs = self.frames.get(word).is_some_and(|word| word >> bit & 1 == 1);
+        differs || kept(entry).iter().any(|range| ranges::overlaps(wipes, range))
+    }
+
+    fn add(&mut self, frame: u64) {
+        let word = index(frame / 64);
+        if self.frames.len() <= word {
+            self.frames.resize(word + 1, 0);
+        }
+        self.frames[word] |= 1 << (frame % 64);
+    }
+}
+
+/// Compares the whole target with the image. Writes nothing.
+pub fn compare(
+    image: &dyn DiskImage,
+    medium: Medium<'_>,
+    options: &RestoreOptions,
+    progress: &Arc<Progress>,
+) -> Result<Difference> {
+    progress.begin(Stage::Comparing, image.disk_len());
+    let span_len = index(u64::from(image.span_len()));
+    let workers = (0..verify::readers())
+        .map(|_| {
+            let mut buffer = AlignedBuf::new(span_len);
+            move |entry: FrameEntry| {
+                progress.check()?;
+                let buffer = buffer.as_mut_slice();
+                let mut held = medium.compare(&entry, buffer)?;
+                if held.differs.is_none() {
+                    let free = must_be_zero(&entry, medium, options.scrub_free);
+                    let space = medium.compare_zeros(free.into_iter(), buffer)?;
+                    held.differs = space.differs;
+                    held.read += space.read;
+                }
+                let frame = held.differs.is_some().then_some(entry.index);
+                Ok((frame, u64::from(entry.logical_len), held.read))
+            }
+        })
+        .collect::<Vec<_>>();
+    let mut found = Difference::default();
+    pipeline::run(image.frames(), workers, verify::readers() * 2, |(frame, len, read)| {
+        frame.into_iter().for_each(|frame| found.add(frame));
+        found.compared_bytes += read;
+        progress.advance(len, 0)
+    })?;
+    let mut buffer = AlignedBuf::new(span_len);
+    let (differs, read) = elsewhere(image, medium, options, buffer.as_mut_slice())?;
+    found.elsewhere = differs;
+    found.compared_bytes += read;
+    Ok(found)
+}
+
+/// The free bytes of a frame that a restore would not leave as they are.
+fn must_be_zero(entry: &FrameEntry, medium: Medium<'_>, scrub: bool) -> Vec<Range<u64>> {
+    let free =
+        byte_ranges(entry).filter(|(kind, _)| *kind == RunKind::Free).map(|(_, range)| range);
+    if scrub {
+        return free.collect();
+    }
+    let labels = &medium.plan.found;
+    free.flat_map(|free| labels.iter().filter_map(move |label| ranges::common(&free, label)))
+        .collect()
+}
+
+/// Compares what no frame covers.
+fn elsewhere(
+    image: &dyn DiskImage,
+    medium: Medium<'_>,
+    options: &RestoreOptions,
+    buffer: &mut [u8],
+) -> Result<(bool, u64)> {
+    let plan = medium.plan;
+    let mut read = 0;
+    for piece in &plan.commit {
+        let mut bytes = AlignedBuf::new(piece.bytes.len());
+        medium.target.read_direct(bytes.as_mut_slice(), piece.offset)?;
+        read += piece.bytes.len() as u64;
+        if bytes.as_slice() != piece.bytes {
+            return Ok((true, read));
+        }
+    }
+    let mut committed: Vec<Range<u64>> =
+        plan.commit.iter().map(|p| p.offset..p.offset + p.bytes.len() as u64).collect();
+    committed.sort_by_key(|range| range.start);
+    // Where the image has a table and the target will have none, such as a backup GPT that moves to a larger disk's end.
+    let mut zeros: Vec<Range<u64>> =
+        plan.withheld_ranges().flat_map(|range| ranges::gaps(&committed, range)).collect();
+    let behind = image.disk_len()..medium.target.len_bytes();
+    if options.scrub_free {
+        zeros.extend(ranges::gaps(&committed, behind));
+    } else {
+        let labels = plan.found.iter().filter_map(|label| ranges::common(&behind, label));
+        zeros.extend(labels.flat_map(|label| ranges::gaps(&committed, label)));
+    }
+    for range in zeros {
+        let held = medium.first_nonzero(range, buffer)?;
+        read += held.read;
+        if held.differs.is_some() {
+            return Ok((true, read));
+        }
+    }
+    Ok((false, read))
+}

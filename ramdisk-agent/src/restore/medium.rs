@@ -1,0 +1,95 @@
+//! What the target holds, frame by frame, by the same rule for everybody who asks: free bytes count as zero, and what is withheld
+//! until the commit counts as if it were there. The read-back after writing and the comparison of a delta restore ask here.
+
+use std::ops::Range;
+
+use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
+
+use super::plan::RestorePlan;
+use super::{BRIDGE_LEN, byte_ranges, index, kept, ranges};
+use crate::disk::Disk;
+use crate::error::Result;
+
+/// The target, seen through the plan.
+#[derive(Debug, Clone, Copy)]
+pub struct Medium<'a> {
+    pub target: &'a Disk,
+    pub plan: &'a RestorePlan,
+}
+
+/// What a frame's place on the target was found to hold.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The first bytes that are not as they should be; `None` if all are.
+    pub differs: Option<Range<u64>>,
+    /// Bytes that were read.
+    pub read: u64,
+}
+
+impl Medium<'_> {
+    /// Compares data and zeros of a frame. `buffer` has room for a frame of data.
+    pub fn compare(&self, entry: &FrameEntry, buffer: &mut [u8]) -> Result<Held> {
+        match entry.kind {
+            FrameKind::Data => self.compare_data(entry, buffer),
+            FrameKind::Hole => {
+                let zeros = byte_ranges(entry).filter(|(kind, _)| *kind == RunKind::Zero);
+                self.compare_zeros(zeros.map(|(_, range)| range), buffer)
+            }
+        }
+    }
+
+    fn compare_data(&self, entry: &FrameEntry, buffer: &mut [u8]) -> Result<Held> {
+        let base = entry.logical_offset;
+        let whole = base..base + u64::from(entry.logical_len);
+        let buffer = &mut buffer[..index(u64::from(entry.logical_len))];
+        let kept = kept(entry);
+        let mut read = 0;
+        for range in ranges::bridged(&kept, BRIDGE_LEN) {
+            for piece in self.plan.outside_withheld(range) {
+                self.target.read_direct(
+                    &mut buffer[index(piece.start - base)..index(piece.end - base)],
+                    piece.start,
+                )?;
+                read += piece.end - piece.start;
+            }
+        }
+        for gap in ranges::gaps(&kept, whole.clone()) {
+            buffer[index(gap.start - base)..index(gap.end - base)].fill(0);
+        }
+        self.plan.fill_withheld(base, buffer);
+        let differs = Decoder::check_content(entry, buffer).is_err().then_some(whole);
+        Ok(Held { differs, read })
+    }
+
+    /// Compares ranges that should be zero.
+    pub fn compare_zeros(
+        &self,
+        zeros: impl Iterator<Item = Range<u64>>,
+        buffer: &mut [u8],
+    ) -> Result<Held> {
+        let mut read = 0;
+        for piece in zeros.flat_map(|range| self.plan.outside_withheld(range)) {
+            let found = self.first_nonzero(piece.clone(), buffer)?;
+            if found.differs.is_some() {
+                return Ok(Held { read: read + found.read, ..found });
+            }
+            read += found.read;
+        }
+        Ok(Held { differs: None, read })
+    }
+
+    /// Compares one range with zeros, withheld or not.
+    pub fn first_nonzero(&self, range: Range<u64>, buffer: &mut [u8]) -> Result<Held> {
+        let mut read = 0;
+        for at in range.clone().step_by(buffer.len()) {
+            let len = (range.end - at).min(buffer.len() as u64);
+            let bytes = &mut buffer[..index(len)];
+            self.target.read_direct(bytes, at)?;
+            read += len;
+            if !image_format::is_zero(bytes) {
+                return Ok(Held { differs: Some(at..at + len), read });
+            }
+        }
+        Ok(Held { differs: None, read })
+    }
+}
