@@ -185,6 +185,10 @@ pub struct CaptureSummary {
     pub total_ms: u64,
     /// Partitions that were taken raw, each with its reason.
     pub raw: Vec<String>,
+    /// Bytes that could not be read and are zero in the image.
+    pub bad_bytes: u64,
+    /// Where those are, a line for each partition. Empty: the image is whole.
+    pub damaged: Vec<String>,
 }
 
 /// What a restore did. Times are wall clock.

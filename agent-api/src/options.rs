@@ -23,6 +23,9 @@ pub struct CaptureOptions {
     /// What to do with a filesystem that was not shut down cleanly
     #[arg(long, value_enum, default_value_t)]
     pub dirty: DirtyPolicy,
+    /// Go on behind sectors that cannot be read; the image is then marked as damaged, with a map of them
+    #[arg(long)]
+    pub rescue: bool,
     /// A text kept in the image's manifest
     #[arg(long)]
     pub description: Option<String>,
@@ -34,7 +37,12 @@ fn level() -> clap::builder::RangedI64ValueParser<i32> {
 
 impl Default for CaptureOptions {
     fn default() -> Self {
-        Self { level: DEFAULT_LEVEL, dirty: DirtyPolicy::default(), description: None }
+        Self {
+            level: DEFAULT_LEVEL,
+            dirty: DirtyPolicy::default(),
+            rescue: false,
+            description: None,
+        }
     }
 }
 
@@ -75,6 +83,9 @@ pub struct RestoreOptions {
     /// Compare the target with the image first, then fetch and write only what differs
     #[arg(long)]
     pub delta: bool,
+    /// Restore an image that lacks sectors which could not be read when it was made; they become zeros
+    #[arg(long)]
+    pub accept_bad_sectors: bool,
 }
 
 #[cfg(test)]

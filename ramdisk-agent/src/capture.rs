@@ -6,17 +6,19 @@
 //! partial is removed, or, if the machine lost power, still carries `.partial` in its name.
 
 mod plan;
+mod rescue;
 mod span;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use agent_api::{CaptureOptions, CaptureSummary, DirtyPolicy, ErrorKind, Stage};
+use agent_api::{CaptureOptions, CaptureSummary, ErrorKind, Stage};
 use image_format::{Header, ImageReader, ImageWriter};
 use uuid::Uuid;
 
 pub use plan::{CapturePlan, PlannedVolume, describe_manifest};
 
+use crate::damage;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::pipeline;
@@ -24,6 +26,7 @@ use crate::progress::{Progress, millis};
 use crate::run;
 use crate::store::{self, StoreUrl, StoreWriter};
 use crate::verify;
+use rescue::Rescue;
 use span::{Encoded, HoleRun, Spans, Worker};
 
 /// Makes the plan and checks that the capture may go ahead. Reads metadata only.
@@ -38,7 +41,7 @@ pub fn plan(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
             users.join(", ")
         )));
     }
-    plan::make(disk, options.dirty == DirtyPolicy::Raw)
+    plan::make(disk, options)
 }
 
 /// Captures `disk` to `url`.
@@ -123,10 +126,11 @@ fn write_image(
         }
         Ok(span)
     });
+    let rescue = options.rescue.then(|| Rescue::new(disk)).transpose()?;
     let (pool_in, pool_out) = crossbeam_channel::bounded(depth + workers);
     let threads = (0..workers)
         .map(|_| {
-            let mut worker = Worker::new(disk, plan, options.level)?;
+            let mut worker = Worker::new(disk, plan, rescue.as_ref(), progress, options.level)?;
             let pool = pool_out.clone();
             Ok(move |span| worker.encode(span, pool.try_recv().unwrap_or_default()))
         })
@@ -156,7 +160,9 @@ fn write_image(
         progress.advance(disk_bytes, stored_bytes)
     })?;
     hole.write_to(&mut out)?;
-    let (_, written) = out.finish(&plan.manifest(header, options))?;
+    let bad = rescue.map(Rescue::finish).unwrap_or_default();
+    let manifest = plan.manifest(header, options, &bad);
+    let (_, written) = out.finish(&manifest)?;
     let summary = CaptureSummary {
         root: written.root.to_string(),
         image_id: header.image_id.to_string(),
@@ -166,6 +172,8 @@ fn write_image(
         stored_bytes: written.stored_len,
         capture_ms: millis(start),
         raw: plan.taken_raw(),
+        bad_bytes: bad.total_bytes(),
+        damaged: damage::describe(&manifest),
         ..CaptureSummary::default()
     };
     Ok((summary, written.root))

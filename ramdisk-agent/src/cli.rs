@@ -15,7 +15,7 @@ use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, Result};
 use crate::progress::{Face, Progress, Ticker};
 use crate::run::{describe, open_image, open_target, parse_url, size};
-use crate::{capture, restore, run, store, verify};
+use crate::{capture, damage, restore, run, store, verify};
 
 /// Captures disks to images and imprints images on disks.
 #[derive(Debug, Parser)]
@@ -346,6 +346,7 @@ fn ls_command(folder: &str, json: bool, progress: &Arc<Progress>) -> Result<()> 
             Ok(image) => serde_json::json!({
                 "name": entry.name, "stored_bytes": entry.len_bytes, "disk_bytes": image.disk_len(),
                 "root": image.root().to_string(), "created": image.manifest().created,
+                "bad_bytes": damage::bytes(image.manifest()),
             }),
             Err(error) => serde_json::json!({
                 "name": entry.name, "stored_bytes": entry.len_bytes, "error": error.chain(),
@@ -359,7 +360,13 @@ fn ls_command(folder: &str, json: bool, progress: &Arc<Progress>) -> Result<()> 
         let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
         let bytes = |key: &str| row[key].as_u64().map(size).unwrap_or_default();
         let rest = if row["error"].is_null() {
-            format!("{:>12} of disk  {}  {}", bytes("disk_bytes"), text("created"), text("root"))
+            let damaged = if row["bad_bytes"] == 0 { "" } else { "  DAMAGED" };
+            format!(
+                "{:>12} of disk  {}  {}{damaged}",
+                bytes("disk_bytes"),
+                text("created"),
+                text("root")
+            )
         } else {
             format!("unreadable: {}", text("error"))
         };

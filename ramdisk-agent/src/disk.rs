@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use agent_api::{DiskInfo, ErrorKind};
 
+pub(crate) use bad::{BLOCK_LEN, copy_shared};
 pub use bad::{Unreadable, is_of_medium};
 pub use inventory::{inventory, inventory_of};
 pub use selector::{Selector, resolve};

@@ -189,6 +189,20 @@ fn without_map(found: Found, len_bytes: u64) -> VolumeMap {
     VolumeMap { uuid: found.uuid, label: found.label, ..map }
 }
 
+/// What a volume holds, without its map. Reads no more than signatures and superblocks.
+pub fn identify(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Found>> {
+    if let Some(found) = probe::covering(src, len_bytes)? {
+        return Ok(Some(found));
+    }
+    if let Some(found) = probe::boot_sector(src, len_bytes)? {
+        return Ok(Some(found));
+    }
+    match recognise(src, len_bytes)? {
+        Some((found, _)) => Ok(Some(found)),
+        None => probe::volume(src, len_bytes),
+    }
+}
+
 /// Recognises a filesystem that may have a map, and says where its signature is. Reads no more than a superblock.
 pub(crate) fn recognise(
     src: &mut (impl Read + Seek),

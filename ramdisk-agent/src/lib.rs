@@ -8,6 +8,7 @@
 pub mod buffer;
 pub mod capture;
 pub mod cli;
+pub mod damage;
 pub mod disk;
 pub mod error;
 pub mod extents;

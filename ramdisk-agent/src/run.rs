@@ -138,6 +138,10 @@ fn describe_capture(s: &CaptureSummary) -> String {
         text.push_str("\ntaken raw  ");
         text.push_str(raw);
     }
+    for lacking in &s.damaged {
+        text.push_str("\nDAMAGED    ");
+        text.push_str(lacking);
+    }
     text
 }
 

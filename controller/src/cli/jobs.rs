@@ -291,6 +291,9 @@ pub(super) fn summary_text(summary: &Summary) -> String {
             for raw in &done.raw {
                 text.push_str(&format!("raw      {raw}\n"));
             }
+            for lacking in &done.damaged {
+                text.push_str(&format!("DAMAGED  {lacking}\n"));
+            }
             text
         }
         Summary::Restore(done) => format!(

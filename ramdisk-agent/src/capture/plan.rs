@@ -3,14 +3,15 @@
 use std::fmt;
 use std::io;
 
-use agent_api::{CaptureOptions, DiskInfo, ErrorKind};
+use agent_api::{CaptureOptions, DirtyPolicy, DiskInfo, ErrorKind};
 use image_format::{Header, Manifest, Root};
 use serde::Serialize;
 
+use crate::damage;
 use crate::disk::{Disk, Unreadable};
 use crate::error::{Error, Result};
 use crate::extents::{Extent, Extents};
-use crate::fs::{self, Clean, Taken, VolumeMap};
+use crate::fs::{self, Clean, FsKind, Taken, VolumeMap};
 use crate::run::size;
 use crate::table::{self, Partition, Table, TableKind, TableOutcome};
 
@@ -21,7 +22,8 @@ const MAX_BOOT_GAP: u64 = 64 << 20;
 const GAP_MARGIN: u64 = 1 << 20;
 
 /// What to do about a sector that cannot be read.
-pub const BAD_SECTOR_ADVICE: &str = "check the drive and its cable";
+pub const BAD_SECTOR_ADVICE: &str =
+    "check the drive and its cable, or save what can be read with --rescue";
 
 /// What a capture will keep, and why.
 #[derive(Debug, Clone, Serialize)]
@@ -72,13 +74,19 @@ pub struct PlannedVolume {
     partition: Option<Partition>,
 }
 
-/// Reads tables and maps. Refuses tables that cannot be trusted, and filesystems that were not shut down cleanly unless
-/// `dirty_raw` says to copy those whole.
-pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
+/// Reads tables and maps. Refuses tables that cannot be trusted, and filesystems that were not shut down cleanly unless they
+/// are to be copied whole. With `rescue`, what cannot be read is got around: by the other copy of a table, by copying a volume
+/// whole.
+pub fn make(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
     let path = disk.path().display();
     let len = disk.len_bytes();
-    let outcome = table::read_table(&mut disk.window(0, len), len, disk.logical_sector_bytes())
+    let mut whole = disk.window(0, len);
+    if options.rescue {
+        whole = whole.with_zeros_for_bad_sectors();
+    }
+    let outcome = table::read_table(&mut whole, len, disk.logical_sector_bytes())
         .map_err(|e| read_error(e, "reading the partition table"))?;
+    let zeroed = whole.zeroed();
     let table = match outcome {
         TableOutcome::Table(table) => table,
         TableOutcome::Refused(refusal) => {
@@ -103,14 +111,16 @@ pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
         let (start, volume_len) = partition.map_or((0, len), |p| (p.start_bytes, p.len_bytes));
         let name = partition
             .map_or_else(|| "the filesystem".into(), |p| format!("partition {}", p.number));
-        let mut map = fs::map_volume(&mut disk.window(start, volume_len), volume_len)
-            .map_err(|e| read_error(e, &format!("mapping {name}")))?;
+        let mut map = match fs::map_volume(&mut disk.window(start, volume_len), volume_len) {
+            Err(error) if options.rescue => without_metadata(disk, start, volume_len, &error)?,
+            mapped => mapped.map_err(|e| read_error(e, &format!("mapping {name}")))?,
+        };
         if partition.is_none() && table.kind != TableKind::None {
             // It may be left over from other days, with data in use behind it that no table knows of.
             take_raw(&mut map, volume_len, "its partition table has no partitions".into());
         }
         if let Clean::NotClean { reason } = map.clean.clone() {
-            if dirty_raw {
+            if options.dirty == DirtyPolicy::Raw {
                 take_raw(
                     &mut map,
                     volume_len,
@@ -119,6 +129,11 @@ pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
             } else {
                 dirty.push(format!("{name} ({}): {reason}", map.kind));
             }
+        }
+        if zeroed.contains_range(0, 1) || (partition.is_none() && !zeroed.is_empty()) {
+            // Whatever was found may be left over from other days, and the valid table may be what cannot be read.
+            let reason = "sectors cannot be read that may hold the partition table";
+            take_raw(&mut map, volume_len, reason.into());
         }
         let mapped = map.used.shifted(start);
         volumes.push(planned(partition, start, volume_len, map));
@@ -134,6 +149,9 @@ pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
             ),
         ));
     }
+    if zeroed.contains_range(0, 1) {
+        used = Extents::single(0, len);
+    }
     Ok(CapturePlan {
         disk: disk.info(),
         disk_bytes: len,
@@ -144,6 +162,17 @@ pub fn make(disk: &Disk, dirty_raw: bool) -> Result<CapturePlan> {
         used,
         table,
     })
+}
+
+/// The map of a volume whose metadata cannot be read: all of it, under the name that can still be found.
+fn without_metadata(disk: &Disk, start: u64, len: u64, error: &io::Error) -> Result<VolumeMap> {
+    let mut window = disk.window(start, len).with_zeros_for_bad_sectors();
+    let found =
+        fs::identify(&mut window, len).map_err(|e| read_error(e, "identifying a volume"))?;
+    let reason = format!("its metadata cannot be read ({error})");
+    let map = VolumeMap::raw(found.as_ref().map_or(FsKind::Unknown, |f| f.kind), len, reason);
+    let (uuid, label) = found.map_or((None, None), |f| (f.uuid, f.label));
+    Ok(VolumeMap { uuid, label, ..map })
 }
 
 /// What a parser could not read, with the sector if it was a bad one.
@@ -252,7 +281,7 @@ impl CapturePlan {
 
     /// The manifest of the image that this plan makes.
     #[must_use]
-    pub fn manifest(&self, header: &Header, options: &CaptureOptions) -> Manifest {
+    pub fn manifest(&self, header: &Header, options: &CaptureOptions, bad: &Extents) -> Manifest {
         let table = &self.table;
         Manifest {
             format_version: image_format::VERSION,
@@ -285,7 +314,10 @@ impl CapturePlan {
                 ..image_format::PartitionTable::default()
             },
             volumes: self.volumes.iter().map(manifest_volume).collect(),
-            bad_sectors: Vec::new(),
+            bad_sectors: bad
+                .iter()
+                .map(|e| image_format::BadSectors { start_bytes: e.start, len_bytes: e.len })
+                .collect(),
         }
     }
 }
@@ -386,6 +418,9 @@ pub fn describe_manifest(manifest: &Manifest, root: Root, stored_bytes: u64) -> 
             or_dash(&v.fs_uuid),
         );
         line(&mut text, "volume", value);
+    }
+    for lacking in damage::describe(manifest) {
+        line(&mut text, "DAMAGED", lacking);
     }
     text.trim_end().to_owned()
 }

@@ -6,9 +6,11 @@ use image_format::{
 };
 
 use super::plan::{BAD_SECTOR_ADVICE, CapturePlan};
-use crate::disk::{Disk, Unreadable};
+use super::rescue::Rescue;
+use crate::disk::{Disk, Unreadable, is_of_medium};
 use crate::error::{Error, Result};
 use crate::extents::{Extent, Extents};
+use crate::progress::Progress;
 
 /// A piece of the disk that becomes one frame, or part of a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,13 +67,23 @@ pub enum Encoded {
 pub struct Worker<'a> {
     disk: &'a Disk,
     plan: &'a CapturePlan,
+    rescue: Option<&'a Rescue<'a>>,
+    progress: &'a Progress,
     encoder: Encoder,
     buffer: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
-    pub fn new(disk: &'a Disk, plan: &'a CapturePlan, level: i32) -> Result<Self> {
-        Ok(Self { disk, plan, encoder: Encoder::new(level)?, buffer: Vec::new() })
+    /// With `rescue`, bad sectors do not end the capture.
+    pub fn new(
+        disk: &'a Disk,
+        plan: &'a CapturePlan,
+        rescue: Option<&'a Rescue<'a>>,
+        progress: &'a Progress,
+        level: i32,
+    ) -> Result<Self> {
+        let encoder = Encoder::new(level)?;
+        Ok(Self { disk, plan, rescue, progress, encoder, buffer: Vec::new() })
     }
 
     /// Reads, classifies, hashes and compresses a span. `stored` is a recycled buffer.
@@ -86,10 +98,7 @@ impl<'a> Worker<'a> {
         let span_len = usize::try_from(span.len).expect("spans are a few MiB");
         self.buffer.resize(span_len, 0);
         let used: Vec<Extent> = self.plan.used.overlapping(span.offset, len).collect();
-        fill(self.disk, &mut self.buffer, span.offset, &used).map_err(|bad| {
-            let place = self.plan.place(bad.offset);
-            Error::from(bad).context(format!("reading {place} failed; {BAD_SECTOR_ADVICE}"))
-        })?;
+        self.read(span.offset, &used)?;
         let runs = classify(&self.buffer, span.offset, &used);
         if runs.iter().all(|run| run.kind != RunKind::Data) {
             // Too many changes between zero and free for one entry: all of it must read as zero then, which is safe.
@@ -104,6 +113,26 @@ impl<'a> Worker<'a> {
         let frame = self.encoder.encode(&self.buffer, Runs::new(runs), &mut stored)?;
         Ok(Encoded::Data { frame, stored })
     }
+
+    /// Fills the buffer with what is used of a span; the first bad sector ends it, or is got around.
+    fn read(&mut self, offset: u64, used: &[Extent]) -> Result<()> {
+        let Some(rescue) = self.rescue else {
+            let read = |buf: &mut [u8], at| self.disk.read_exact_at(buf, at);
+            return fill(&mut self.buffer, offset, used, read).map_err(|bad| {
+                let place = self.plan.place(bad.offset);
+                Error::from(bad).context(format!("reading {place} failed; {BAD_SECTOR_ADVICE}"))
+            });
+        };
+        // A drive that is failing is not asked for a bad sector more often than the rescue does.
+        match fill(&mut self.buffer, offset, used, |buf, at| self.disk.read_once(buf, at)) {
+            Err(bad) if is_of_medium(&bad.source) => {
+                rescue.read(&mut self.buffer, offset, used, &|| self.progress.check())?;
+                // What is used was read; this makes the rest zero.
+                Ok(fill(&mut self.buffer, offset, used, |_, _| Ok(()))?)
+            }
+            read => Ok(read?),
+        }
+    }
 }
 
 fn units_of(len: u64) -> u32 {
@@ -112,17 +141,17 @@ fn units_of(len: u64) -> u32 {
 
 /// Reads the used parts of a span; every other byte becomes zero.
 fn fill(
-    disk: &Disk,
     buffer: &mut [u8],
     offset: u64,
     used: &[Extent],
+    read: impl Fn(&mut [u8], u64) -> std::result::Result<(), Unreadable>,
 ) -> std::result::Result<(), Unreadable> {
     let mut done = 0;
     for extent in used {
         let start = index(extent.start - offset);
         let end = start + index(extent.len);
         buffer[done..start].fill(0);
-        disk.read_exact_at(&mut buffer[start..end], extent.start)?;
+        read(&mut buffer[start..end], extent.start)?;
         done = end;
     }
     buffer[done..].fill(0);

@@ -15,7 +15,7 @@ use crate::error::Error;
 use agent_api::ErrorKind;
 
 /// What is read at once on the way to a bad sector.
-pub const BLOCK_LEN: usize = 64 << 10;
+pub(crate) const BLOCK_LEN: usize = 64 << 10;
 
 /// A sector that cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,11 @@ impl Disk {
             Err(error) if is_of_medium(&error) => self.read_up_to_bad(buf, offset),
             Err(source) => Err(self.unreadable(offset, source)),
         }
+    }
+
+    /// Reads through the page cache, once; the error names the place of the whole read.
+    pub(crate) fn read_once(&self, buf: &mut [u8], offset: u64) -> Result<(), Unreadable> {
+        self.file.read_exact_at(buf, offset).map_err(|e| self.unreadable(offset, e))
     }
 
     fn read_up_to_bad(&self, buf: &mut [u8], offset: u64) -> Result<(), Unreadable> {

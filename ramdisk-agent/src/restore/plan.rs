@@ -7,6 +7,7 @@ use std::ops::Range;
 use agent_api::{DiskInfo, ErrorKind, RestoreOptions};
 use serde::Serialize;
 
+use crate::damage;
 use crate::disk::Disk;
 use crate::error::{Error, IoContext, Result};
 use crate::image::{DiskImage, ImageDisk};
@@ -36,6 +37,8 @@ pub struct RestorePlan {
     pub partitions: Vec<PlannedPartition>,
     /// What will be there instead, without partitions.
     pub whole: Option<String>,
+    /// What the image lacks because it could not be read, a line for each partition.
+    pub damaged: Vec<String>,
     /// What is not as in the image, such as a moved backup GPT.
     pub notes: Vec<String>,
     /// Zeroed before the first frame is written.
@@ -89,6 +92,16 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
     check_root(image, options.expect_root.as_deref())?;
     image.check_index()?;
     check_target(image, target)?;
+    let damaged = damage::describe(image.manifest());
+    if !damaged.is_empty() && !options.accept_bad_sectors {
+        return Err(Error::refused(format!(
+            "the image is damaged, {} of the disk it was taken from could not be read and would be zeros: {}; to restore it \
+             all the same give --accept-bad-sectors, then check those filesystems and replace the files; nothing was \
+             written",
+            size(damage::bytes(image.manifest())),
+            damaged.join("; ")
+        )));
+    }
     let sector = image.manifest().disk.logical_sector_bytes;
     let mut disk = ImageDisk::new(image)?;
     let outcome = table::read_table(&mut disk, image.disk_len(), sector).map_err(image_error)?;
@@ -127,6 +140,7 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
         table_kind: format!("{:?}", table.kind).to_lowercase(),
         partitions: planned_partitions(image, &table.partitions),
         whole: whole(image, &table.partitions),
+        damaged,
         notes,
         wipes,
         commit,
@@ -358,6 +372,9 @@ impl fmt::Display for RestorePlan {
         }
         if let Some(what) = &self.whole {
             writeln!(f, "writes     the whole   {:>12}  {what}", size(self.image_bytes))?;
+        }
+        for lacking in &self.damaged {
+            writeln!(f, "DAMAGED    {lacking}")?;
         }
         for note in &self.notes {
             writeln!(f, "note       {note}")?;

@@ -93,6 +93,11 @@ impl FaultyDisk {
         disk
     }
 
+    /// The disk does not answer any more, until `SIGCONT`; `SIGKILL` takes it away.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.daemon.id().cast_signed()), signal).unwrap();
+    }
+
     pub fn path(&self) -> &Path {
         self.device.as_ref().expect("it is there until the end").path()
     }

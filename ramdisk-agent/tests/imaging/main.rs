@@ -13,6 +13,7 @@ mod devices;
 mod disks;
 mod faulty;
 mod refusals;
+mod rescue;
 mod round_trip;
 mod sources;
 mod tools;

@@ -16,7 +16,7 @@ fn hash(path: &Path) -> blake3::Hash {
 }
 
 /// Unpacks an image with stock zstd.
-fn unpack(image: &Path, to: &Path) {
+pub fn unpack(image: &Path, to: &Path) {
     let (image, to) = (image.to_str().unwrap(), to.to_str().unwrap());
     run("zstd", "zstd", &["-d", "-q", "-f", "-o", to, image]);
 }
