@@ -206,6 +206,15 @@ pub fn ntfs_map(data: &[u8]) {
     fat_map(data);
 }
 
+/// Maps an exFAT, as it is and with right checksums.
+pub fn exfat_map(data: &[u8]) {
+    let Some(mut disk) = Sparse::decode(data, MAX_MAPPED_LEN) else { return };
+    map(&mut disk);
+    if reseal_exfat(&mut disk).is_some() {
+        map(&mut disk);
+    }
+}
+
 /// Maps a swap area.
 pub fn swap_map(data: &[u8]) {
     fat_map(data);
@@ -425,4 +434,44 @@ fn reseal_btrfs(disk: &mut Sparse) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// Makes the checksums of both boot regions right, and of what looks like a set of entries at the start of a sector.
+fn reseal_exfat(disk: &mut Sparse) -> Option<()> {
+    let boot = disk.bytes(0, 512)?;
+    if &boot[3..11] != b"EXFAT   " || !(9..=12).contains(&boot[108]) {
+        return None;
+    }
+    let sector = 1_u64 << boot[108];
+    for region in [0, 12 * sector] {
+        let mut covered = disk.bytes(region, 11 * sector)?;
+        for at in [112, 107, 106] {
+            covered.remove(at);
+        }
+        let sum =
+            covered.iter().fold(0_u32, |sum, b| sum.rotate_right(1).wrapping_add((*b).into()));
+        let words = sum.to_le_bytes().repeat(usize::try_from(sector / 4).ok()?);
+        disk.write(region + 11 * sector, &words);
+    }
+    let heap = le32(&boot, 88).checked_mul(sector)?;
+    let first = heap / SECTOR as u64;
+    let numbers: Vec<u64> = disk.sectors.range(first..).map(|(number, _)| *number).collect();
+    for number in numbers {
+        reseal_exfat_sets(disk.sectors.get_mut(&number)?);
+    }
+    Some(())
+}
+
+/// Sets that reach into the next sector are left as they are.
+fn reseal_exfat_sets(mut rest: &mut [u8]) {
+    while let [kind, count, ..] = rest {
+        let len = if *kind == 0x85 { 32 * (1 + usize::from(*count)) } else { 32 };
+        let Some((set, more)) = rest.split_at_mut_checked(len) else { return };
+        if set[0] == 0x85 {
+            let covered = set[..2].iter().chain(&set[4..]);
+            let sum = covered.fold(0_u16, |sum, b| sum.rotate_right(1).wrapping_add((*b).into()));
+            set[2..4].copy_from_slice(&sum.to_le_bytes());
+        }
+        rest = more;
+    }
 }

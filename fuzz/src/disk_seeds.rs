@@ -1,6 +1,6 @@
 //! Where the fuzzers of disks begin: small filesystems and partition tables, made by their own tools, as sparse disks.
 //!
-//! Needs e2fsprogs, xfsprogs, btrfs-progs, ntfs-3g, dosfstools, mtools, util-linux and fdisk. Identities and times differ from run to run; nothing else does.
+//! Needs e2fsprogs, xfsprogs, btrfs-progs, ntfs-3g, exfatprogs, dosfstools, mtools, util-linux and fdisk. Identities and times differ from run to run; nothing else does.
 
 use std::fs;
 use std::io::Write as _;
@@ -28,6 +28,8 @@ const XFS: [&str; 4] = [
 const BTRFS: [&str; 3] = ["-d single -m single", "-R quota", "-O ^no-holes -R ^free-space-tree"];
 const NTFS: [(&str, u64); 3] =
     [("-c 512", 2 << 20), ("-c 4096", 6 << 20), ("-s 4096 -c 16384", 20 << 20)];
+const EXFAT: [(&str, u64); 3] =
+    [("-c 512 -b 65536", 2 << 20), ("-c 4096", 6 << 20), ("-c 32768 --pack-bitmap", 20 << 20)];
 const FAT: [(&str, u64); 4] = [
     ("-F 12 -s 1", 360 << 10),
     ("-F 16 -s 1 -f 1", 3 << 20),
@@ -52,6 +54,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "xfs_map" => XFS.iter().map(|options| xfs(options)).collect(),
         "btrfs_map" => BTRFS.iter().map(|options| btrfs(options)).collect(),
         "ntfs_map" => NTFS.iter().map(|(options, len)| ntfs(options, *len)).collect(),
+        "exfat_map" => EXFAT.iter().map(|(options, len)| exfat(options, *len)).collect(),
         "fat_map" => FAT.iter().map(|(options, len)| fat(options, *len)).collect(),
         "swap_map" => SWAP.iter().map(|(options, len)| swap(options, *len)).collect(),
         "table" => tables(),
@@ -145,6 +148,47 @@ fn ntfs(options: &str, len: u64) -> Vec<u8> {
                 sector.fill(0);
             }
         }
+        fs::write(path, bytes).expect("it is ours");
+    })
+}
+
+/// mkfs.exfat writes no files, so a folder in one piece with a file in two is put in here.
+fn exfat(options: &str, len: u64) -> Vec<u8> {
+    volume(len, |path, _| {
+        let mut args = vec!["mkfs.exfat", "-L", "seed"];
+        args.extend(options.split(' '));
+        tool("exfatprogs", &[&args[..], &[path]].concat(), "");
+        let mut bytes = fs::read(path).expect("it was just made");
+        let index = |number: u32| usize::try_from(number).expect("small");
+        let le32 =
+            |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let (sector, cluster) = (1 << bytes[108], 1 << (bytes[108] + bytes[109]));
+        let (fat, heap) = (index(le32(80)) * sector, index(le32(88)) * sector);
+        let (clusters, root) = (le32(92), le32(96));
+        let place = |number: u32| heap + index(number - 2) * cluster;
+        let (folder, first, second) = (clusters / 2, clusters / 2 + 1, clusters - 3);
+        for (number, next) in [(first, second), (second, u32::MAX)] {
+            bytes[fat + index(number) * 4..][..4].copy_from_slice(&next.to_le_bytes());
+        }
+        for number in [folder, first, second] {
+            bytes[place(2) + index(number - 2) / 8] |= 1 << ((number - 2) % 8);
+        }
+        let set = |name: u8, attributes: u8, flags: u8, first: u32, len: usize| {
+            let mut set = [0; 96];
+            (set[0], set[1], set[4]) = (0x85, 2, attributes);
+            (set[32], set[33], set[35], set[64], set[66]) = (0xC0, flags, 1, 0xC1, name);
+            set[52..56].copy_from_slice(&first.to_le_bytes());
+            for at in [40, 56] {
+                set[at..at + 8].copy_from_slice(&(len as u64).to_le_bytes());
+            }
+            let covered = set[..2].iter().chain(&set[4..]);
+            let sum = covered.fold(0_u16, |sum, b| sum.rotate_right(1).wrapping_add((*b).into()));
+            set[2..4].copy_from_slice(&sum.to_le_bytes());
+            set
+        };
+        let root_end = place(root) + 3 * 32;
+        bytes[root_end..root_end + 96].copy_from_slice(&set(b'D', 0x10, 3, folder, cluster));
+        bytes[place(folder)..][..96].copy_from_slice(&set(b'F', 0, 1, first, cluster + 1));
         fs::write(path, bytes).expect("it is ours");
     })
 }

@@ -7,6 +7,7 @@
 
 mod btrfs;
 mod bytes;
+mod exfat;
 mod ext;
 mod failure;
 mod fat;
@@ -164,6 +165,7 @@ pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Vo
     match probe::boot_sector(src, len_bytes)? {
         Some(found) if found.kind == FsKind::Xfs => return xfs::map(src, len_bytes, found),
         Some(found) if found.kind == FsKind::Ntfs => return ntfs::map(src, len_bytes, found),
+        Some(found) if found.kind == FsKind::Exfat => return exfat::map(src, len_bytes, found),
         _ => {}
     }
     if let Some(map) = ext::map(src, len_bytes)? {

@@ -221,7 +221,7 @@ fn labelled_boot_sector<S: Read + Seek>(
     Ok(Some(hit))
 }
 
-/// Recognises a btrfs, or a volume that has no used-block map; `None` for ext, XFS, NTFS, FAT and swap, and for what is not known.
+/// Recognises a btrfs, or a volume that has no used-block map; `None` for ext, XFS, NTFS, exFAT, FAT and swap, and for what is not known.
 pub fn volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Found>> {
     let hits = hits(&mut Part::new(src, 0, len_bytes))?;
     let first = hits
@@ -268,8 +268,8 @@ fn is_fat(kind: FsKind) -> bool {
 
 /// What [`fs::map_volume`] has looked for, or will look for, by itself.
 fn is_told_elsewhere(kind: FsKind) -> bool {
-    use FsKind::{Ext2, Ext3, Ext4, Ntfs, Swap, Xfs};
-    is_fat(kind) || matches!(kind, Ext2 | Ext3 | Ext4 | Ntfs | Swap | Xfs)
+    use FsKind::{Exfat, Ext2, Ext3, Ext4, Ntfs, Swap, Xfs};
+    is_fat(kind) || matches!(kind, Exfat | Ext2 | Ext3 | Ext4 | Ntfs | Swap | Xfs)
 }
 
 /// Everything that a volume carries, what is most likely in use first.

@@ -58,7 +58,9 @@ fn run(target: fn(&[u8]), name: &str) {
 
 #[test]
 fn the_seeds_are_what_they_are_meant_to_be() {
-    for target in ["ext_map", "xfs_map", "btrfs_map", "ntfs_map", "fat_map", "swap_map"] {
+    for target in
+        ["ext_map", "xfs_map", "btrfs_map", "ntfs_map", "exfat_map", "fat_map", "swap_map"]
+    {
         for seed in disk_seeds::seeds(target) {
             let mut disk = disk::Sparse::decode(&seed, 1 << 40).unwrap();
             let len = u64::from_le_bytes(seed[..8].try_into().unwrap());
@@ -95,6 +97,11 @@ fn mutated_btrfs() {
 #[test]
 fn mutated_ntfs() {
     run(disk::ntfs_map, "ntfs_map");
+}
+
+#[test]
+fn mutated_exfat() {
+    run(disk::exfat_map, "exfat_map");
 }
 
 #[test]

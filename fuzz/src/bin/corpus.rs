@@ -10,9 +10,17 @@ fn main() -> io::Result<()> {
     for target in ["image_open", "image_page", "manifest"] {
         write(target, &image_seeds::seeds(target))?;
     }
-    for target in
-        ["ext_map", "xfs_map", "btrfs_map", "ntfs_map", "fat_map", "swap_map", "table", "probe"]
-    {
+    for target in [
+        "ext_map",
+        "xfs_map",
+        "btrfs_map",
+        "ntfs_map",
+        "exfat_map",
+        "fat_map",
+        "swap_map",
+        "table",
+        "probe",
+    ] {
         write(target, &disk_seeds::seeds(target))?;
     }
     Ok(())

@@ -47,7 +47,7 @@ pub fn map_or_raw(
             kind: found.kind,
             uuid: None,
             label: None,
-            block_bytes: u32::try_from(believed.block_bytes).expect("at most 2 MiB"),
+            block_bytes: u32::try_from(believed.block_bytes).expect("at most 32 MiB"),
             fs_bytes: believed.fs_bytes,
             used: believed.used,
             used_bytes_claimed: believed.used_bytes_claimed,

@@ -97,7 +97,7 @@ const MAKERS: [Maker; 13] = [
 ];
 
 fn has_map(kind: FsKind) -> bool {
-    !matches!(kind, FsKind::Exfat | FsKind::Luks | FsKind::Unknown)
+    !matches!(kind, FsKind::Luks | FsKind::Unknown)
 }
 
 impl Maker {

@@ -36,21 +36,21 @@ impl<'a> Mounted<'a> {
 
     /// See [`live`].
     pub fn live(&self, noise: &mut Noise, round: u64) {
-        live(&self.at, noise, round);
+        live(&self.at, true, noise, round);
     }
 }
 
-/// Fills, thins out and fragments what is mounted at a folder.
-pub fn live(at: &Path, noise: &mut Noise, round: u64) {
-    const SHAPE: Shape = Shape { bytes: 2 << 20, files: 50, unix: true };
+/// Fills, thins out and fragments what is mounted at a folder; `unix` says whether it knows links and holes.
+pub fn live(at: &Path, unix: bool, noise: &mut Noise, round: u64) {
+    let shape = Shape { bytes: 2 << 20, files: 50, unix };
     let left = rustix::fs::statvfs(at).unwrap();
     // Attributes, links and folders take room beside the files' own.
-    if left.f_bavail * left.f_frsize < 2 * SHAPE.bytes || left.f_ffree < 4 * SHAPE.files {
+    if left.f_bavail * left.f_frsize < 2 * shape.bytes || left.f_ffree < 4 * shape.files {
         return;
     }
     let tree = at.join(format!("lived{round}"));
     fs::create_dir(&tree).unwrap();
-    let files = plant(&tree, &SHAPE, noise);
+    let files = plant(&tree, &shape, noise);
     for file in files {
         match noise.below(5) {
             0 => fs::remove_file(tree.join(file)).unwrap(),
@@ -64,7 +64,8 @@ pub fn live(at: &Path, noise: &mut Noise, round: u64) {
             2 => {
                 let file = File::options().write(true).open(tree.join(file)).unwrap();
                 file.set_len(noise.below(10_000)).unwrap();
-                if_room(file.write_all_at(b"far", noise.below(1 << 24)));
+                let far = noise.below(if unix { 1 << 24 } else { 1 << 18 });
+                if_room(file.write_all_at(b"far", far));
             }
             3 => {
                 let path = tree.join(file);

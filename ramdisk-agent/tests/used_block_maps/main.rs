@@ -6,13 +6,15 @@
 //! metadata must never make a map smaller without a word.
 //!
 //! Everything follows from a seed that a failure names. `IMPRINT_MAP_ROUNDS` sets how many filesystems of each kind are made,
-//! `IMPRINT_MAP_SEED` the first seed. Needs e2fsprogs, dosfstools, mtools, util-linux, xfsprogs, btrfs-progs, ntfs-3g; the
-//! tests that mount need root.
+//! `IMPRINT_MAP_SEED` the first seed. Needs e2fsprogs, dosfstools, mtools, util-linux, xfsprogs, btrfs-progs, ntfs-3g,
+//! exfatprogs, exfat-fuse; the tests that mount need root.
 
 #![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
 #![allow(clippy::cast_possible_truncation, reason = "volumes of some MiB, on hosts of 64 bits")]
 
 mod btrfs;
+mod driven;
+mod exfat;
 mod ext;
 mod fat;
 mod live;

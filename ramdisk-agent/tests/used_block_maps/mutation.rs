@@ -13,6 +13,7 @@ use ramdisk_agent::extents::Extents;
 use ramdisk_agent::fs::{Clean, Taken, VolumeMap, map_volume};
 
 use crate::btrfs::{self, Btrfs};
+use crate::exfat::{self, Exfat, Places};
 use crate::ext::{EXT2, EXT4, Ext, Recipe};
 use crate::fat::Fat;
 use crate::noise::{Noise, rounds};
@@ -45,6 +46,9 @@ fn is_harmless(bytes: &[u8], pristine: &Extents) -> bool {
     }
 }
 
+/// Makes checksums of a whole volume right.
+type Reseal = Box<dyn Fn(&mut [u8])>;
+
 /// A range that is changed, and by how much at once.
 struct Target {
     range: Range<u64>,
@@ -54,12 +58,14 @@ struct Target {
     copy: Option<u64>,
     /// Where the range's CRC-32C is, which is made right again: in it, and zero for its sake, or outside.
     seal: Option<u64>,
+    /// Makes other checksums right.
+    reseal: Option<Reseal>,
 }
 
 impl Target {
     /// Bits of a range of which there is no copy.
     fn bits(range: Range<u64>) -> Self {
-        Self { range, field: 0, copy: None, seal: None }
+        Self { range, field: 0, copy: None, seal: None, reseal: None }
     }
 
     /// Changes bytes, or changes them back.
@@ -74,6 +80,9 @@ impl Target {
             let all = &bytes[self.range.start as usize..self.range.end as usize];
             let sum = CRC32C.checksum(all);
             bytes[seal].copy_from_slice(&sum.to_le_bytes());
+        }
+        if let Some(reseal) = &self.reseal {
+            reseal(bytes);
         }
     }
 
@@ -365,4 +374,51 @@ fn damaged_btrfs_is_never_mapped_short() {
     let mut bytes = fs::read(&btrfs.volume).unwrap();
     let targets = btrfs_targets(&bytes, &look(&bytes));
     mutate(&mut bytes, &targets, &mut noise, &btrfs.what);
+}
+
+/// Boot regions, table, bitmap and first directories; with checksums made right, too.
+fn exfat_targets(bytes: &[u8]) -> Vec<Target> {
+    let places = || Places::of(bytes);
+    let Places { region, fat, heap, cluster, root, folder } = places();
+    let mut targets = Vec::new();
+    let boot = |range: Range<u64>, field| {
+        let places = places();
+        let seal: Reseal = Box::new(move |bytes| places.seal_boot(bytes));
+        Target {
+            field,
+            copy: Some(range.start + region),
+            reseal: Some(seal),
+            ..Target::bits(range)
+        }
+    };
+    targets.extend([boot(0..512, 1), boot(64..120, 4), boot(72..104, 1)]);
+    targets.push(Target { field: 4, ..Target::bits(0..2 * region) });
+    for len in [40, 400, 4000] {
+        targets.push(Target { field: 4, ..Target::bits(fat..fat + len) });
+    }
+    // mkfs.exfat puts the bitmap first, behind it the table of capital letters.
+    targets.push(Target { field: 1, ..Target::bits(heap..heap + 64) });
+    targets.push(Target { field: 4, ..Target::bits(heap..heap + 2 * cluster) });
+    for start in [root, folder] {
+        let places = places();
+        let seal: Reseal = Box::new(move |bytes| places.seal_sets(bytes));
+        let range = start..start + cluster.min(2048);
+        targets.push(Target { field: 4, ..Target::bits(range.clone()) });
+        targets.push(Target { field: 4, reseal: Some(seal), ..Target::bits(range) });
+    }
+    // Entries of bitmap and table, which have no checksum.
+    targets.push(Target { field: 1, ..Target::bits(root..root + 128) });
+    targets
+}
+
+#[test]
+fn damaged_exfat_is_never_mapped_short() {
+    for (seed, recipe) in (14_000..).zip([&exfat::RECIPES[0], &exfat::RECIPES[4]]) {
+        let mut noise = Noise::new(seed);
+        let exfat = Exfat::make(recipe, &mut noise, seed);
+        exfat.live(&mut noise);
+        let mut bytes = fs::read(&exfat.volume).unwrap();
+        let targets = exfat_targets(&bytes);
+        mutate(&mut bytes, &targets, &mut noise, &exfat.what);
+    }
 }

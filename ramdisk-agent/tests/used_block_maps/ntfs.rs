@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 use ramdisk_agent::fs::{Clean, FsKind, VolumeMap};
 
+use crate::driven::{Driven, pepper};
 use crate::live::live;
 use crate::noise::{Noise, seeds};
 use crate::oracle::{expect_map, fill_free, free, look};
@@ -42,49 +40,11 @@ pub const RECIPES: [Recipe; 14] = [
     ntfs(40, "-C"),
     ntfs(40, "-z 4 -p 2048"),
 ];
-/// For a driver to mount, or to end.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// A volume in a folder that goes with it.
 pub struct Ntfs {
     folder: tempfile::TempDir,
     pub volume: PathBuf,
     pub what: String,
-}
-
-/// A volume that its driver, a process of ours, has mounted.
-struct Driven {
-    driver: Child,
-    at: PathBuf,
-}
-
-impl Driven {
-    fn new(volume: &Path, at: &Path, options: &str) -> Self {
-        fs::create_dir_all(at).unwrap();
-        let device = |path: &Path| fs::metadata(path).unwrap().dev();
-        let before = device(at);
-        let mut driver = Command::new("ntfs-3g")
-            .args(["-o", &format!("no_detach,{options}")])
-            .args([volume, at])
-            .spawn()
-            .expect("ntfs-3g is missing: apt-get install ntfs-3g");
-        let start = Instant::now();
-        while device(at) == before {
-            assert!(start.elapsed() < PATIENCE, "ntfs-3g does not mount {}", volume.display());
-            assert!(driver.try_wait().unwrap().is_none(), "ntfs-3g refuses {}", volume.display());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Self { driver, at: at.to_owned() }
-    }
-}
-
-impl Drop for Driven {
-    fn drop(&mut self) {
-        run("mount", "umount", &[self.at.to_str().unwrap()]);
-        // It writes until it ends.
-        assert!(self.driver.wait().unwrap().success());
-        fs::remove_dir(&self.at).unwrap();
-    }
 }
 
 impl Ntfs {
@@ -106,17 +66,20 @@ impl Ntfs {
     }
 
     fn mount(&self, options: &str) -> Driven {
-        Driven::new(&self.volume, &self.folder.path().join("mnt"), options)
+        let options = format!("no_detach,{options}");
+        let at = self.folder.path().join("mnt");
+        Driven::new("ntfs-3g", "ntfs-3g", &["-o", &options], &self.volume, &at)
     }
 
     /// Uses it as a system would; some files end in many pieces, whose lists need records of their own.
     pub fn live(&self, noise: &mut Noise) {
         for round in 0..2 {
             let mounted = self.mount("permissions,compression");
-            live(&mounted.at, noise, round);
+            live(&mounted.at, true, noise, round);
             let folder = mounted.at.join(format!("peppered{round}"));
             fs::create_dir(&folder).unwrap();
             pepper(&folder, noise);
+            name_streams(&folder, noise);
         }
     }
 
@@ -163,41 +126,13 @@ impl Ntfs {
     }
 }
 
-/// Files that grow in turns, small ones with every other one removed, named streams.
-fn pepper(at: &Path, noise: &mut Noise) {
-    let left = rustix::fs::statvfs(at).unwrap();
-    // Every file takes a cluster.
-    if left.f_bavail * left.f_frsize < (10 << 20) + 700 * left.f_bsize {
-        return;
-    }
-    let files = 100 + noise.below(200);
-    for i in 0..files {
-        fs::write(at.join(i.to_string()), noise.bytes(noise_len(i))).unwrap();
-    }
-    for i in (0..files).step_by(2) {
-        fs::remove_file(at.join(i.to_string())).unwrap();
-    }
-    let mut pair = ["one", "two"].map(|name| File::create(at.join(name)).unwrap());
-    for _ in 0..noise.below(600) {
-        for file in &mut pair {
-            file.write_all(&noise.bytes(1300)).unwrap();
-            file.sync_data().unwrap();
-        }
-    }
-    for i in [1, 3, 5] {
-        let value = noise.bytes(100 + noise_len(i * 13) % 60_000);
+/// Named streams, small and large; [`pepper`] leaves the files of odd numbers, if there was room.
+fn name_streams(at: &Path, noise: &mut Noise) {
+    for i in [1, 3, 5].into_iter().filter(|i: &u64| at.join(i.to_string()).exists()) {
+        let value = noise.bytes((100 + i * 481) as usize);
         let flags = rustix::fs::XattrFlags::empty();
         rustix::fs::setxattr(at.join(i.to_string()), "user.noise", &value, flags).unwrap();
     }
-    fs::create_dir(at.join("many")).unwrap();
-    for i in 0..noise.below(300) {
-        File::create(at.join(format!("many/{i} with a name that makes the folder's index grow")))
-            .unwrap();
-    }
-}
-
-fn noise_len(i: u64) -> usize {
-    (i * 37 % 9000) as usize
 }
 
 #[test]
