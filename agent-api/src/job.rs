@@ -59,6 +59,8 @@ pub enum JobAction {
     Capture(CaptureOptions),
     /// Write the image to the disk.
     Restore(RestoreOptions),
+    /// Make the plan of such a restore and change nothing: somebody is to look at it first.
+    Plan(RestoreOptions),
 }
 
 /// What the worker is busy with. In the order of a job.
@@ -155,6 +157,22 @@ pub enum Summary {
     Capture(CaptureSummary),
     /// Of a restore.
     Restore(RestoreSummary),
+    /// Of a plan.
+    Plan(PlanSummary),
+}
+
+/// The plan of a restore.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PlanSummary {
+    /// What an approval quotes, and [`RestoreOptions::expect_plan`] then demands.
+    pub hash: String,
+    /// For people.
+    pub text: String,
+    /// For programs: as `imprint-agent plan restore --json` prints it.
+    pub plan: serde_json::Value,
+    /// Terms of a disk selector that name the disk by its identity; `None` if it has none.
+    pub disk: Option<String>,
 }
 
 /// What a capture did. Times are wall clock.

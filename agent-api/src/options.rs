@@ -77,6 +77,9 @@ pub struct RestoreOptions {
     /// Refuse the image unless its root hash is this
     #[arg(long, value_name = "HEX")]
     pub expect_root: Option<String>,
+    /// Refuse to write unless the plan's hash is this, as `plan restore` printed it
+    #[arg(long, value_name = "HEX")]
+    pub expect_plan: Option<String>,
     /// Write zeros to free space, so that a previous owner's data do not stay
     #[arg(long)]
     pub scrub_free: bool,

@@ -64,6 +64,7 @@ fn routes(controller: Arc<Controller>) -> OpenApiRouter {
         .routes(routes!(jobs::list, jobs::create))
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::approve))
         .routes(routes!(jobs::resume))
         .routes(routes!(events::stream))
         .routes(routes!(tokens::list, tokens::add))

@@ -4,6 +4,7 @@
 //! same old state. The journal is a WAL synced at every commit: what a function here has returned survives a kill and a power cut.
 //! Rules that must hold whatever the code does (one active job per host, names unique, no orphans) are constraints of the schema.
 
+mod approvals;
 mod hosts;
 mod images;
 mod jobs;

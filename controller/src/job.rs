@@ -1,10 +1,14 @@
 //! Jobs: what was asked, where it stands, how it ended.
 
+mod approval;
 mod state;
 
-use agent_api::{CaptureOptions, ErrorKind, JobAction, JobSpec, Outcome, RestoreOptions};
+use agent_api::{
+    CaptureOptions, ErrorKind, JobAction, JobSpec, Outcome, PlanSummary, RestoreOptions,
+};
 use serde::{Deserialize, Serialize};
 
+pub use approval::Approval;
 pub use state::State;
 
 use crate::names::{DiskSelector, HostName, ImageName, ImageUrl};
@@ -107,6 +111,8 @@ pub struct NewJob {
     pub options: Options,
     /// What to do with a running machine.
     pub shutdown: Shutdown,
+    /// Restore: somebody is to approve the plan before anything is written.
+    pub approval: bool,
     /// Name of the API token that asked.
     pub created_by: String,
 }
@@ -130,6 +136,10 @@ pub struct Job {
     pub options: Options,
     /// What to do with a running machine.
     pub shutdown: Shutdown,
+    /// How far the approval of its plan is; `None` if it needs none.
+    pub approval: Option<Approval>,
+    /// The plan that was made for an approval.
+    pub plan: Option<PlanSummary>,
     /// Where it stands.
     pub state: State,
     /// Since when.
@@ -170,19 +180,36 @@ impl Job {
     /// What the agent gets.
     #[must_use]
     pub fn spec(&self) -> JobSpec {
-        JobSpec {
-            id: self.id.to_string(),
-            disk: self.disk.clone(),
-            image_url: self.image_url.clone(),
-            action: match &self.options {
-                Options::Capture(options) => JobAction::Capture(options.clone()),
-                Options::Restore(options) => JobAction::Restore(RestoreOptions {
+        let mut disk = self.disk.clone();
+        let action = match &self.options {
+            Options::Capture(options) => JobAction::Capture(options.clone()),
+            Options::Restore(options) => {
+                let mut options = options.clone();
+                match (self.approval, &self.plan) {
+                    (Some(approval), _) if approval.wants_plan() => {
+                        return self.with(disk, JobAction::Plan(options));
+                    }
+                    // Once it has been written to, the disk is no longer what was approved, but the same disk.
+                    (Some(Approval::Used), Some(PlanSummary { disk: Some(same), .. })) => {
+                        options.delta = true;
+                        disk = Some(same.clone());
+                    }
+                    (Some(_), plan) => {
+                        // Without a plan there is nothing that could be the same: no disk is written to.
+                        let hash = plan.as_ref().map(|plan| plan.hash.clone());
+                        options.expect_plan = Some(hash.unwrap_or_default());
+                    }
                     // What an earlier attempt left on the disk need not be fetched again.
-                    delta: options.delta || self.state.is_working() || self.boots > 1,
-                    ..options.clone()
-                }),
-            },
-        }
+                    (None, _) => options.delta |= self.state.is_working() || self.boots > 1,
+                }
+                JobAction::Restore(options)
+            }
+        };
+        self.with(disk, action)
+    }
+
+    fn with(&self, disk: Option<String>, action: JobAction) -> JobSpec {
+        JobSpec { id: self.id.to_string(), disk, image_url: self.image_url.clone(), action }
     }
 
     /// Whether boot files may be handed out at all: the job is under way, nobody has to look at it first, its work is not done,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use agent_api::{CaptureOptions, ErrorKind, RestoreOptions, Summary};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, Result};
@@ -77,20 +77,26 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct CaptureArgs {
-    /// The disk: a path, or terms such as serial=…, wwn=…, size>=100G that fit exactly one disk
-    disk: String,
-    /// Where the image goes: a path or nfs://host/export/name.img.zst; must not exist
-    image: String,
+    /// The disk (a path, or terms such as serial=…, wwn=…, size>=100G that fit exactly one disk), unless --disk names it, and where
+    /// the image goes: a path or nfs://host/export/name.img.zst that does not exist yet
+    #[arg(required = true, num_args = 1..=2, value_names = ["DISK", "IMAGE"])]
+    places: Vec<String>,
+    /// The disk, as an option
+    #[arg(long = "disk", value_name = "DISK")]
+    disk: Option<String>,
     #[command(flatten)]
     options: CaptureOptions,
 }
 
 #[derive(Debug, Args)]
 struct RestoreArgs {
-    /// URL or path of the image
-    image: String,
-    /// The target: a path, or terms such as serial=…, wwn=…, smallest>=100G that fit exactly one disk
-    disk: String,
+    /// URL or path of the image, and the target (a path, or terms such as serial=…, wwn=…, smallest>=100G that fit exactly one disk)
+    /// unless --disk names it
+    #[arg(required = true, num_args = 1..=2, value_names = ["IMAGE", "DISK"])]
+    places: Vec<String>,
+    /// The target, as an option
+    #[arg(long = "disk", value_name = "DISK")]
+    disk: Option<String>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -188,6 +194,12 @@ fn cancel_by_signal(progress: &Progress) -> Result<()> {
     Ok(())
 }
 
+/// Ends the program as for every other wrong use of the command line.
+fn wrong_places(usage: &str) -> ! {
+    let message = format!("one disk and one image are wanted: imprint-agent {usage}");
+    Cli::command().error(clap::error::ErrorKind::WrongNumberOfValues, message).exit()
+}
+
 fn find(text: &str) -> Result<PathBuf> {
     // What reads as a selector is one, whatever files lie around.
     let selector = match text.parse() {
@@ -229,8 +241,12 @@ fn capture_command(
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let options = &args.options;
-    let url = parse_url(&args.image)?;
-    let disk = Disk::open_source(&find(&args.disk)?)?;
+    let (disk, image) = match (args.places.as_slice(), &args.disk) {
+        ([disk, image], None) | ([image], Some(disk)) => (disk, image),
+        _ => wrong_places("capture DISK IMAGE, or capture --disk DISK IMAGE"),
+    };
+    let url = parse_url(image)?;
+    let disk = Disk::open_source(&find(disk)?)?;
     let plan = capture::plan(&disk, options)?;
     if !json {
         print(&plan.to_string())?;
@@ -249,9 +265,13 @@ fn restore_command(
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let options = &args.options;
-    let url = parse_url(&args.image)?;
+    let (image, disk) = match (args.places.as_slice(), &args.disk) {
+        ([image, disk], None) | ([image], Some(disk)) => (image, disk),
+        _ => wrong_places("restore IMAGE DISK, or restore IMAGE --disk DISK"),
+    };
+    let url = parse_url(image)?;
     let image = open_image(&url, progress)?;
-    let target = open_target(&find(&args.disk)?, &url)?;
+    let target = open_target(&find(disk)?, &url)?;
     let plan = restore::plan(&*image, &target, options)?;
     if !json {
         print(&plan.to_string())?;

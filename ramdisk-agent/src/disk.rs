@@ -21,7 +21,7 @@ use agent_api::{DiskInfo, ErrorKind};
 pub(crate) use bad::{BLOCK_LEN, copy_shared};
 pub use bad::{Unreadable, is_of_medium};
 pub use inventory::{inventory, inventory_of};
-pub use selector::{Selector, resolve};
+pub use selector::{Selector, identity, resolve};
 pub use users::in_use;
 pub use window::Window;
 

@@ -10,6 +10,7 @@
 //!
 //! Deliberately absent: resizing and other layouts.
 
+mod approval;
 mod commit;
 mod delta;
 mod medium;
@@ -42,7 +43,9 @@ const BRIDGE_LEN: u64 = 64 << 10;
 
 /// Looks at image and target and makes the plan. Writes nothing; refuses what must not be done.
 pub fn plan(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> Result<RestorePlan> {
-    plan::make(image, target, options)
+    let plan = plan::make(image, target, options)?;
+    approval::check(&plan, options)?;
+    Ok(plan)
 }
 
 /// Carries the plan out.

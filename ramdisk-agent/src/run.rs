@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use agent_api::{
-    CaptureSummary, ErrorKind, Failure, JobAction, JobSpec, Outcome, RestoreSummary, Summary,
+    CaptureSummary, ErrorKind, Failure, JobAction, JobSpec, Outcome, PlanSummary, RestoreSummary,
+    Summary,
 };
 use image_format::ImageReader;
 
@@ -60,6 +61,18 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
             let target = open_target(&path, &url)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
+        }
+        JobAction::Plan(options) => {
+            let image = open_image(&url, progress)?;
+            let target = Disk::open_source(&path)?;
+            let plan = restore::plan(&*image, &target, options)?;
+            Ok(Summary::Plan(PlanSummary {
+                hash: plan.hash.clone(),
+                text: plan.to_string(),
+                plan: serde_json::to_value(&plan)
+                    .map_err(|e| Error::new(ErrorKind::Internal, "writing the plan").because(e))?,
+                disk: disk::identity(&plan.target),
+            }))
         }
     }
 }
@@ -117,6 +130,7 @@ pub fn describe(summary: &Summary) -> String {
     match summary {
         Summary::Capture(s) => describe_capture(s),
         Summary::Restore(s) => describe_restore(s),
+        Summary::Plan(s) => s.text.clone(),
     }
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::{
-    Finish as Leave, Heartbeat, Orders, Outcome, Redeem, Report, Session as Granted, Summary,
-    WORK_WAIT_SECS, Work,
+    Finish as Leave, Heartbeat, Orders, Outcome, Redeem, Report, Session as Granted, Stage,
+    Summary, WORK_WAIT_SECS, Work,
 };
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
@@ -19,7 +19,7 @@ use crate::context::Controller;
 use crate::db::{BmcRow, DbError, Host, JOB_PAUSED, Redemption, Session};
 use crate::host::Finish;
 use crate::job::{Action, Job, State as JobState};
-use crate::names::{Mac, machine_uuid, printable};
+use crate::names::{DiskSelector, Mac, machine_uuid, printable};
 use crate::reconcile::is_boot_disk_done;
 use crate::secret::{Secret, is_hex, sha256};
 
@@ -36,6 +36,8 @@ const MESSAGE_MAX: usize = 4000;
 const IMAGE_ID_MAX: usize = 36;
 /// Length of a root hash in hex.
 const ROOT_LEN: usize = 64;
+/// Lines of a plan that are kept: more than a partition table has entries, and what is around them.
+const PLAN_LINES_MAX: usize = 1000;
 /// Reasons for raw partitions that are kept: more than a partition table has entries.
 const RAW_MAX: usize = 256;
 
@@ -185,6 +187,7 @@ async fn work_now(controller: &Controller, session: &Session) -> Result<Work, Ap
             controller.live.ring(job.id);
             leave(finish.for_agent())
         }
+        (JobState::AwaitingApproval, _) => Work::Idle,
         _ if job.needs_attention.is_some() || job.cancel_asked_ms.is_some() => Work::Idle,
         _ => {
             controller.db.start_work(job.id).await?;
@@ -241,6 +244,9 @@ pub(super) async fn report(
     let Json(mut report) = body?;
     report.progress.stalled = report.progress.stalled.map(|text| printable(&text, LOG_LINE_MAX));
     let stage = report.progress.stage;
+    if stage == Stage::Restoring {
+        controller.db.use_approval(id).await?;
+    }
     if controller.live.report(id, &session.boot_id, report)
         && let Some(state) = JobState::of_stage(stage)
     {
@@ -294,6 +300,19 @@ fn check_summary(summary: &mut Summary) -> Result<(), ApiError> {
             }
         }
         Summary::Restore(done) => done.root = printable(&done.root, ROOT_LEN),
+        Summary::Plan(plan) => {
+            if !is_hex(&plan.hash, ROOT_LEN) {
+                return Err(ApiError::invalid("hash must be 64 lower-case hex digits"));
+            }
+            let lines: Vec<String> = plan
+                .text
+                .lines()
+                .take(PLAN_LINES_MAX)
+                .map(|line| printable(line, LOG_LINE_MAX))
+                .collect();
+            plan.text = lines.join("\n");
+            plan.disk = plan.disk.take().filter(|disk| disk.parse::<DiskSelector>().is_ok());
+        }
     }
     Ok(())
 }

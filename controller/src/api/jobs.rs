@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use agent_api::{CaptureOptions, ErrorKind, Outcome, RestoreOptions, StageProgress, Summary};
+use agent_api::{
+    CaptureOptions, ErrorKind, Outcome, PlanSummary, RestoreOptions, StageProgress, Summary,
+};
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -21,7 +23,7 @@ use crate::db::{BmcRow, Event, Host, Idempotency, JobFilter, NewJobOutcome, Powe
 use crate::job::{Action, Job, NewJob, Options, Shutdown, State as JobState};
 use crate::names::{DiskSelector, FreeText, HostName, ImageName, ImageUrl};
 use crate::reconcile;
-use crate::secret::sha256;
+use crate::secret::{is_hex, sha256};
 
 /// Longest list of jobs in one answer.
 const LIST_MAX: u32 = 1000;
@@ -46,6 +48,9 @@ pub struct NewJobRequest {
     /// What to do with a machine that runs its own system.
     #[serde(default)]
     pub shutdown: Shutdown,
+    /// Restore: make the plan, then wait until somebody has approved it.
+    #[serde(default)]
+    pub approval: bool,
     /// The options of the action, beside the other members and under the names that they have on the command line of
     /// `imprint-agent`, with `_` for `-`.
     #[serde(flatten)]
@@ -142,6 +147,14 @@ impl JobView {
     }
 }
 
+/// An approval of a plan.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Approve {
+    /// The hash of the plan that is approved, as the job shows it.
+    pub plan: String,
+}
+
 /// Something that happened to a job.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct EventView {
@@ -209,6 +222,9 @@ pub struct JobDetail {
     pub events: Vec<EventView>,
     /// What was asked of the BMC, in order.
     pub power_actions: Vec<PowerActionView>,
+    /// The plan that was made for an approval: its hash, its text, and the plan as `imprint-agent plan restore --json` prints it.
+    #[schema(value_type = Option<Object>)]
+    pub plan: Option<PlanSummary>,
     /// What the machine said of itself when it checked in.
     #[schema(value_type = Option<Object>)]
     pub machine: Option<agent_api::Machine>,
@@ -316,6 +332,11 @@ async fn plan(
     let host = controller.db.host(request.host.as_str()).await?;
     let (options, image_url) = match request.action {
         Action::Capture => {
+            if request.approval {
+                return Err(ApiError::invalid(
+                    "approval is for restores: a capture changes nothing",
+                ));
+            }
             let options: CaptureOptions = options_of(request.action, request.options)?;
             options.check().map_err(ApiError::invalid)?;
             if let Some(description) = &options.description {
@@ -369,6 +390,7 @@ async fn plan(
         disk: request.disk,
         options,
         shutdown: request.shutdown,
+        approval: request.approval,
         created_by: caller.name.clone(),
     })
 }
@@ -425,12 +447,14 @@ pub(super) async fn show(
     id: Result<Path<i64>, PathRejection>,
 ) -> Result<Json<JobDetail>, ApiError> {
     let Path(id) = id?;
-    let job = JobView::new(controller.db.job(id).await?, &controller);
+    let mut job = controller.db.job(id).await?;
+    let plan = job.plan.take();
+    let job = JobView::new(job, &controller);
     let events = controller.db.events(id, 0).await?.into_iter().map(EventView::from).collect();
     let power_actions =
         controller.db.power_actions(id).await?.into_iter().map(PowerActionView::from).collect();
     let machine = controller.db.session_of_job(id).await?.map(|session| session.machine);
-    Ok(Json(JobDetail { job, events, power_actions, machine }))
+    Ok(Json(JobDetail { job, events, power_actions, plan, machine }))
 }
 
 /// Cancels a job. Before its agent works it ends at once; later when its agent has stopped.
@@ -445,6 +469,26 @@ pub(super) async fn cancel(
 ) -> Result<(StatusCode, Json<JobView>), ApiError> {
     let Path(id) = id?;
     controller.db.cancel_job(id, &caller.actor()).await?;
+    controller.live.ring(id);
+    Ok((StatusCode::ACCEPTED, Json(JobView::new(controller.db.job(id).await?, &controller))))
+}
+
+/// Approves the plan of a restore that waits for it: the agent makes the plan again, and restores if it is still the same.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/approve", tag = "jobs", params(("id" = i64, Path, description = "The job")), request_body = Approve,
+    responses((status = 202, description = "The job", body = JobView), (status = 404, description = "No such job"), (status = 409, description = "nothing_to_approve, other_plan"))
+)]
+pub(super) async fn approve(
+    State(controller): State<Arc<Controller>>,
+    Extension(caller): Extension<Caller>,
+    id: Result<Path<i64>, PathRejection>,
+    body: Result<Json<Approve>, JsonRejection>,
+) -> Result<(StatusCode, Json<JobView>), ApiError> {
+    let (Path(id), Json(approve)) = (id?, body?);
+    if !is_hex(approve.plan.trim(), 64) {
+        return Err(ApiError::invalid("plan must be the plan's hash: 64 lower-case hex digits"));
+    }
+    controller.db.approve(id, &approve.plan, &caller.actor()).await?;
     controller.live.ring(id);
     Ok((StatusCode::ACCEPTED, Json(JobView::new(controller.db.job(id).await?, &controller))))
 }

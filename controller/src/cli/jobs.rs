@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use agent_api::{CaptureOptions, RestoreOptions, StageProgress, Summary};
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Map, Value};
 
 use super::connect::{Client, segment};
 use super::{table, watch};
-use crate::api::jobs::{JobDetail, JobView, NewJobRequest};
+use crate::api::jobs::{Approve, JobDetail, JobView, NewJobRequest};
 use crate::job::{Action, Shutdown};
 use crate::secret::Secret;
 
@@ -50,6 +51,9 @@ pub(super) struct RestoreArgs {
     host: String,
     /// Which image
     image: String,
+    /// Make the plan on the machine, then wait until somebody has approved it (`imprint job approve`)
+    #[arg(long)]
+    approval: bool,
     #[command(flatten)]
     options: RestoreOptions,
     #[command(flatten)]
@@ -87,6 +91,14 @@ pub(super) enum JobCommand {
         /// Which
         id: i64,
     },
+    /// Show the plan of a restore that waits for approval, and approve it
+    Approve {
+        /// Which
+        id: i64,
+        /// The plan's hash; left out: show the plan and approve nothing
+        #[arg(long, value_name = "HASH")]
+        plan: Option<String>,
+    },
     /// Let a job go on that needed attention
     Resume {
         /// Which
@@ -101,6 +113,7 @@ pub(super) async fn capture(client: &Client, args: CaptureArgs) -> anyhow::Resul
         image: args.image.parse()?,
         url: args.url.map(|url| url.parse()).transpose()?,
         disk: args.common.disk.as_deref().map(str::parse).transpose()?,
+        approval: false,
         shutdown: args.common.shutdown,
         options: members(&args.options)?,
     };
@@ -114,6 +127,7 @@ pub(super) async fn restore(client: &Client, args: RestoreArgs) -> anyhow::Resul
         image: args.image.parse()?,
         url: None,
         disk: args.common.disk.as_deref().map(str::parse).transpose()?,
+        approval: args.approval,
         shutdown: args.common.shutdown,
         options: members(&args.options)?,
     };
@@ -221,6 +235,19 @@ pub(super) async fn run(client: &Client, command: JobCommand) -> anyhow::Result<
                 if job.state.is_terminal() { "" } else { ", being cancelled" }
             ))
         }
+        JobCommand::Approve { id, plan: None } => {
+            let detail: JobDetail = client.get(&format!("/v1/jobs/{id}")).await?;
+            let plan = detail.plan.with_context(|| {
+                format!("job {id} is {} and has no plan to approve", detail.job.state)
+            })?;
+            let approve = format!("imprint job approve {id} --plan {}", plan.hash);
+            table::put(&format!("{}\n\nto approve it: {approve}\n", plan.text))
+        }
+        JobCommand::Approve { id, plan: Some(plan) } => {
+            let post = client.request(Method::POST, &format!("/v1/jobs/{id}/approve"));
+            let job: JobView = client.json(post.json(&Approve { plan })).await?;
+            table::put(&format!("job {id}: {}\n", job.state))
+        }
         JobCommand::Resume { id } => {
             let job: JobView =
                 client.json(client.request(Method::POST, &format!("/v1/jobs/{id}/resume"))).await?;
@@ -296,6 +323,7 @@ pub(super) fn summary_text(summary: &Summary) -> String {
             }
             text
         }
+        Summary::Plan(plan) => format!("{}\n", plan.text),
         Summary::Restore(done) => format!(
             "restored {} onto a disk of {}: fetched {}, read back {} in {} (writing {}, flushing {}, reading back {})\nroot     {}\n",
             size(done.written_bytes),

@@ -6,7 +6,7 @@ use sqlx::Row;
 use super::transitions::record;
 use super::{Db, Result, conflict, content, not_found, on_unique};
 use crate::clock::now_ms;
-use crate::job::{Action, BOOT_BUDGET, Job, NewJob, Options, Shutdown, State};
+use crate::job::{Action, Approval, BOOT_BUDGET, Job, NewJob, Options, Shutdown, State};
 
 /// Something that happened to a job.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -109,9 +109,9 @@ impl Db {
         let now = now_ms();
         let options = serde_json::to_string(&job.options).expect("options are plain data");
         let id: i64 = sqlx::query_scalar(
-            "INSERT INTO jobs (action, host_id, host, image, image_url, disk, options, shutdown, state, state_since_ms,
-                               boot_budget, created_by, created_ms)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?) RETURNING id",
+            "INSERT INTO jobs (action, host_id, host, image, image_url, disk, options, shutdown, approval,
+                               state, state_since_ms, boot_budget, created_by, created_ms)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?) RETURNING id",
         )
         .bind(action.as_str())
         .bind(job.host_id)
@@ -121,6 +121,7 @@ impl Db {
         .bind(job.disk.as_ref().map(|d| d.as_str()))
         .bind(options)
         .bind(job.shutdown.as_str())
+        .bind(job.approval.then_some(Approval::Wanted.as_str()))
         .bind(now)
         .bind(BOOT_BUDGET)
         .bind(&job.created_by)
@@ -266,6 +267,8 @@ pub(super) fn job_of_row(row: &sqlx::sqlite::SqliteRow) -> Result<Job> {
     let state = text("state")?;
     let options = text("options")?;
     let shutdown = text("shutdown")?;
+    let approval: Option<String> = row.try_get("approval")?;
+    let plan: Option<String> = row.try_get("plan")?;
     let outcome: Option<String> = row.try_get("outcome")?;
     let kind: Option<String> = row.try_get("failure_kind")?;
     let message: Option<String> = row.try_get("failure_message")?;
@@ -282,6 +285,12 @@ pub(super) fn job_of_row(row: &sqlx::sqlite::SqliteRow) -> Result<Job> {
             .into_iter()
             .find(|s| s.as_str() == shutdown)
             .ok_or_else(|| content("shutdown policy", shutdown))?,
+        approval: approval
+            .map(|text| Approval::named(&text).ok_or_else(|| content("approval", text)))
+            .transpose()?,
+        plan: plan
+            .map(|text| serde_json::from_str(&text).map_err(|_| content("plan", text)))
+            .transpose()?,
         state: state.parse().map_err(|()| content("job state", state))?,
         state_since_ms: row.try_get("state_since_ms")?,
         stalled: row.try_get("stalled")?,

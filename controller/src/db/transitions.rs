@@ -6,6 +6,7 @@
 use agent_api::{ErrorKind, Outcome, Summary};
 use sqlx::SqliteConnection;
 
+use super::approvals::store_plan;
 use super::images::{self, NewImage};
 use super::jobs::job_of_row;
 use super::{Db, DbError, Result, conflict, content, not_found};
@@ -118,7 +119,15 @@ impl Db {
         if job.outcome.is_some() || job.state.is_terminal() {
             return Ok(false);
         }
-        if !job.state.is_working() && job.state != State::Booting {
+        let plan = match outcome {
+            Outcome::Succeeded(summary) => match summary.as_ref() {
+                Summary::Plan(plan) => Some(plan),
+                Summary::Capture(_) | Summary::Restore(_) => None,
+            },
+            Outcome::Failed(_) => None,
+        };
+        let waits = plan.is_some() && job.state == State::AwaitingApproval;
+        if !job.state.is_working() && job.state != State::Booting && !waits {
             return Err(conflict(
                 "job_not_running",
                 format!("job {id} is {}, no agent works on it", job.state),
@@ -128,10 +137,16 @@ impl Db {
             // Who reports may not be the machine that was meant.
             return Err(conflict(JOB_PAUSED, format!("job {id} is paused: {why}")));
         }
+        if let Some(plan) = plan {
+            let news = store_plan(&mut tx, &job, plan).await?;
+            tx.commit().await?;
+            return Ok(news);
+        }
         let fits = match outcome {
             Outcome::Succeeded(summary) => match summary.as_ref() {
                 Summary::Capture(_) => job.action() == Action::Capture,
                 Summary::Restore(_) => job.action() == Action::Restore,
+                Summary::Plan(_) => false,
             },
             Outcome::Failed(_) => true,
         };
@@ -509,6 +524,7 @@ mod tests {
             disk: None,
             options: Options::Capture(CaptureOptions::default()),
             shutdown: Shutdown::Refuse,
+            approval: false,
             created_by: "test".into(),
         };
         match db.create_job(&job, None).await.unwrap() {

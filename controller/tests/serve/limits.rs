@@ -75,6 +75,7 @@ impl Rig {
             disk: None,
             options: Options::Capture(CaptureOptions::default()),
             shutdown: Shutdown::Refuse,
+            approval: false,
             created_by: "test".into(),
         };
         let NewJobOutcome::Created(job) = db.create_job(&new, None).await.unwrap() else {

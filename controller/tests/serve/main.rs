@@ -4,6 +4,7 @@
 
 mod agents;
 mod api;
+mod approval;
 mod boot;
 mod cli;
 mod crash;

@@ -102,6 +102,21 @@ impl Term {
     }
 }
 
+/// The selector that means this very disk wherever it is plugged in; `None` if it has neither a world wide name nor a serial number.
+#[must_use]
+pub fn identity(disk: &DiskInfo) -> Option<String> {
+    let term = match (&disk.wwn, &disk.serial) {
+        (Some(wwn), _) => format!("wwn={wwn}"),
+        (None, Some(serial)) => format!("serial={serial}"),
+        (None, None) => return None,
+    };
+    let size = disk.size_bytes;
+    let text = format!("{term},size>={size},size<={size}");
+    // A comma or a space at an end in a serial number cannot be said in a selector.
+    let Ok(Selector::Terms(terms)) = text.parse() else { return None };
+    terms.iter().all(|term| term.fits(disk)).then_some(text)
+}
+
 fn bare_wwn(text: &str) -> String {
     let text = text.to_ascii_lowercase();
     let bare = ["naa.", "eui.", "0x"].iter().find_map(|p| text.strip_prefix(p));

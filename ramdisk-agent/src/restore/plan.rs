@@ -12,6 +12,7 @@ use crate::disk::Disk;
 use crate::error::{Error, IoContext, Result};
 use crate::image::{DiskImage, ImageDisk};
 use crate::probe;
+use crate::restore::approval;
 use crate::restore::commit::Piece;
 use crate::run::size;
 use crate::table::{self, Partition, Table, TableKind, TableOutcome};
@@ -23,6 +24,8 @@ const HEAD_LEN: u64 = 1 << 20;
 /// What a restore will do.
 #[derive(Debug, Clone, Serialize)]
 pub struct RestorePlan {
+    /// What an approval quotes: see `approval`.
+    pub hash: String,
     /// Root hash of the image.
     pub root: String,
     /// Size of the disk in the image.
@@ -131,7 +134,8 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
                 .into(),
         );
     }
-    Ok(RestorePlan {
+    let mut plan = RestorePlan {
+        hash: String::new(),
         root: image.root().to_string(),
         image_bytes: image.disk_len(),
         target: target.info(),
@@ -145,7 +149,9 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
         wipes,
         commit,
         withheld,
-    })
+    };
+    plan.hash = approval::hash(&plan, options);
+    Ok(plan)
 }
 
 fn image_error(e: std::io::Error) -> Error {
@@ -379,10 +385,11 @@ impl fmt::Display for RestorePlan {
         for note in &self.notes {
             writeln!(f, "note       {note}")?;
         }
-        write!(
+        writeln!(
             f,
             "bootable   last: {}",
             self.commit.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ")
-        )
+        )?;
+        write!(f, "plan       {}", self.hash)
     }
 }

@@ -34,6 +34,40 @@ fn targets_that_do_not_fit() {
 }
 
 #[test]
+fn a_plan_that_is_not_the_approved_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, image) = restored(dir.path());
+    let (target, elsewhere) = (dir.path().join("t"), dir.path().join("renamed"));
+    noise_file(&target, disk.len, 1);
+    let plan = |target: &Path, flags: &[&str]| {
+        let mut args = vec!["plan", "restore", "--json", image.to_str().unwrap()];
+        args.push(target.to_str().unwrap());
+        args.extend(flags);
+        agent(&args).json()["hash"].as_str().unwrap().to_owned()
+    };
+    let hash = plan(&target, &[]);
+    assert_eq!(plan(&target, &["--delta"]), hash, "how it is done is no part of the plan");
+    assert_ne!(plan(&target, &["--scrub-free"]), hash, "what is done is");
+    fs::rename(&target, &elsewhere).unwrap();
+    assert_eq!(plan(&elsewhere, &[]), hash, "nor is the disk's name");
+    untouched(&elsewhere, || {
+        let wrong = "0".repeat(64);
+        for (given, says) in [(wrong.as_str(), "not the plan that was approved"), ("abc", "64")] {
+            try_restore(&image, &elsewhere, &["--expect-plan", given]).refused("refused", &[says]);
+        }
+    });
+    // Somebody has made a filesystem on it since.
+    let before = fs::read(&elsewhere).unwrap();
+    disks::swap(&elsewhere, disk.len);
+    assert_ne!(plan(&elsewhere, &[]), hash);
+    untouched(&elsewhere, || {
+        try_restore(&image, &elsewhere, &["--expect-plan", &hash]).refused("refused", &["changed"]);
+    });
+    fs::write(&elsewhere, before).unwrap();
+    restore(&image, &elsewhere, &["--expect-plan", &hash]);
+}
+
+#[test]
 fn nothing_happens_unless_agreed_to() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, image) = restored(dir.path());

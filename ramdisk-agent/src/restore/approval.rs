@@ -1,0 +1,91 @@
+//! What an approval of a restore's plan quotes: a hash of all that matters.
+//!
+//! Which disk it is (by identity and size, not by its name in `/dev`), what was found on it, which image, what will be wiped and
+//! written where, and the options. Not in it: device names, times, notes, and whether equal parts are skipped. So the hash stays
+//! the same over a reboot, and changes when somebody exchanged the disk, wrote to its tables, or published another image.
+
+use agent_api::RestoreOptions;
+use image_format::Hash;
+use serde::Serialize;
+
+use super::plan::RestorePlan;
+use crate::error::{Error, Result};
+
+/// Keeps hashes of later versions apart.
+const VERSION: u32 = 1;
+
+#[derive(Serialize)]
+struct Quoted<'a> {
+    version: u32,
+    root: &'a str,
+    image_bytes: u64,
+    serial: Option<&'a str>,
+    wwn: Option<&'a str>,
+    model: Option<&'a str>,
+    size_bytes: u64,
+    logical_sector_bytes: u32,
+    destroys: &'a [String],
+    table_kind: &'a str,
+    partitions: Vec<(u32, u64, u64, &'a str)>,
+    whole: Option<&'a str>,
+    wipes: Vec<(u64, u64)>,
+    commit: Vec<(&'a str, u64, String)>,
+    options: RestoreOptions,
+}
+
+/// The hash of a plan, in hex.
+pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
+    let target = &plan.target;
+    let quoted = Quoted {
+        version: VERSION,
+        root: &plan.root,
+        image_bytes: plan.image_bytes,
+        serial: target.serial.as_deref(),
+        wwn: target.wwn.as_deref(),
+        model: target.model.as_deref(),
+        size_bytes: target.size_bytes,
+        logical_sector_bytes: target.logical_sector_bytes,
+        destroys: &plan.destroys,
+        table_kind: &plan.table_kind,
+        partitions: plan
+            .partitions
+            .iter()
+            .map(|p| (p.number, p.start_bytes, p.len_bytes, p.what.as_str()))
+            .collect(),
+        whole: plan.whole.as_deref(),
+        wipes: plan.wipes.iter().map(|range| (range.start, range.end)).collect(),
+        commit: plan
+            .commit
+            .iter()
+            .map(|piece| (piece.name.as_str(), piece.offset, Hash::of(&piece.bytes).to_string()))
+            .collect(),
+        // What was quoted, and how the same result is come to, are no part of it. A root that was asked for is the plan's.
+        options: RestoreOptions {
+            expect_plan: None,
+            expect_root: None,
+            delta: false,
+            ..options.clone()
+        },
+    };
+    let text = serde_json::to_vec(&quoted).expect("a plan is plain data");
+    Hash::of(&text).to_string()
+}
+
+/// Refuses a plan that is not the one that was approved.
+pub fn check(plan: &RestorePlan, options: &RestoreOptions) -> Result<()> {
+    match options.expect_plan.as_deref().map(str::trim) {
+        Some(text) if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            Err(Error::refused(format!(
+                "'{text}' is no hash of a plan: those are 64 hexadecimal digits, as `plan restore` prints them"
+            )))
+        }
+        Some(expected) if !expected.eq_ignore_ascii_case(&plan.hash) => {
+            Err(Error::refused(format!(
+                "this is not the plan that was approved: its hash is {}, not {expected}. The disk, what is on it, the image or the \
+             options have changed; look at the plan again. Nothing was written",
+                plan.hash
+            )))
+        }
+        _ => Ok(()),
+    }
+}
