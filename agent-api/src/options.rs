@@ -80,6 +80,9 @@ pub struct RestoreOptions {
     /// Refuse to write unless the plan's hash is this, as `plan restore` printed it
     #[arg(long, value_name = "HEX")]
     pub expect_plan: Option<String>,
+    /// Refuse the image unless this minisign public key has signed it: the key, or the file that it is in
+    #[arg(long, value_name = "KEY")]
+    pub require_signature: Option<String>,
     /// Write zeros to free space, so that a previous owner's data do not stay
     #[arg(long)]
     pub scrub_free: bool,
@@ -89,6 +92,32 @@ pub struct RestoreOptions {
     /// Restore an image that lacks sectors which could not be read when it was made; they become zeros
     #[arg(long)]
     pub accept_bad_sectors: bool,
+}
+
+impl RestoreOptions {
+    /// Refuses what no agent would do.
+    ///
+    /// # Errors
+    /// A sentence that names the option and what it may be.
+    pub fn check(&self) -> Result<(), String> {
+        match &self.require_signature {
+            Some(key) if !looks_like_a_key(key) => Err(format!(
+                "require_signature {} is no minisign public key: those are {PUBLIC_KEY_LEN} characters of base64 that begin with RW",
+                key.escape_debug()
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The length of a minisign public key in base64.
+const PUBLIC_KEY_LEN: usize = 56;
+
+/// Whether a text can be a minisign public key: its form. The agent looks closer.
+fn looks_like_a_key(text: &str) -> bool {
+    text.len() == PUBLIC_KEY_LEN
+        && text.starts_with("RW")
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
 }
 
 #[cfg(test)]
@@ -120,6 +149,20 @@ mod tests {
         let line = <Line as clap::Parser>::parse_from(["x"]);
         assert_eq!(line.capture, CaptureOptions::default());
         assert_eq!(line.restore, RestoreOptions::default());
+    }
+
+    #[test]
+    fn what_is_no_public_key_is_refused_with_its_name() {
+        let key = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
+        let with = |key: &str| RestoreOptions {
+            require_signature: Some(key.to_owned()),
+            ..RestoreOptions::default()
+        };
+        with(key).check().unwrap();
+        for bad in ["", "imprint.pub", &key[1..], &format!("{key} "), &key.replace("RW", "Rw")] {
+            let error = with(bad).check().unwrap_err();
+            assert!(error.starts_with("require_signature "), "{error}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! standard error, and an exit code for the kind of failure (`docs/agent-cli.md`). Nothing is written before the plan was shown
 //! and agreed to.
 
+mod trust;
+
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +16,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, Result};
 use crate::progress::{Face, Progress, Ticker};
-use crate::run::{describe, open_image, open_target, parse_url, size};
+use crate::run::{check_signature, describe, open_image, open_target, parse_url, size};
 use crate::{capture, damage, restore, run, store, verify};
 
 /// Captures disks to images and imprints images on disks.
@@ -54,6 +56,10 @@ enum Command {
     Plan(PlanCommand),
     /// Check every stored byte of an image against its hashes
     Verify(VerifyArgs),
+    /// Make a pair of keys to sign images with, in minisign's format
+    Keygen(trust::KeygenArgs),
+    /// Sign an image: writes NAME.root and NAME.root.minisig beside it
+    Sign(trust::SignArgs),
     /// Show what an image holds
     Inspect {
         /// URL or path of the image
@@ -134,6 +140,9 @@ struct VerifyArgs {
     /// Refuse the image unless its root hash is this
     #[arg(long, value_name = "HEX")]
     expect_root: Option<String>,
+    /// Refuse the image unless this minisign public key has signed it: the key, or the file that it is in
+    #[arg(long, value_name = "KEY")]
+    require_signature: Option<String>,
 }
 
 /// Does what the command line says; the exit code.
@@ -166,11 +175,15 @@ fn dispatch(cli: &Cli) -> Result<u8> {
             show(cli.json, &plan)?;
         }
         Command::Plan(PlanCommand::Restore { image, disk, options }) => {
-            let image = open_image(&parse_url(image)?, &progress)?;
+            let url = parse_url(image)?;
+            let image = open_image(&url, &progress)?;
+            check_signature(&*image, &url, options.require_signature.as_deref(), &progress)?;
             let target = Disk::open_source(&find(disk)?)?;
             show(cli.json, &restore::plan(&*image, &target, options)?)?;
         }
         Command::Verify(args) => verify_command(args, cli.json, face, &progress)?,
+        Command::Keygen(args) => trust::keygen(args, cli.json)?,
+        Command::Sign(args) => trust::sign(args, cli.json, &progress)?,
         Command::Inspect { image } => inspect_command(image, cli.json, &progress)?,
         Command::Ls { folder } => ls_command(folder, cli.json, &progress)?,
         Command::Disks => disks_command(cli.json)?,
@@ -271,6 +284,7 @@ fn restore_command(
     };
     let url = parse_url(image)?;
     let image = open_image(&url, progress)?;
+    check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
     let target = open_target(&find(disk)?, &url)?;
     let plan = restore::plan(&*image, &target, options)?;
     if !json {
@@ -318,7 +332,9 @@ fn verify_command(
     face: Face,
     progress: &Arc<Progress>,
 ) -> Result<()> {
-    let image = open_image(&parse_url(&args.image)?, progress)?;
+    let url = parse_url(&args.image)?;
+    let image = open_image(&url, progress)?;
+    check_signature(&*image, &url, args.require_signature.as_deref(), progress)?;
     restore::check_root(&*image, args.expect_root.as_deref())?;
     let ticker = Ticker::start(progress, face);
     let result = if args.deep {

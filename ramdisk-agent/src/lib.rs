@@ -23,4 +23,5 @@ pub mod run;
 pub mod store;
 pub mod sys;
 pub mod table;
+pub mod trust;
 pub mod verify;

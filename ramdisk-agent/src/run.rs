@@ -15,6 +15,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::image::DiskImage;
 use crate::progress::{Face, Progress, Ticker};
 use crate::store::{self, StoreUrl};
+use crate::trust::{self, PublicKey};
 use crate::{capture, restore};
 
 /// A job's text is a few hundred bytes; more than this is not a job.
@@ -58,12 +59,14 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
         }
         JobAction::Restore(options) => {
             let image = open_image(&url, progress)?;
+            check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
             let target = open_target(&path, &url)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
         }
         JobAction::Plan(options) => {
             let image = open_image(&url, progress)?;
+            check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
             let target = Disk::open_source(&path)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Plan(PlanSummary {
@@ -86,6 +89,18 @@ pub fn open_image(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
     let image =
         ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))?;
     Ok(Box::new(image))
+}
+
+/// Refuses an image that the given key has not signed; without a key there is nothing to refuse.
+pub fn check_signature(
+    image: &dyn DiskImage,
+    url: &StoreUrl,
+    key: Option<&str>,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    let Some(key) = key else { return Ok(()) };
+    let options = store_options(progress);
+    trust::require(&PublicKey::find(key)?, url, image.root(), image.stored_len(), &options)
 }
 
 /// Opens a disk to write an image to it. The image itself is not overwritten.

@@ -40,6 +40,7 @@ pub const TESTS: &[Package] = &[
     ("lvm2", "makes physical volumes"),
     ("qemu-system-common", "qemu-storage-daemon: disks that fail as told"),
     ("python3-venv", "readers of the seekable zstd format, from PyPI"),
+    ("minisign", "makes and checks the signatures that ours are compared with"),
     ("nfs-ganesha", "NFS server"),
     ("nfs-ganesha-vfs", "its access to plain folders"),
     ("rpcbind", "its portmapper"),

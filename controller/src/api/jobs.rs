@@ -362,6 +362,7 @@ async fn plan(
                 ));
             }
             let mut options: RestoreOptions = options_of(request.action, request.options)?;
+            options.check().map_err(ApiError::invalid)?;
             let image = controller.db.image(request.image.as_str()).await?;
             match &options.expect_root {
                 Some(wanted) if !wanted.eq_ignore_ascii_case(&image.root) => {

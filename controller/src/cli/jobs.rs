@@ -120,7 +120,10 @@ pub(super) async fn capture(client: &Client, args: CaptureArgs) -> anyhow::Resul
     start(client, request, &args.common).await
 }
 
-pub(super) async fn restore(client: &Client, args: RestoreArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn restore(client: &Client, mut args: RestoreArgs) -> anyhow::Result<ExitCode> {
+    if let Some(key) = &mut args.options.require_signature {
+        *key = public_key(key)?;
+    }
     let request = NewJobRequest {
         action: Action::Restore,
         host: args.host.parse()?,
@@ -132,6 +135,21 @@ pub(super) async fn restore(client: &Client, args: RestoreArgs) -> anyhow::Resul
         options: members(&args.options)?,
     };
     start(client, request, &args.common).await
+}
+
+/// A minisign public key, or the one in the file of that name: agents have no files of ours.
+fn public_key(text: &str) -> anyhow::Result<String> {
+    let is_key = |text: &str| {
+        let key = Some(text.to_owned());
+        RestoreOptions { require_signature: key, ..RestoreOptions::default() }.check().is_ok()
+    };
+    if is_key(text) {
+        return Ok(text.to_owned());
+    }
+    let file = std::fs::read_to_string(text)
+        .with_context(|| format!("reading the public key in {text}"))?;
+    let key = file.lines().find(|line| is_key(line));
+    Ok(key.with_context(|| format!("{text} holds no minisign public key"))?.to_owned())
 }
 
 /// Options as members of a request.

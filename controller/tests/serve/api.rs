@@ -84,6 +84,10 @@ async fn options_that_the_action_does_not_have_are_named() {
         assert_eq!((status, &problem["code"]), (422, &json!("invalid")), "{options}: {problem}");
         assert!(problem["detail"].as_str().unwrap().contains(says), "{problem}");
     }
+    let body = json!({"action": "restore", "host": "node7", "image": "debian", "require_signature": "site.pub"});
+    let (status, problem) = served.post("/v1/jobs", body).await;
+    assert_eq!(status, 422, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("no minisign public key"), "{problem}");
     assert_eq!(served.get("/v1/jobs").await, json!([]));
 }
 

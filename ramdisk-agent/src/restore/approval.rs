@@ -59,10 +59,12 @@ pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
             .iter()
             .map(|piece| (piece.name.as_str(), piece.offset, Hash::of(&piece.bytes).to_string()))
             .collect(),
-        // What was quoted, and how the same result is come to, are no part of it. A root that was asked for is the plan's.
+        // What was quoted, and how the same result is come to, are no part of it. A root that was asked for is the plan's, and
+        // whoever vouched for it does not change what is written.
         options: RestoreOptions {
             expect_plan: None,
             expect_root: None,
+            require_signature: None,
             delta: false,
             ..options.clone()
         },
