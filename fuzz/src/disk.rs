@@ -215,6 +215,15 @@ pub fn exfat_map(data: &[u8]) {
     }
 }
 
+/// Maps a physical volume of LVM, as it is and with right checksums.
+pub fn lvm2_map(data: &[u8]) {
+    let Some(mut disk) = Sparse::decode(data, MAX_MAPPED_LEN) else { return };
+    map(&mut disk);
+    if reseal_lvm2(&mut disk).is_some() {
+        map(&mut disk);
+    }
+}
+
 /// Maps a swap area.
 pub fn swap_map(data: &[u8]) {
     fat_map(data);
@@ -474,4 +483,35 @@ fn reseal_exfat_sets(mut rest: &mut [u8]) {
         }
         rest = more;
     }
+}
+
+/// LVM's checksum, bit by bit.
+pub fn lvm2_sum(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0xF597_A6CF, |sum: u32, byte| {
+        let mixed = sum ^ u32::from(*byte);
+        (0..8).fold(mixed, |sum, _| if sum & 1 == 1 { sum >> 1 ^ 0xEDB8_8320 } else { sum >> 1 })
+    })
+}
+
+/// Makes the checksums of the label in the second sector, of the first metadata area and of its text right.
+fn reseal_lvm2(disk: &mut Sparse) -> Option<()> {
+    let mut label = disk.bytes(512, 512)?;
+    if !label.starts_with(b"LABELONE") {
+        return None;
+    }
+    let sum = lvm2_sum(&label[20..]).to_le_bytes();
+    label[16..20].copy_from_slice(&sum);
+    disk.write(512, &label);
+    // Header, one data area, the end of that list.
+    let area = le64(&label, 32 + 40 + 32);
+    let mut header = disk.bytes(area, 512)?;
+    if let Some(text) =
+        area.checked_add(le64(&header, 40)).and_then(|at| disk.bytes(at, le64(&header, 48)))
+    {
+        header[56..60].copy_from_slice(&lvm2_sum(&text).to_le_bytes());
+    }
+    let sum = lvm2_sum(&header[4..]).to_le_bytes();
+    header[..4].copy_from_slice(&sum);
+    disk.write(area, &header);
+    Some(())
 }

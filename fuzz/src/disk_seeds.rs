@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::disk::Sparse;
+use crate::disk::{Sparse, lvm2_sum};
 
 const EXT: [&str; 8] = [
     "-t ext2 -b 1024 @ 256",
@@ -55,6 +55,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "btrfs_map" => BTRFS.iter().map(|options| btrfs(options)).collect(),
         "ntfs_map" => NTFS.iter().map(|(options, len)| ntfs(options, *len)).collect(),
         "exfat_map" => EXFAT.iter().map(|(options, len)| exfat(options, *len)).collect(),
+        "lvm2_map" => vec![lvm2(&[(100, 300), (0, 100)]), lvm2(&[(0, 400)])],
         "fat_map" => FAT.iter().map(|(options, len)| fat(options, *len)).collect(),
         "swap_map" => SWAP.iter().map(|(options, len)| swap(options, *len)).collect(),
         "table" => tables(),
@@ -189,6 +190,63 @@ fn exfat(options: &str, len: u64) -> Vec<u8> {
         let root_end = place(root) + 3 * 32;
         bytes[root_end..root_end + 96].copy_from_slice(&set(b'D', 0x10, 3, folder, cluster));
         bytes[place(folder)..][..96].copy_from_slice(&set(b'F', 0, 1, first, cluster + 1));
+        fs::write(path, bytes).expect("it is ours");
+    })
+}
+
+/// An ext2 in a logical volume of these segments, first extent and count; pvcreate wants a device, so LVM's part is put in here.
+fn lvm2(segments: &[(usize, usize)]) -> Vec<u8> {
+    const ID: &str = "b3qKA0-0wQO-e69G-rGCH-7so6-yeqd-WHcUOF";
+    const EXTENT: usize = 1024;
+    const START: usize = 64 << 10;
+    const LEN: usize = 1 << 20;
+    const AREA: usize = 4096;
+    const AREA_LEN: usize = 32 << 10;
+    volume(0, |path, tree| {
+        let options = ["-q", "-F", "-N", "16", "-t", "ext2", "-b", "1024", "-d"];
+        tool("e2fsprogs", &[&["mke2fs"][..], &options, &[tree, path, "400"]].concat(), "");
+        let inside = fs::read(path).expect("it was just made");
+        let mut bytes = vec![0; LEN];
+        let (mut list, mut before) = (String::new(), 0);
+        for (number, (first, count)) in segments.iter().enumerate() {
+            let to = START + first * EXTENT;
+            bytes[to..to + count * EXTENT]
+                .copy_from_slice(&inside[before * EXTENT..][..count * EXTENT]);
+            list += &format!(
+                "segment{} {{\nstart_extent = {before}\nextent_count = {count}\ntype = \"striped\"\nstripe_count = 1\n\
+                 stripes = [\n\"pv0\", {first}\n]\n}}\n",
+                number + 1
+            );
+            before += count;
+        }
+        let text = format!(
+            "vg {{\nstatus = [\"RESIZEABLE\", \"READ\", \"WRITE\"]\nflags = []\nextent_size = {}\nphysical_volumes {{\npv0 {{\n\
+             id = \"{ID}\"\nstatus = [\"ALLOCATABLE\"]\nflags = []\ndev_size = {}\npe_start = {}\npe_count = 900\n}}\n}}\n\
+             logical_volumes {{\nroot {{\nstatus = [\"READ\", \"WRITE\", \"VISIBLE\"]\nsegment_count = {}\n{list}}}\n}}\n}}\n\
+             contents = \"Text Format Volume Group\"\nversion = 1\n\0",
+            EXTENT / 512,
+            LEN / 512,
+            START / 512,
+            segments.len()
+        );
+        let mut put = |at: usize, piece: &[u8]| bytes[at..at + piece.len()].copy_from_slice(piece);
+        let number = |n: usize| (n as u64).to_le_bytes();
+        let mut label = b"LABELONE".to_vec();
+        label.extend([number(1), [0, 0, 0, 0, 32, 0, 0, 0], *b"LVM2 001"].concat());
+        label.extend(ID.bytes().filter(|b| *b != b'-'));
+        label.extend([LEN, START, 0, 0, 0, AREA, AREA_LEN, 0, 0].map(number).concat());
+        label.resize(512, 0);
+        let sum = lvm2_sum(&label[20..]).to_le_bytes();
+        label[16..20].copy_from_slice(&sum);
+        put(512, &label);
+        let mut header = b"\0\0\0\0 LVM2 x[5A%r0N*>\x01\0\0\0".to_vec();
+        header.extend([AREA, AREA_LEN, 512, text.len()].map(number).concat());
+        header.extend(lvm2_sum(text.as_bytes()).to_le_bytes());
+        header.resize(512, 0);
+        let sum = lvm2_sum(&header[4..]).to_le_bytes();
+        header[..4].copy_from_slice(&sum);
+        put(AREA, &header);
+        put(AREA + 512, text.as_bytes());
         fs::write(path, bytes).expect("it is ours");
     })
 }

@@ -34,7 +34,8 @@ pub use error::{FormatError, Part, Result};
 pub use hash::{Hash, ParseHashError, Root};
 pub use header::{Header, INCOMPATIBLE_DELTA};
 pub use manifest::{
-    BadSectors, Compression, Disk, Manifest, PartitionTable, TableKind, Taken, Volume,
+    BadSectors, Compression, Disk, LogicalVolume, Manifest, PartitionTable, Segment, TableKind,
+    Taken, Volume,
 };
 pub use page::{FrameEntry, FrameKind, Page};
 pub use read_at::ReadAt;

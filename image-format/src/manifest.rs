@@ -183,6 +183,49 @@ pub struct Volume {
     /// Why it was taken raw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw_reason: Option<String>,
+    /// The logical volumes in it, whose used bytes are among its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logical_volumes: Vec<LogicalVolume>,
+}
+
+/// A logical volume in a volume that is a physical volume of LVM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogicalVolume {
+    /// The volume group's name and its own: `vg/root`.
+    pub name: String,
+    /// Its length.
+    pub len_bytes: u64,
+    /// Where its bytes are on the disk, in order.
+    #[serde(default)]
+    pub segments: Vec<Segment>,
+    /// The filesystem as `blkid` names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<String>,
+    /// The filesystem's UUID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs_uuid: Option<String>,
+    /// The filesystem's label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs_label: Option<String>,
+    /// The filesystem's block size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_bytes: Option<u32>,
+    /// How much of it is in use.
+    pub used_bytes: u64,
+    /// How it was taken.
+    pub taken: Taken,
+    /// Why it was taken raw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw_reason: Option<String>,
+}
+
+/// A part of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Where it starts on the disk.
+    pub start_bytes: u64,
+    /// Its length.
+    pub len_bytes: u64,
 }
 
 /// A part of the disk that could not be read.

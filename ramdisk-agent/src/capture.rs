@@ -5,6 +5,7 @@
 //! whatever the disk holds there, so equal filesystems give equal content. A capture that ends early leaves no image: the
 //! partial is removed, or, if the machine lost power, still carries `.partial` in its name.
 
+mod logical;
 mod plan;
 mod rescue;
 mod span;
@@ -16,6 +17,7 @@ use agent_api::{CaptureOptions, CaptureSummary, ErrorKind, Stage};
 use image_format::{Header, ImageReader, ImageWriter};
 use uuid::Uuid;
 
+pub use logical::PlannedLogicalVolume;
 pub use plan::{CapturePlan, PlannedVolume, describe_manifest};
 
 use crate::damage;

@@ -11,6 +11,7 @@ mod exfat;
 mod ext;
 mod failure;
 mod fat;
+mod lvm2;
 mod ntfs;
 mod swap;
 mod xfs;
@@ -135,6 +136,19 @@ pub struct VolumeMap {
     pub taken: Taken,
     /// Whether it was shut down cleanly.
     pub clean: Clean,
+    /// The logical volumes in it, whose used bytes are among `used`. What is not clean in one is said there only.
+    pub logical_volumes: Vec<LogicalVolume>,
+}
+
+/// A logical volume in a physical one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogicalVolume {
+    /// The volume group's name and its own: `vg/root`.
+    pub name: String,
+    /// Where its bytes are in the physical volume, in order.
+    pub pieces: Vec<Extent>,
+    /// What it holds.
+    pub map: VolumeMap,
 }
 
 impl VolumeMap {
@@ -151,14 +165,50 @@ impl VolumeMap {
             used_bytes_claimed: len_bytes,
             taken: Taken::Raw { reason: reason.into() },
             clean: Clean::Unknown,
+            logical_volumes: Vec::new(),
         }
+    }
+
+    /// Takes every byte after all.
+    pub fn take_whole(&mut self, len_bytes: u64, reason: impl Into<String>) {
+        self.used = Extents::single(0, len_bytes);
+        self.used_bytes_claimed = len_bytes;
+        self.taken = Taken::Raw { reason: reason.into() };
+        self.logical_volumes.clear();
+    }
+
+    /// Takes every byte of one of its logical volumes after all.
+    pub fn take_logical_volume_whole(&mut self, index: usize, reason: impl Into<String>) {
+        let volume = &mut self.logical_volumes[index];
+        let len_bytes = volume.len_bytes();
+        self.used_bytes_claimed += len_bytes - volume.map.used_bytes_claimed;
+        volume.map.take_whole(len_bytes, reason);
+        self.used = self.used.union(&volume.used());
+    }
+}
+
+impl LogicalVolume {
+    /// Its length.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.len).sum()
     }
 }
 
 /// Looks at a volume of `len_bytes`. `Err` only when the source cannot be read: damaged or unknown structures are taken raw.
 pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<VolumeMap> {
+    match probe::covering(src, len_bytes)? {
+        Some((found, label)) if found.kind == FsKind::Lvm2 => {
+            lvm2::map(src, len_bytes, found, label)
+        }
+        _ => without_lvm(src, len_bytes),
+    }
+}
+
+/// The same, where a physical volume has no map: in one.
+fn without_lvm(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<VolumeMap> {
     // A bitmap that an earlier filesystem left behind would drop what a RAID or a pool has written since.
-    if let Some(found) = probe::covering(src, len_bytes)? {
+    if let Some((found, _)) = probe::covering(src, len_bytes)? {
         return Ok(without_map(found, len_bytes));
     }
     // Before ext and swap, whose formatters clear the sector that these begin with.
@@ -185,15 +235,9 @@ pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Vo
     }
 }
 
-fn without_map(found: Found, len_bytes: u64) -> VolumeMap {
-    let reason = format!("{}: no used-block map in this version", found.kind);
-    let map = VolumeMap::raw(found.kind, len_bytes, reason);
-    VolumeMap { uuid: found.uuid, label: found.label, ..map }
-}
-
 /// What a volume holds, without its map. Reads no more than signatures and superblocks.
 pub fn identify(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Found>> {
-    if let Some(found) = probe::covering(src, len_bytes)? {
+    if let Some((found, _)) = probe::covering(src, len_bytes)? {
         return Ok(Some(found));
     }
     if let Some(found) = probe::boot_sector(src, len_bytes)? {
@@ -203,6 +247,13 @@ pub fn identify(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Opti
         Some((found, _)) => Ok(Some(found)),
         None => probe::volume(src, len_bytes),
     }
+}
+
+/// One that is taken whole for its kind.
+fn without_map(found: Found, len_bytes: u64) -> VolumeMap {
+    let reason = format!("{}: no used-block map in this version", found.kind);
+    let map = VolumeMap::raw(found.kind, len_bytes, reason);
+    VolumeMap { uuid: found.uuid, label: found.label, ..map }
 }
 
 /// Recognises a filesystem that may have a map, and says where its signature is. Reads no more than a superblock.

@@ -17,6 +17,8 @@ use crate::extents::Extent;
 use crate::fs::{self, FsKind};
 use crate::table::{self, SECTOR_BYTES, Table, TableKind, TableOutcome};
 
+pub(crate) use front::lvm_crc;
+
 /// Every signature at a volume's start lies in so many bytes.
 const HEAD_LEN: usize = 72 << 10;
 /// No more partitions than this are looked into, though a table may have thousands.
@@ -232,14 +234,19 @@ pub fn volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option
     Ok(first)
 }
 
-/// What is made behind a volume's first sectors and leaves an older filesystem's superblock there: the filesystem's own formatter
-/// would have overwritten it, so it is the later one.
-pub(crate) fn covering(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Found>> {
+/// What is made behind a volume's first sector and may leave an older filesystem's superblock there: the filesystem's own formatter
+/// would have overwritten it, so it is the later one. Gives the signature's place, too.
+pub(crate) fn covering(
+    src: &mut (impl Read + Seek),
+    len_bytes: u64,
+) -> io::Result<Option<(Found, Extent)>> {
     let mut part = Part::new(src, 0, len_bytes);
-    if let Some(hit) = raid::md_front(&part.head()?) {
-        return Ok(Some(hit.found));
-    }
-    Ok(zfs::first_label(&mut part)?.map(|hit| hit.found))
+    let head = part.head()?;
+    let hit = match raid::md_front(&head) {
+        Some(hit) => Some(hit),
+        None => zfs::first_label(&mut part)?.or_else(|| front::lvm2(&head)),
+    };
+    Ok(hit.map(|hit| (hit.found, hit.at)))
 }
 
 /// What fills a whole disk, with or without a map.
@@ -279,16 +286,16 @@ fn hits<S: Read + Seek>(part: &mut Part<'_, S>) -> io::Result<Vec<Hit>> {
     hits.extend(labelled_boot_sector(part, &head)?);
     let len = part.len;
     let mapped = fs::recognise(part, len)?.map(|(found, at)| Hit { found, at, copy: false });
-    // mdadm and zpool leave the first sectors as they are, and with them superblocks of ext and swap and FAT's boot sector; the
-    // formatters of those overwrite what mdadm and zpool write. So these come first.
+    // mdadm and zpool leave the first sectors as they are, and with them superblocks of ext and swap and FAT's boot sector, and
+    // pvcreate may; the formatters of those overwrite what these write. So these come first.
     hits.extend(raid::md_front(&head));
     let labels = zfs::labels(part)?;
     let (zfs_front, zfs_back): (Vec<Hit>, Vec<Hit>) = labels.into_iter().partition(|hit| !hit.copy);
     hits.extend(zfs_front);
+    hits.extend(front::lvm2(&head));
     let (fat, other): (Vec<Hit>, Vec<Hit>) =
         mapped.into_iter().partition(|hit| is_fat(hit.found.kind));
     hits.extend(other);
-    hits.extend(front::lvm2(&head));
     // The makers of these clear the boot sector, and mkfs.fat may leave them: so these come behind it.
     hits.extend(fat);
     hits.extend(front::btrfs(&head));

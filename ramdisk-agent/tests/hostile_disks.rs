@@ -58,9 +58,16 @@ fn run(target: fn(&[u8]), name: &str) {
 
 #[test]
 fn the_seeds_are_what_they_are_meant_to_be() {
-    for target in
-        ["ext_map", "xfs_map", "btrfs_map", "ntfs_map", "exfat_map", "fat_map", "swap_map"]
-    {
+    for target in [
+        "ext_map",
+        "xfs_map",
+        "btrfs_map",
+        "ntfs_map",
+        "exfat_map",
+        "lvm2_map",
+        "fat_map",
+        "swap_map",
+    ] {
         for seed in disk_seeds::seeds(target) {
             let mut disk = disk::Sparse::decode(&seed, 1 << 40).unwrap();
             let len = u64::from_le_bytes(seed[..8].try_into().unwrap());
@@ -102,6 +109,11 @@ fn mutated_ntfs() {
 #[test]
 fn mutated_exfat() {
     run(disk::exfat_map, "exfat_map");
+}
+
+#[test]
+fn mutated_lvm2() {
+    run(disk::lvm2_map, "lvm2_map");
 }
 
 #[test]

@@ -16,6 +16,7 @@ fn main() -> io::Result<()> {
         "btrfs_map",
         "ntfs_map",
         "exfat_map",
+        "lvm2_map",
         "fat_map",
         "swap_map",
         "table",

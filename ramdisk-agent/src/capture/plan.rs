@@ -7,6 +7,7 @@ use agent_api::{CaptureOptions, DirtyPolicy, DiskInfo, ErrorKind};
 use image_format::{Header, Manifest, Root};
 use serde::Serialize;
 
+use super::logical::PlannedLogicalVolume;
 use crate::damage;
 use crate::disk::{Disk, Unreadable};
 use crate::error::{Error, Result};
@@ -70,6 +71,9 @@ pub struct PlannedVolume {
     pub kept_bytes: u64,
     /// Why every block is taken; `None` if the map of used blocks is.
     pub raw_reason: Option<String>,
+    /// What is in it, if it is a physical volume of LVM that has a map.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logical_volumes: Vec<PlannedLogicalVolume>,
     #[serde(skip)]
     partition: Option<Partition>,
 }
@@ -117,23 +121,13 @@ pub fn make(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
         };
         if partition.is_none() && table.kind != TableKind::None {
             // It may be left over from other days, with data in use behind it that no table knows of.
-            take_raw(&mut map, volume_len, "its partition table has no partitions".into());
+            map.take_whole(volume_len, "its partition table has no partitions");
         }
-        if let Clean::NotClean { reason } = map.clean.clone() {
-            if options.dirty == DirtyPolicy::Raw {
-                take_raw(
-                    &mut map,
-                    volume_len,
-                    format!("not shut down cleanly ({reason}), taken whole as asked"),
-                );
-            } else {
-                dirty.push(format!("{name} ({}): {reason}", map.kind));
-            }
-        }
+        dirty.extend(not_clean(&mut map, volume_len, &name, options.dirty == DirtyPolicy::Raw));
         if zeroed.contains_range(0, 1) || (partition.is_none() && !zeroed.is_empty()) {
             // Whatever was found may be left over from other days, and the valid table may be what cannot be read.
             let reason = "sectors cannot be read that may hold the partition table";
-            take_raw(&mut map, volume_len, reason.into());
+            map.take_whole(volume_len, reason);
         }
         let mapped = map.used.shifted(start);
         volumes.push(planned(partition, start, volume_len, map));
@@ -191,12 +185,28 @@ fn kind_name(kind: TableKind) -> &'static str {
     }
 }
 
-fn take_raw(map: &mut VolumeMap, len: u64, reason: String) {
-    let mut used = Extents::new();
-    used.insert(0, len);
-    map.used = used;
-    map.used_bytes_claimed = len;
-    map.taken = Taken::Raw { reason };
+/// What was not shut down cleanly, each with its name; with `whole`, all of it is kept instead, and nothing is said.
+fn not_clean(map: &mut VolumeMap, len: u64, name: &str, whole: bool) -> Vec<String> {
+    let mut dirty = Vec::new();
+    let taken_whole =
+        |reason: &str| format!("not shut down cleanly ({reason}), taken whole as asked");
+    if let Clean::NotClean { reason } = map.clean.clone() {
+        if whole {
+            map.take_whole(len, taken_whole(&reason));
+        } else {
+            dirty.push(format!("{name} ({}): {reason}", map.kind));
+        }
+    }
+    for index in 0..map.logical_volumes.len() {
+        let volume = &map.logical_volumes[index];
+        let Clean::NotClean { reason } = volume.map.clean.clone() else { continue };
+        if whole {
+            map.take_logical_volume_whole(index, taken_whole(&reason));
+        } else {
+            dirty.push(format!("{name}, {} ({}): {reason}", volume.name, volume.map.kind));
+        }
+    }
+    dirty
 }
 
 fn planned(partition: Option<&Partition>, start: u64, len: u64, map: VolumeMap) -> PlannedVolume {
@@ -214,6 +224,11 @@ fn planned(partition: Option<&Partition>, start: u64, len: u64, map: VolumeMap) 
             Taken::Map => None,
             Taken::Raw { reason } => Some(reason),
         },
+        logical_volumes: map
+            .logical_volumes
+            .into_iter()
+            .map(|volume| PlannedLogicalVolume::new(volume, start))
+            .collect(),
         partition: partition.cloned(),
     }
 }
@@ -251,12 +266,17 @@ impl CapturePlan {
     /// The volumes that are taken raw, each with its reason.
     #[must_use]
     pub fn taken_raw(&self) -> Vec<String> {
-        let named = |v: &PlannedVolume| {
-            let reason = v.raw_reason.as_ref()?;
-            let name = v.number.map_or_else(|| "the disk".into(), |n| format!("partition {n}"));
-            Some(format!("{name}: {reason}"))
-        };
-        self.volumes.iter().filter_map(named).collect()
+        let mut list = Vec::new();
+        for volume in &self.volumes {
+            let name =
+                volume.number.map_or_else(|| "the disk".into(), |n| format!("partition {n}"));
+            list.extend(volume.raw_reason.iter().map(|reason| format!("{name}: {reason}")));
+            for inside in &volume.logical_volumes {
+                let named = |reason| format!("{name}, {}: {reason}", inside.name);
+                list.extend(inside.raw_reason.iter().map(named));
+            }
+        }
+        list
     }
 
     /// What is at a byte of the disk, for people: `partition 2 (ext4 'root')`.
@@ -344,6 +364,11 @@ fn manifest_volume(volume: &PlannedVolume) -> image_format::Volume {
             image_format::Taken::Map
         },
         raw_reason: volume.raw_reason.clone(),
+        logical_volumes: volume
+            .logical_volumes
+            .iter()
+            .map(PlannedLogicalVolume::manifest)
+            .collect(),
     }
 }
 
@@ -369,6 +394,9 @@ impl fmt::Display for CapturePlan {
             match &v.raw_reason {
                 Some(reason) => writeln!(f, ", raw: {reason}")?,
                 None => writeln!(f)?,
+            }
+            for inside in &v.logical_volumes {
+                writeln!(f, "{inside}")?;
             }
         }
         for warning in &self.warnings {
@@ -418,6 +446,19 @@ pub fn describe_manifest(manifest: &Manifest, root: Root, stored_bytes: u64) -> 
             or_dash(&v.fs_uuid),
         );
         line(&mut text, "volume", value);
+        for inside in &v.logical_volumes {
+            let raw = inside.raw_reason.as_ref().map(|r| format!(", raw: {r}")).unwrap_or_default();
+            let value = format!(
+                "    {} {:8} {} {} used of {}  uuid {}{raw}",
+                inside.name,
+                or_dash(&inside.filesystem),
+                or_dash(&inside.fs_label),
+                size(inside.used_bytes),
+                size(inside.len_bytes),
+                or_dash(&inside.fs_uuid),
+            );
+            line(&mut text, "", value);
+        }
     }
     for lacking in damage::describe(manifest) {
         line(&mut text, "DAMAGED", lacking);

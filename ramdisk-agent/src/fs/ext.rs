@@ -42,6 +42,7 @@ pub fn map(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Vo
         used_bytes_claimed: 0,
         taken: Taken::Map,
         clean: clean(&sb),
+        logical_volumes: Vec::new(),
     };
     match used(src, &sb, len_bytes)? {
         Ok(used) => {

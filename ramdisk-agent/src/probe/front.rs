@@ -164,13 +164,18 @@ fn exfat_root(head: &[u8]) -> Option<(u64, usize)> {
     Some((heap.checked_add(cluster.checked_mul(cluster_bytes)?)?, len))
 }
 
+/// LVM2's checksum of labels and metadata.
+pub fn lvm_crc(bytes: &[u8]) -> u32 {
+    LVM_CRC.checksum(bytes)
+}
+
 /// A label in one of the first four sectors.
 pub fn lvm2(head: &[u8]) -> Option<Hit> {
     (0..4_u64).zip(head.chunks_exact(SECTOR)).find_map(|(number, sector)| {
         let label = sector.starts_with(b"LABELONE")
             && &sector[24..32] == b"LVM2 001"
             && le64(sector, 8)? == number
-            && le32(sector, 16)? == LVM_CRC.checksum(&sector[20..]);
+            && le32(sector, 16)? == lvm_crc(&sector[20..]);
         let header = usize::try_from(le32(sector, 20)?).ok()?;
         let id = sector.get(header..header.checked_add(32)?);
         label.then(|| Hit::new(FsKind::Lvm2, number * SECTOR as u64, 8, id.and_then(lvm_id), None))

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ramdisk_agent::fs::{Clean, FsKind, Taken, VolumeMap};
 
+use crate::device::Device;
 use crate::driven::{Driven, pepper};
 use crate::live::live;
 use crate::noise::{Noise, seeds};
@@ -40,23 +41,6 @@ pub const RECIPES: [Recipe; 12] = [
     exfat(24, 512, "-c 16K -b 64K"),
 ];
 
-/// A file as a block device, which the driver insists on.
-struct Device(PathBuf);
-
-impl Device {
-    fn new(volume: &Path, sector: u64) -> Self {
-        let sector = sector.to_string();
-        let args = ["--find", "--show", "--sector-size", &sector, volume.to_str().unwrap()];
-        Self(run("mount", "losetup", &args).trim().into())
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        run("mount", "losetup", &["--detach".as_ref(), self.0.as_os_str()]);
-    }
-}
-
 /// A volume in a folder that goes with it.
 pub struct Exfat {
     folder: tempfile::TempDir,
@@ -75,7 +59,7 @@ impl Exfat {
             let device = Device::new(&volume, recipe.sector);
             let mut args = vec!["-L", "a label"];
             args.extend(recipe.options.split(' '));
-            args.push(device.0.to_str().unwrap());
+            args.push(device.path());
             run("exfatprogs", "mkfs.exfat", &args);
         }
         // What lies behind the filesystem is not its own.

@@ -93,7 +93,8 @@ impl Fat {
         self.mtools("mcopy", &[big.to_str().unwrap(), "::big"]);
     }
 
-    fn files(&self, name: &str) -> std::collections::BTreeMap<PathBuf, crate::tree::Node> {
+    /// All files, as mtools finds them.
+    pub fn files(&self, name: &str) -> std::collections::BTreeMap<PathBuf, crate::tree::Node> {
         let out = self.folder.path().join(name);
         fs::create_dir(&out).unwrap();
         self.mtools("mcopy", &["-s", "-n", "-Q", "::*", out.to_str().unwrap()]);
@@ -101,7 +102,7 @@ impl Fat {
     }
 
     /// Must find nothing; gives the numbers of used and of all clusters.
-    fn check(&self) -> (u64, u64) {
+    pub fn check(&self) -> (u64, u64) {
         let report = run("dosfstools", "fsck.fat", &["-n", "-v", self.volume.to_str().unwrap()]);
         let numbers =
             report.lines().last().unwrap().rsplit_once(' ').unwrap().0.rsplit_once(' ').unwrap().1;

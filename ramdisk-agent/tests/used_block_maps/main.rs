@@ -7,17 +7,19 @@
 //!
 //! Everything follows from a seed that a failure names. `IMPRINT_MAP_ROUNDS` sets how many filesystems of each kind are made,
 //! `IMPRINT_MAP_SEED` the first seed. Needs e2fsprogs, dosfstools, mtools, util-linux, xfsprogs, btrfs-progs, ntfs-3g,
-//! exfatprogs, exfat-fuse; the tests that mount need root.
+//! exfatprogs, exfat-fuse, lvm2; the tests that mount need root.
 
 #![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
 #![allow(clippy::cast_possible_truncation, reason = "volumes of some MiB, on hosts of 64 bits")]
 
 mod btrfs;
+mod device;
 mod driven;
 mod exfat;
 mod ext;
 mod fat;
 mod live;
+mod lvm2;
 mod mounted;
 mod mutation;
 mod noise;

@@ -1,0 +1,93 @@
+//! An LVM2 physical volume: which of its extents are in use, and what is used in the logical volumes.
+//!
+//! Follows LVM2's own headers and code: `lib/format_text/layout.h` and `format-text.c` for label and metadata areas,
+//! `import_vsn1.c` and `flags.c` for the text. A volume group on this one physical volume whose logical volumes are all linear is
+//! mapped: each logical volume is looked at as a partition would be, and what it uses is mapped back to the extents that hold it.
+//! Free extents are free; everything outside of the extents (label, metadata areas, boot loader area, the rest of the device) is
+//! kept. The map is checked: the checksums of label, metadata area headers and text, all copies of the text against each other,
+//! header against text, extents within the volume and none in two logical volumes. Everything else is taken raw, with the reason:
+//! several physical volumes, stripes, mirrors, raid, snapshots, thin and cache pools, hidden volumes, flags that are not known.
+
+mod group;
+mod label;
+mod mapped;
+mod text;
+
+use std::io::{self, Read, Seek};
+
+use super::failure::{Believed, Failure, map_or_raw};
+use super::{Clean, LogicalVolume, VolumeMap, without_lvm};
+use crate::extents::{Extent, Extents};
+use crate::probe::Found;
+use crate::table::{self, TableKind, TableOutcome};
+use group::Group;
+use mapped::Mapped;
+
+/// A guest's disk in a logical volume has sectors of this size.
+const GUEST_SECTOR_BYTES: u32 = 512;
+
+/// The map of a volume with a label at a place.
+pub fn map(
+    src: &mut (impl Read + Seek),
+    len_bytes: u64,
+    found: Found,
+    label: Extent,
+) -> io::Result<VolumeMap> {
+    let id = found.uuid.clone();
+    let mut logical_volumes = Vec::new();
+    let map = map_or_raw(found, len_bytes, |clean| {
+        let header = label::read(src, len_bytes, label.start)?;
+        let group = Group::parse(&header.text, id.as_deref(), header.data_offset, len_bytes)?;
+        // What is not clean is said of each logical volume.
+        *clean = Clean::Clean;
+        logical_volumes = look_into(src, &group)?;
+        Ok(believe(&group, len_bytes, &logical_volumes))
+    })?;
+    Ok(VolumeMap { logical_volumes, ..map })
+}
+
+fn look_into(src: &mut (impl Read + Seek), group: &Group) -> Result<Vec<LogicalVolume>, Failure> {
+    let mut list = Vec::new();
+    for volume in &group.volumes {
+        let mut inside = Mapped::new(src, &volume.pieces);
+        let len = inside.len_bytes();
+        let map = match table::read_table(&mut inside, len, GUEST_SECTOR_BYTES)? {
+            TableOutcome::Table(table) if table.kind == TableKind::None => {
+                without_lvm(&mut inside, len)?
+            }
+            // What a filesystem left behind there would say nothing of what is in the partitions.
+            _ => VolumeMap::raw(super::FsKind::Unknown, len, "it has a partition table of its own"),
+        };
+        list.push(LogicalVolume {
+            name: format!("{}/{}", group.name, volume.name),
+            pieces: volume.pieces.clone(),
+            map,
+        });
+    }
+    Ok(list)
+}
+
+fn believe(group: &Group, len_bytes: u64, volumes: &[LogicalVolume]) -> Believed {
+    let mut used = group.extents().invert(Extent { start: 0, len: len_bytes });
+    let mut used_bytes_claimed = used.total_bytes();
+    for volume in volumes {
+        used = used.union(&volume.used());
+        used_bytes_claimed += volume.map.used_bytes_claimed;
+    }
+    Believed { block_bytes: 0, fs_bytes: group.device_bytes, used, used_bytes_claimed }
+}
+
+impl LogicalVolume {
+    /// Where the bytes that are in use lie in the physical volume.
+    pub(crate) fn used(&self) -> Extents {
+        let mut used = Extents::new();
+        let mut before = 0;
+        for piece in &self.pieces {
+            for part in self.map.used.overlapping(before, piece.len) {
+                used.insert(piece.start + (part.start - before), part.len);
+            }
+            before += piece.len;
+        }
+        used
+    }
+}

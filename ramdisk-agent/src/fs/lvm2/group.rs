@@ -1,0 +1,268 @@
+//! The volume group of a physical volume, as far as it is nothing but linear volumes on it.
+
+use super::text::{self, Section, Value};
+use crate::extents::{Extent, Extents};
+use crate::fs::failure::{Failure, doubt};
+
+const SECTOR: u64 = 512;
+/// Flags that do not change where a volume's bytes are (`lib/format_text/flags.c`).
+const GROUP_FLAGS: &[&str] = &["RESIZEABLE", "READ", "WRITE"];
+const PHYSICAL_FLAGS: &[&str] = &["ALLOCATABLE"];
+const LOGICAL_FLAGS: &[&str] = &["READ", "WRITE", "VISIBLE", "FIXED_MINOR", "ACTIVATION_SKIP"];
+/// A linear volume is one with a single stripe.
+const LINEAR: [&str; 2] = ["striped", "linear"];
+
+/// What was found in the text, checked.
+#[derive(Debug)]
+pub struct Group {
+    pub name: String,
+    /// How many bytes of the device it knows of.
+    pub device_bytes: u64,
+    pub volumes: Vec<Volume>,
+    data_offset: u64,
+    extent_bytes: u64,
+    extent_count: u64,
+}
+
+/// A logical volume.
+#[derive(Debug)]
+pub struct Volume {
+    pub name: String,
+    /// Where its bytes are, in order.
+    pub pieces: Vec<Extent>,
+}
+
+impl Group {
+    /// Parses the text of the physical volume `id`, whose header says where its extents begin.
+    pub fn parse(
+        text: &[u8],
+        id: Option<&str>,
+        data_offset: u64,
+        len_bytes: u64,
+    ) -> Result<Self, Failure> {
+        let root = text::parse(text).ok_or_else(|| doubt("its metadata is not LVM2's text"))?;
+        if root.text("contents") != Some("Text Format Volume Group")
+            || root.number("version") != Some(1)
+        {
+            return Err(doubt("its metadata is not of version 1"));
+        }
+        let mut sections = root.sections();
+        let (Some((name, group)), None) = (sections.next(), sections.next()) else {
+            return Err(doubt("its metadata has not one volume group"));
+        };
+        let known = ["physical_volumes", "logical_volumes", "historical_logical_volumes"];
+        if let Some((other, _)) = group.sections().find(|(name, _)| !known.contains(name)) {
+            return Err(doubt(format!("the volume group has {other:?}, which is not known")));
+        }
+        check_flags(group, GROUP_FLAGS, "the volume group")?;
+        let lock = group.text("lock_type").unwrap_or("none");
+        if lock != "none" || group.text("format").unwrap_or("lvm2") != "lvm2" {
+            return Err(doubt("the volume group is shared, or of another format"));
+        }
+        let mut physical =
+            group.section("physical_volumes").into_iter().flat_map(Section::sections);
+        let (pv_name, pv) = match (physical.next(), physical.next()) {
+            (Some(only), None) => only,
+            (None, _) => return Err(doubt("the volume group has no physical volume")),
+            _ => return Err(doubt("the volume group has several physical volumes")),
+        };
+        if pv.text("id") != id || id.is_none() {
+            return Err(doubt("the volume group is not of this physical volume"));
+        }
+        check_flags(pv, PHYSICAL_FLAGS, "the physical volume")?;
+        let mut parsed = Self {
+            name: name.to_owned(),
+            device_bytes: bytes_of(pv, "dev_size").unwrap_or(u64::MAX),
+            volumes: Vec::new(),
+            data_offset,
+            extent_bytes: bytes_of(group, "extent_size").unwrap_or(0),
+            extent_count: pv.number("pe_count").unwrap_or(u64::MAX),
+        };
+        let end = parsed.extent_bytes.checked_mul(parsed.extent_count);
+        let end = end.and_then(|len| len.checked_add(data_offset));
+        if bytes_of(pv, "pe_start") != Some(data_offset)
+            || parsed.extent_bytes == 0
+            || end.is_none_or(|end| end > parsed.device_bytes)
+            || parsed.device_bytes > len_bytes
+        {
+            return Err(doubt("the sizes of the physical volume contradict each other"));
+        }
+        parsed.add_volumes(group, pv_name)?;
+        Ok(parsed)
+    }
+
+    /// Where all extents are.
+    pub fn extents(&self) -> Extents {
+        Extents::single(self.data_offset, self.extent_bytes * self.extent_count)
+    }
+
+    fn add_volumes(&mut self, group: &Section, pv_name: &str) -> Result<(), Failure> {
+        if group.has("logical_volumes") && group.section("logical_volumes").is_none() {
+            return Err(doubt("the volume group has two lists of logical volumes"));
+        }
+        let mut taken: Vec<Extent> = Vec::new();
+        for (name, volume) in
+            group.section("logical_volumes").into_iter().flat_map(Section::sections)
+        {
+            let pieces = self.pieces(volume, pv_name).map_err(|failure| match failure {
+                Failure::Doubt(reason) => doubt(format!("logical volume {name:?}: {reason}")),
+                read => read,
+            })?;
+            taken.extend(&pieces);
+            self.volumes.push(Volume { name: name.to_owned(), pieces });
+        }
+        taken.sort_unstable_by_key(|piece| piece.start);
+        if taken.windows(2).any(|pair| pair[0].end() > pair[1].start) {
+            return Err(doubt("two logical volumes share extents"));
+        }
+        Ok(())
+    }
+
+    /// Where a logical volume's bytes are, if it is a linear one.
+    fn pieces(&self, volume: &Section, pv_name: &str) -> Result<Vec<Extent>, Failure> {
+        check_flags(volume, LOGICAL_FLAGS, "it")?;
+        let visible = Value::Text("VISIBLE".into());
+        if !volume.list("status").is_some_and(|flags| flags.contains(&visible)) {
+            return Err(doubt("it is a hidden part of something"));
+        }
+        let count = volume.number("segment_count").unwrap_or(0);
+        if count != volume.sections().count() as u64 || count == 0 {
+            return Err(doubt("its segments are not all there"));
+        }
+        let mut pieces = Vec::new();
+        let mut extents = 0_u64;
+        for number in 1..=count {
+            let broken = || doubt(format!("segment {number} is broken"));
+            let segment = volume.section(&format!("segment{number}")).ok_or_else(broken)?;
+            let kind = segment.text("type").ok_or_else(broken)?;
+            if !LINEAR.contains(&kind) {
+                return Err(doubt(format!("it is of type {kind:?}, not linear")));
+            }
+            if segment.number("stripe_count") != Some(1) {
+                return Err(doubt("it is striped"));
+            }
+            let Some([Value::Text(on), Value::Number(first)]) = segment.list("stripes") else {
+                return Err(broken());
+            };
+            let first = u64::try_from(*first).map_err(|_| broken())?;
+            let many =
+                segment.number("extent_count").filter(|many| *many > 0).ok_or_else(broken)?;
+            let end = first.checked_add(many);
+            if on != pv_name
+                || segment.number("start_extent") != Some(extents)
+                || end.is_none_or(|end| end > self.extent_count)
+            {
+                return Err(broken());
+            }
+            extents += many;
+            // No more than the extents of the device, whose bytes were counted.
+            let start = self.data_offset + first * self.extent_bytes;
+            pieces.push(Extent { start, len: many * self.extent_bytes });
+            if extents > self.extent_count {
+                return Err(broken());
+            }
+        }
+        Ok(pieces)
+    }
+}
+
+/// A number of sectors as bytes.
+fn bytes_of(section: &Section, name: &str) -> Option<u64> {
+    section.number(name)?.checked_mul(SECTOR)
+}
+
+/// Whether `status` and `flags` have nothing that is not known.
+fn check_flags(section: &Section, known: &[&str], what: &str) -> Result<(), Failure> {
+    for list in ["status", "flags"] {
+        if list == "flags" && !section.has(list) {
+            continue;
+        }
+        let Some(flags) = section.list(list) else {
+            return Err(doubt(format!("{what} has no {list}")));
+        };
+        for flag in flags {
+            match flag {
+                Value::Text(flag) if known.contains(&flag.as_str()) => {}
+                Value::Text(flag) => return Err(doubt(format!("{what} has the flag {flag:?}"))),
+                _ => return Err(doubt(format!("{what} has a broken list {list:?}"))),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "b3qKA0-0wQO-e69G-rGCH-7so6-yeqd-WHcUOF";
+
+    /// As lvcreate writes it, with comments left out.
+    fn text() -> String {
+        format!(
+            "vg {{\nstatus = [\"RESIZEABLE\", \"READ\", \"WRITE\"]\nflags = []\nextent_size = 8\nphysical_volumes {{\npv0 {{\n\
+             id = \"{ID}\"\nstatus = [\"ALLOCATABLE\"]\nflags = []\ndev_size = 1000\npe_start = 16\npe_count = 100\n}}\n}}\n\
+             logical_volumes {{\nroot {{\nstatus = [\"READ\", \"WRITE\", \"VISIBLE\"]\nflags = []\nsegment_count = 2\n\
+             segment1 {{\nstart_extent = 0\nextent_count = 10\ntype = \"striped\"\nstripe_count = 1\nstripes = [\n\"pv0\", 5\n]\n}}\n\
+             segment2 {{\nstart_extent = 10\nextent_count = 6\ntype = \"striped\"\nstripe_count = 1\nstripes = [\n\"pv0\", 94\n]\n}}\n\
+             }}\nhome {{\nstatus = [\"READ\", \"VISIBLE\"]\nsegment_count = 1\nsegment1 {{\nstart_extent = 0\nextent_count = 1\n\
+             type = \"linear\"\nstripe_count = 1\nstripes = [\"pv0\", 0]\n}}\n}}\n}}\n}}\n\
+             contents = \"Text Format Volume Group\"\nversion = 1\n\0"
+        )
+    }
+
+    fn parse(text: &str) -> Result<Group, String> {
+        Group::parse(text.as_bytes(), Some(ID), 16 * 512, 512_000).map_err(
+            |failure| match failure {
+                Failure::Doubt(reason) => reason,
+                Failure::Read(error) => panic!("{error}"),
+            },
+        )
+    }
+
+    #[test]
+    fn linear_volumes_are_where_the_text_says() {
+        let group = parse(&text()).unwrap();
+        assert_eq!((group.name.as_str(), group.device_bytes), ("vg", 512_000));
+        assert_eq!(group.extents(), Extents::single(8192, 409_600));
+        let place = |first: u64, many: u64| Extent { start: 8192 + first * 4096, len: many * 4096 };
+        assert_eq!(group.volumes[0].pieces, [place(5, 10), place(94, 6)]);
+        assert_eq!(group.volumes[1].pieces, [place(0, 1)]);
+    }
+
+    #[test]
+    fn everything_else_is_doubted() {
+        let second = "pv1 {\nid = \"x\"\n}\n}\nlogical_volumes {";
+        let cases = [
+            ("\"RESIZEABLE\"", "\"EXPORTED\"", "EXPORTED"),
+            ("\"ALLOCATABLE\"", "\"MISSING\"", "MISSING"),
+            ("\"READ\", \"VISIBLE\"", "\"READ\", \"PVMOVE\"", "PVMOVE"),
+            ("\"READ\", \"VISIBLE\"", "\"READ\"", "hidden"),
+            ("flags = []\nextent_size", "flags = [\"NEW\"]\nextent_size", "NEW"),
+            ("\"linear\"", "\"thin\"", "thin"),
+            ("\"linear\"", "\"linear+NEW\"", "linear+NEW"),
+            ("stripe_count = 1", "stripe_count = 2", "striped"),
+            ("[\"pv0\", 0]", "[\"pv0\", 14]", "share extents"),
+            ("[\"pv0\", 0]", "[\"pv0\", 100]", "segment 1 is broken"),
+            ("[\"pv0\", 0]", "[\"pv1\", 0]", "segment 1 is broken"),
+            ("[\"pv0\", 0]", "[\"pv0\", -1]", "segment 1 is broken"),
+            ("start_extent = 10", "start_extent = 9", "segment 2 is broken"),
+            ("segment_count = 2", "segment_count = 1", "not all there"),
+            ("extent_count = 6", "extent_count = 9223372036854775807", "segment 2 is broken"),
+            ("}\nlogical_volumes {", second, "several physical volumes"),
+            ("WHcUOF", "WHcUO0", "not of this physical volume"),
+            ("pe_start = 16", "pe_start = 17", "contradict"),
+            ("dev_size = 1000", "dev_size = 1001", "contradict"),
+            ("pe_count = 100", "pe_count = 9223372036854775807", "contradict"),
+            ("extent_size = 8", "extent_size = 0", "contradict"),
+            ("version = 1", "version = 2", "version 1"),
+            ("logical_volumes {", "cache_pools {", "cache_pools"),
+            ("extent_size = 8", "extent_size = 8\nlock_type = \"sanlock\"", "shared"),
+        ];
+        for (from, to, reason) in cases {
+            assert!(text().contains(from), "{from}");
+            let failed = parse(&text().replacen(from, to, 1)).unwrap_err();
+            assert!(failed.contains(reason), "{to}: {failed}");
+        }
+    }
+}
