@@ -54,6 +54,14 @@ pub(crate) struct Opening {
     pub(crate) span_len: u32,
 }
 
+/// Whether a file that begins with these bytes is meant to be an image of this format, or of one of its kin: whether they begin
+/// with the skippable frame that is Imprint's own, or name it. Either is enough, so that damage to one does not make it
+/// something else.
+#[must_use]
+pub fn is_image(head: &[u8]) -> bool {
+    head.starts_with(&SKIPPABLE_MAGIC.to_le_bytes()) || head.get(8..15) == Some(&OPENING_KIND[..7])
+}
+
 impl Opening {
     /// Refuses what the format cannot hold.
     pub(crate) fn validate(&self) -> Result<()> {

@@ -32,7 +32,7 @@ pub use codec::{Decoder, EncodedFrame, Encoder, StoredFrame, is_zero};
 pub use directory::Totals;
 pub use error::{FormatError, Part, Result};
 pub use hash::{Hash, ParseHashError, Root};
-pub use header::{Header, INCOMPATIBLE_DELTA};
+pub use header::{Header, INCOMPATIBLE_DELTA, is_image};
 pub use manifest::{
     BadSectors, Compression, Disk, LogicalVolume, Manifest, PartitionTable, Segment, TableKind,
     Taken, Volume,

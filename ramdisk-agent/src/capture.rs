@@ -6,9 +6,9 @@
 //! partial is removed, or, if the machine lost power, still carries `.partial` in its name.
 
 mod logical;
-mod plan;
+pub(crate) mod plan;
 mod rescue;
-mod span;
+pub(crate) mod span;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -68,6 +68,18 @@ pub fn run(
             return Err(error);
         }
     };
+    publish(writer, root, &mut summary, progress)?;
+    summary.total_ms = millis(start);
+    Ok(summary)
+}
+
+/// Makes what was written durable, reads all of it again from the store, and gives it its name; or removes it.
+pub(crate) fn publish(
+    mut writer: Box<dyn StoreWriter>,
+    root: image_format::Root,
+    summary: &mut CaptureSummary,
+    progress: &Arc<Progress>,
+) -> Result<()> {
     let flushed = Instant::now();
     progress.begin(Stage::Flushing, 0);
     let durable = writer.commit();
@@ -101,9 +113,7 @@ pub fn run(
         return Err(error.context("checking what the store holds"));
     }
     progress.begin(Stage::Committing, 0);
-    writer.publish()?;
-    summary.total_ms = millis(start);
-    Ok(summary)
+    Ok(writer.publish()?)
 }
 
 fn write_image(
@@ -188,7 +198,7 @@ pub fn cores() -> usize {
 }
 
 /// Lets the image writer append to a store.
-struct StoreSink<'a>(&'a mut dyn StoreWriter);
+pub(crate) struct StoreSink<'a>(pub &'a mut dyn StoreWriter);
 
 impl std::io::Write for StoreSink<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

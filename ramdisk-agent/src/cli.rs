@@ -13,11 +13,14 @@ use std::sync::Arc;
 use agent_api::{CaptureOptions, ErrorKind, RestoreOptions, Summary};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::convert::{self, ConvertOptions};
 use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, Result};
 use crate::progress::{Face, Progress, Ticker};
-use crate::run::{check_signature, describe, open_image, open_target, parse_url, size};
-use crate::{capture, damage, restore, run, store, verify};
+use crate::run::{
+    check_signature, describe, limit_of, open_image, open_own_image, open_target, parse_url, size,
+};
+use crate::{capture, damage, foreign, restore, run, store, verify};
 
 /// Captures disks to images and imprints images on disks.
 #[derive(Debug, Parser)]
@@ -51,6 +54,8 @@ enum Command {
     Capture(CaptureArgs),
     /// Write an image to a disk: shows the plan, asks, writes, reads back, and makes it bootable last
     Restore(RestoreArgs),
+    /// Make an image, a raw disk or a gzip stream of one out of an image of any format that is read
+    Convert(ConvertArgs),
     /// Show what a capture or a restore would do
     #[command(subcommand)]
     Plan(PlanCommand),
@@ -108,6 +113,16 @@ struct RestoreArgs {
     yes: bool,
     #[command(flatten)]
     options: RestoreOptions,
+}
+
+#[derive(Debug, Args)]
+struct ConvertArgs {
+    /// URL or path of the image, in any format that is read; of a folder for Clonezilla and FOG
+    source: String,
+    /// What to make: a path or URL that ends in .img.zst, .img, .raw or .gz; must not exist
+    target: String,
+    #[command(flatten)]
+    options: ConvertOptions,
 }
 
 #[derive(Debug, Subcommand)]
@@ -169,16 +184,17 @@ fn dispatch(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Capture(args) => capture_command(args, cli.json, face, &progress)?,
         Command::Restore(args) => restore_command(args, cli.json, face, &progress)?,
+        Command::Convert(args) => convert_command(args, cli.json, face, &progress)?,
         Command::Plan(PlanCommand::Capture { disk, options }) => {
             let disk = Disk::open_source(&find(disk)?)?;
             let plan = capture::plan(&disk, options)?;
             show(cli.json, &plan)?;
         }
         Command::Plan(PlanCommand::Restore { image, disk, options }) => {
-            let url = parse_url(image)?;
-            let image = open_image(&url, &progress)?;
-            check_signature(&*image, &url, options.require_signature.as_deref(), &progress)?;
             let target = Disk::open_source(&find(disk)?)?;
+            let url = parse_url(image)?;
+            let image = open_image(&url, limit_of(&target), &progress)?;
+            check_signature(&*image, &url, options.require_signature.as_deref(), &progress)?;
             show(cli.json, &restore::plan(&*image, &target, options)?)?;
         }
         Command::Verify(args) => verify_command(args, cli.json, face, &progress)?,
@@ -283,9 +299,9 @@ fn restore_command(
         _ => wrong_places("restore IMAGE DISK, or restore IMAGE --disk DISK"),
     };
     let url = parse_url(image)?;
-    let image = open_image(&url, progress)?;
-    check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
     let target = open_target(&find(disk)?, &url)?;
+    let image = open_image(&url, limit_of(&target), progress)?;
+    check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
     let plan = restore::plan(&*image, &target, options)?;
     if !json {
         print(&plan.to_string())?;
@@ -302,6 +318,20 @@ fn restore_command(
     let result = restore::run(&*image, &target, &plan, options, progress);
     ticker.finish();
     finish(json, Summary::Restore(result?))
+}
+
+fn convert_command(
+    args: &ConvertArgs,
+    json: bool,
+    face: Face,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    let (source, target) = (parse_url(&args.source)?, parse_url(&args.target)?);
+    cancel_by_signal(progress)?;
+    let ticker = Ticker::start(progress, face);
+    let result = convert::run(&source, &target, &args.options, progress);
+    ticker.finish();
+    show(json, &result?)
 }
 
 fn finish(json: bool, summary: Summary) -> Result<()> {
@@ -333,7 +363,7 @@ fn verify_command(
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let url = parse_url(&args.image)?;
-    let image = open_image(&url, progress)?;
+    let image = open_image(&url, foreign::any_disk(), progress)?;
     check_signature(&*image, &url, args.require_signature.as_deref(), progress)?;
     restore::check_root(&*image, args.expect_root.as_deref())?;
     let ticker = Ticker::start(progress, face);
@@ -359,7 +389,7 @@ fn verify_command(
 }
 
 fn inspect_command(image: &str, json: bool, progress: &Arc<Progress>) -> Result<()> {
-    let image = open_image(&parse_url(image)?, progress)?;
+    let image = open_image(&parse_url(image)?, foreign::any_disk(), progress)?;
     let manifest = image.manifest();
     if json {
         return print_json(&serde_json::json!({
@@ -377,7 +407,7 @@ fn ls_command(folder: &str, json: bool, progress: &Arc<Progress>) -> Result<()> 
     let entries = store::list(&url)?;
     let mut rows = Vec::new();
     for entry in entries.iter().filter(|e| e.name.ends_with(".img.zst")) {
-        let image = open_image(&url.join(&entry.name), progress);
+        let image = open_own_image(&url.join(&entry.name), progress);
         rows.push(match &image {
             Ok(image) => serde_json::json!({
                 "name": entry.name, "stored_bytes": entry.len_bytes, "disk_bytes": image.disk_len(),

@@ -6,7 +6,7 @@
 //! customer. All of it is pure over `Read + Seek`, allocates nothing from an unchecked size, and writes nothing.
 
 mod btrfs;
-mod bytes;
+pub(crate) mod bytes;
 mod exfat;
 mod ext;
 mod failure;

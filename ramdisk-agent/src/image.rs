@@ -12,6 +12,7 @@ use image_format::{
 };
 
 pub use disk::ImageDisk;
+pub(crate) use disk::disk_error;
 
 use crate::error::{Error, IoContext, Result};
 

@@ -8,10 +8,12 @@
 pub mod buffer;
 pub mod capture;
 pub mod cli;
+pub mod convert;
 pub mod damage;
 pub mod disk;
 pub mod error;
 pub mod extents;
+pub mod foreign;
 pub mod fs;
 pub mod image;
 pub mod init;

@@ -12,6 +12,7 @@ use image_format::ImageReader;
 
 use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, IoContext, Result};
+use crate::foreign::{self, Limit, Opened};
 use crate::image::DiskImage;
 use crate::progress::{Face, Progress, Ticker};
 use crate::store::{self, StoreUrl};
@@ -58,16 +59,16 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
             Ok(Summary::Capture(capture::run(&disk, &url, &plan, options, progress)?))
         }
         JobAction::Restore(options) => {
-            let image = open_image(&url, progress)?;
-            check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
             let target = open_target(&path, &url)?;
+            let image = open_image(&url, limit_of(&target), progress)?;
+            check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
         }
         JobAction::Plan(options) => {
-            let image = open_image(&url, progress)?;
-            check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
             let target = Disk::open_source(&path)?;
+            let image = open_image(&url, limit_of(&target), progress)?;
+            check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Plan(PlanSummary {
                 hash: plan.hash.clone(),
@@ -83,8 +84,21 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
 /// An image opened from a store.
 pub type Image = Box<dyn DiskImage>;
 
-/// Opens an image and checks its index.
-pub fn open_image(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
+/// Opens an image and checks its index; a foreign image is read whole, and may hold no more than `limit`.
+pub fn open_image(url: &StoreUrl, limit: Limit, progress: &Arc<Progress>) -> Result<Image> {
+    let opening = |e: Error| e.context(format!("opening {url}"));
+    match foreign::open(url, &store_options(progress)).map_err(opening)? {
+        Opened::Imprint(file) => {
+            Ok(Box::new(ImageReader::open(file).map_err(|e| opening(e.into()))?))
+        }
+        Opened::Foreign(disk) => {
+            Ok(Box::new(foreign::survey(disk, limit, progress).map_err(opening)?))
+        }
+    }
+}
+
+/// Opens an image of our own; any other file is an error.
+pub fn open_own_image(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
     let file = store::open_with(url, &store_options(progress))?;
     let image =
         ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))?;
@@ -101,6 +115,15 @@ pub fn check_signature(
     let Some(key) = key else { return Ok(()) };
     let options = store_options(progress);
     trust::require(&PublicKey::find(key)?, url, image.root(), image.stored_len(), &options)
+}
+
+/// What an image for this target may hold.
+#[must_use]
+pub fn limit_of(target: &Disk) -> Limit {
+    Limit {
+        bytes: target.len_bytes(),
+        reason: format!("{} has no more; nothing was written", target.path().display()),
+    }
 }
 
 /// Opens a disk to write an image to it. The image itself is not overwritten.

@@ -133,29 +133,26 @@ pub fn make(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
         volumes.push(planned(partition, start, volume_len, map));
         used = used.union(&mapped);
     }
-    if !dirty.is_empty() {
-        return Err(Error::new(
-            ErrorKind::SourceNotClean,
-            format!(
-                "{path} was not shut down cleanly: {}; start the system and shut it down (not hibernate), or check the filesystem, \
-                 or copy such partitions whole with --dirty raw",
-                dirty.join("; ")
-            ),
-        ));
-    }
+    check_clean(&path.to_string(), &dirty)?;
     if zeroed.contains_range(0, 1) {
         used = Extents::single(0, len);
     }
-    Ok(CapturePlan {
-        disk: disk.info(),
-        disk_bytes: len,
-        table_kind: kind_name(table.kind).into(),
-        volumes,
-        warnings: table.warnings.clone(),
-        kept_bytes: used.total_bytes(),
-        used,
-        table,
-    })
+    Ok(CapturePlan::new(disk.info(), len, table, volumes, used))
+}
+
+/// Refuses a disk with volumes that were not shut down cleanly.
+pub fn check_clean(disk: &str, dirty: &[String]) -> Result<()> {
+    if dirty.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::SourceNotClean,
+        format!(
+            "{disk} was not shut down cleanly: {}; start the system and shut it down (not hibernate), or check the filesystem, \
+             or copy such partitions whole with --dirty raw",
+            dirty.join("; ")
+        ),
+    ))
 }
 
 /// The map of a volume whose metadata cannot be read: all of it, under the name that can still be found.
@@ -186,7 +183,7 @@ fn kind_name(kind: TableKind) -> &'static str {
 }
 
 /// What was not shut down cleanly, each with its name; with `whole`, all of it is kept instead, and nothing is said.
-fn not_clean(map: &mut VolumeMap, len: u64, name: &str, whole: bool) -> Vec<String> {
+pub fn not_clean(map: &mut VolumeMap, len: u64, name: &str, whole: bool) -> Vec<String> {
     let mut dirty = Vec::new();
     let taken_whole =
         |reason: &str| format!("not shut down cleanly ({reason}), taken whole as asked");
@@ -209,7 +206,13 @@ fn not_clean(map: &mut VolumeMap, len: u64, name: &str, whole: bool) -> Vec<Stri
     dirty
 }
 
-fn planned(partition: Option<&Partition>, start: u64, len: u64, map: VolumeMap) -> PlannedVolume {
+/// A volume as the plan shows it.
+pub fn planned(
+    partition: Option<&Partition>,
+    start: u64,
+    len: u64,
+    map: VolumeMap,
+) -> PlannedVolume {
     PlannedVolume {
         number: partition.map(|p| p.number),
         start_bytes: start,
@@ -234,7 +237,7 @@ fn planned(partition: Option<&Partition>, start: u64, len: u64, map: VolumeMap) 
 }
 
 /// What is kept of the space that belongs to no partition.
-fn gaps(table: &Table, disk_bytes: u64) -> Vec<Extent> {
+pub fn gaps(table: &Table, disk_bytes: u64) -> Vec<Extent> {
     if table.partitions.is_empty() {
         return Vec::new();
     }
@@ -257,6 +260,26 @@ fn gaps(table: &Table, disk_bytes: u64) -> Vec<Extent> {
 }
 
 impl CapturePlan {
+    /// A plan that keeps the bytes in `used`.
+    pub(crate) fn new(
+        disk: DiskInfo,
+        disk_bytes: u64,
+        table: Table,
+        volumes: Vec<PlannedVolume>,
+        used: Extents,
+    ) -> Self {
+        Self {
+            disk,
+            disk_bytes,
+            table_kind: kind_name(table.kind).into(),
+            volumes,
+            warnings: table.warnings.clone(),
+            kept_bytes: used.total_bytes(),
+            used,
+            table,
+        }
+    }
+
     /// Bytes that the filesystems say they use, plus what is taken raw.
     #[must_use]
     pub fn used_bytes_claimed(&self) -> u64 {

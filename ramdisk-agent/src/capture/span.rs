@@ -87,7 +87,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Reads, classifies, hashes and compresses a span. `stored` is a recycled buffer.
-    pub fn encode(&mut self, span: Span, mut stored: Vec<u8>) -> Result<Encoded> {
+    pub fn encode(&mut self, span: Span, stored: Vec<u8>) -> Result<Encoded> {
         let len = u64::from(span.len);
         if span.free {
             return Ok(Encoded::Hole {
@@ -99,19 +99,7 @@ impl<'a> Worker<'a> {
         self.buffer.resize(span_len, 0);
         let used: Vec<Extent> = self.plan.used.overlapping(span.offset, len).collect();
         self.read(span.offset, &used)?;
-        let runs = classify(&self.buffer, span.offset, &used);
-        if runs.iter().all(|run| run.kind != RunKind::Data) {
-            // Too many changes between zero and free for one entry: all of it must read as zero then, which is safe.
-            let runs = if runs.len() > MAX_RUNS {
-                vec![Run { kind: RunKind::Zero, units: units_of(len) }]
-            } else {
-                runs
-            };
-            return Ok(Encoded::Hole { len, runs });
-        }
-        stored.clear();
-        let frame = self.encoder.encode(&self.buffer, Runs::new(runs), &mut stored)?;
-        Ok(Encoded::Data { frame, stored })
+        encode_bytes(&mut self.encoder, &self.buffer, span.offset, &used, stored)
     }
 
     /// Fills the buffer with what is used of a span; the first bad sector ends it, or is got around.
@@ -133,6 +121,30 @@ impl<'a> Worker<'a> {
             read => Ok(read?),
         }
     }
+}
+
+/// Classifies, hashes and compresses the bytes of a span, of which those outside of `used` are zero.
+pub fn encode_bytes(
+    encoder: &mut Encoder,
+    bytes: &[u8],
+    offset: u64,
+    used: &[Extent],
+    mut stored: Vec<u8>,
+) -> Result<Encoded> {
+    let len = bytes.len() as u64;
+    let runs = classify(bytes, offset, used);
+    if runs.iter().all(|run| run.kind != RunKind::Data) {
+        // Too many changes between zero and free for one entry: all of it must read as zero then, which is safe.
+        let runs = if runs.len() > MAX_RUNS {
+            vec![Run { kind: RunKind::Zero, units: units_of(len) }]
+        } else {
+            runs
+        };
+        return Ok(Encoded::Hole { len, runs });
+    }
+    stored.clear();
+    let frame = encoder.encode(bytes, Runs::new(runs), &mut stored)?;
+    Ok(Encoded::Data { frame, stored })
 }
 
 fn units_of(len: u64) -> u32 {

@@ -9,7 +9,7 @@ use super::{print, print_json};
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::restore;
-use crate::run::{open_image, parse_url, store_options};
+use crate::run::{open_own_image, parse_url, store_options};
 use crate::trust::{self, PasswordFrom, SecretKey};
 
 #[derive(Debug, Args)]
@@ -66,7 +66,7 @@ pub(super) fn sign(args: &SignArgs, json: bool, progress: &Arc<Progress>) -> Res
     let from = PasswordFrom { file: args.password_file.as_deref() };
     let key = SecretKey::load(&args.secret_key, || from.get())?;
     let url = parse_url(&args.image)?;
-    let image = open_image(&url, progress)?;
+    let image = open_own_image(&url, progress)?;
     restore::check_root(&*image, args.expect_root.as_deref())?;
     image.check_index()?;
     let signature =

@@ -9,6 +9,17 @@ use image_format::{FrameEntry, FrameKind};
 use crate::error::{Error, Result};
 use crate::image::{DiskImage, Fetch};
 
+/// The error of a read from an [`ImageDisk`].
+pub(crate) fn disk_error(error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => error,
+        Err(error) => {
+            Error::new(agent_api::ErrorKind::ImageCorrupt, "reading the disk inside the image")
+                .because(error)
+        }
+    }
+}
+
 /// A cursor over the disk in an image, with the last frame kept.
 pub struct ImageDisk<'a> {
     image: &'a dyn DiskImage,
@@ -27,13 +38,7 @@ impl<'a> ImageDisk<'a> {
     pub fn bytes(&mut self, offset: u64, len: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         self.at = offset;
-        self.read_exact(&mut bytes).map_err(|e| match e.downcast::<Error>() {
-            Ok(error) => error,
-            Err(e) => {
-                Error::new(agent_api::ErrorKind::ImageCorrupt, "reading the disk inside the image")
-                    .because(e)
-            }
-        })?;
+        self.read_exact(&mut bytes).map_err(disk_error)?;
         Ok(bytes)
     }
 

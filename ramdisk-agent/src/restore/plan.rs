@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::damage;
 use crate::disk::Disk;
 use crate::error::{Error, IoContext, Result};
-use crate::image::{DiskImage, ImageDisk};
+use crate::image::{DiskImage, ImageDisk, disk_error};
 use crate::probe;
 use crate::restore::approval;
 use crate::restore::commit::Piece;
@@ -107,7 +107,7 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
     }
     let sector = image.manifest().disk.logical_sector_bytes;
     let mut disk = ImageDisk::new(image)?;
-    let outcome = table::read_table(&mut disk, image.disk_len(), sector).map_err(image_error)?;
+    let outcome = table::read_table(&mut disk, image.disk_len(), sector).map_err(disk_error)?;
     let table = match outcome {
         TableOutcome::Table(table) => table,
         TableOutcome::Refused(refusal) => {
@@ -152,16 +152,6 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
     };
     plan.hash = approval::hash(&plan, options);
     Ok(plan)
-}
-
-fn image_error(e: std::io::Error) -> Error {
-    match e.downcast::<Error>() {
-        Ok(error) => error,
-        Err(e) => {
-            Error::new(ErrorKind::ImageCorrupt, "reading the partition table inside the image")
-                .because(e)
-        }
-    }
 }
 
 /// The safety rules about the target itself.
@@ -218,7 +208,7 @@ fn commit_pieces(
 ) -> Result<Vec<Piece>> {
     let head = withheld.first().map_or(0, |r| r.end);
     let mut tables: Vec<Piece> = table::relocate_backup(disk, table, target_bytes)
-        .map_err(image_error)?
+        .map_err(disk_error)?
         .into_iter()
         .map(|p| Piece { name: p.name.to_string(), offset: p.offset, bytes: p.bytes })
         .collect();

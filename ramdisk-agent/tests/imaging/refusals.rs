@@ -147,7 +147,7 @@ fn places_that_are_not_there() {
     try_capture(&nowhere, &image, &[]).refused("not_found", &["nowhere"]);
     noise_file(&nowhere, 1 << 20, 1);
     try_restore(&image, &nowhere, &[]).refused("not_found", &["a.img.zst"]);
-    try_restore(&nowhere, &nowhere, &[]).refused("image_corrupt", &[]);
+    try_restore(&nowhere, &nowhere, &[]).refused("refused", &["is the image itself"]);
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     try_capture(&fifo, &image, &[]).refused("refused", &["neither"]);

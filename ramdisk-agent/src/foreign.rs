@@ -1,0 +1,285 @@
+//! Images that other tools have made, read as disks.
+//!
+//! [`open`] tells an Imprint image from a foreign one and each foreign format from the others, by their first bytes. Every format
+//! gives a [`Walk`] over its disk, from start to end. [`survey`] walks it once and writes nothing: an image without hashes of
+//! its own gets them here, and all that is wrong with it shows. What comes out is a [`ForeignImage`], a
+//! [`DiskImage`](crate::image::DiskImage) like our own: restore, verify, plan and convert work on it, and content comes out only if
+//! it has the hash of the survey.
+//!
+//! The parsers are total, allocate nothing by an unchecked size, and follow no reference out of an image but to files beside it that
+//! its descriptor lists. Deliberately absent: writing these formats, and guessing what a damaged image may have meant.
+//! `docs/foreign-images.md` is the user's side of this.
+
+mod error;
+mod image;
+mod kept;
+mod plan;
+mod raw;
+mod source;
+mod spans;
+mod stream;
+mod survey;
+mod walk;
+
+use std::fmt;
+use std::sync::Arc;
+
+use agent_api::{CaptureOptions, ErrorKind};
+use image_format::{Header, ReadAt};
+use uuid::Uuid;
+
+pub use error::{ForeignError, Result};
+pub use image::ForeignImage;
+pub use plan::{by_maps, by_survey};
+pub use source::{Source, Stream};
+pub use spans::{Body, Limit, SPAN_LEN, Span, Spans};
+pub use stream::{Codec, not_a_disk};
+pub use survey::Survey;
+pub use walk::{Piece, RandomDisk, RandomWalk, ReadWalk, Stretch, Walk};
+
+use crate::error::{Error, Result as EngineResult};
+use crate::extents::Extents;
+use crate::progress::Progress;
+use crate::run::size;
+use crate::store::{self, ImageFile, StoreUrl};
+
+/// The most that a disk of unknown size may turn out to have, in bytes: enough for any, and an end to what has none.
+pub const MAX_DISK_LEN: u64 = 64 << 40;
+/// Enough of a file to tell its format.
+const HEAD_LEN: usize = 4096;
+
+/// What a file of a store turned out to be.
+pub enum Opened {
+    /// An image of our own; its reader says whether it is sound.
+    Imprint(Box<dyn ImageFile>),
+    /// Another tool's.
+    Foreign(ForeignDisk),
+}
+
+/// How the disk in a foreign image can be read.
+#[derive(Clone)]
+pub enum Access {
+    /// Anywhere.
+    Random(Arc<dyn RandomDisk>),
+    /// From the start on, as often as needed.
+    Stream(Arc<dyn Fn() -> Result<Box<dyn Walk>> + Send + Sync>),
+}
+
+/// The disk in a foreign image, of which no more than the beginning was looked at.
+#[derive(Clone)]
+pub struct ForeignDisk {
+    /// What it is, for people: `qcow2`, `raw disk in a gzip stream`.
+    pub format: String,
+    /// The length that the image claims, if it claims one.
+    pub declared_len: Option<u64>,
+    /// What the image says of sectors, if it does.
+    pub sector_bytes: Option<u32>,
+    /// The files.
+    pub sources: Vec<Source>,
+    /// Parts of the disk for which the image itself knows what is in use.
+    pub mapped: Extents,
+    /// The way to its bytes.
+    pub access: Access,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Imprint(_) => "Imprint",
+            Self::Foreign(_) => "Foreign",
+        })
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Random(_) => "Random",
+            Self::Stream(_) => "Stream",
+        })
+    }
+}
+
+impl fmt::Debug for ForeignDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForeignDisk")
+            .field("format", &self.format)
+            .field("declared_len", &self.declared_len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ForeignDisk {
+    /// Bytes in the files.
+    #[must_use]
+    pub fn stored_len(&self) -> u64 {
+        self.sources.iter().map(Source::len).sum()
+    }
+
+    /// Bytes that were read from the files.
+    #[must_use]
+    pub fn fetched(&self) -> u64 {
+        self.sources.iter().map(Source::fetched).sum()
+    }
+
+    /// From the disk's first byte to its last.
+    pub fn walk(&self) -> Result<Box<dyn Walk>> {
+        match &self.access {
+            Access::Random(disk) => Ok(Box::new(RandomWalk::new(Arc::clone(disk)))),
+            Access::Stream(start) => start(),
+        }
+    }
+
+    fn random(format: &str, source: Source, disk: impl RandomDisk + 'static) -> Self {
+        Self {
+            format: format.to_owned(),
+            declared_len: Some(disk.len()),
+            sector_bytes: None,
+            sources: vec![source],
+            mapped: Extents::new(),
+            access: Access::Random(Arc::new(disk)),
+        }
+    }
+}
+
+/// Opens a file of a store and tells what it is.
+pub fn open(url: &StoreUrl, options: &store::Options) -> EngineResult<Opened> {
+    let file = store::open_with(url, options)?;
+    let len = file.len_bytes();
+    let mut head = vec![0; usize::try_from(len).unwrap_or(HEAD_LEN).min(HEAD_LEN)];
+    let reading = |e| Error::from(ForeignError::Read { format: "foreign", source: e });
+    file.read_exact_at(&mut head, 0).map_err(reading)?;
+    if image_format::is_image(&head) {
+        return Ok(Opened::Imprint(file));
+    }
+    let source = Source::new(vec![Arc::new(file)]).map_err(reading)?;
+    Ok(Opened::Foreign(detect(source, url.file_name().unwrap_or_default())?))
+}
+
+/// Tells the format of a file that is not ours. A name that says something else than the bytes makes it refused.
+pub fn detect(source: Source, name: &str) -> Result<ForeignDisk> {
+    let head = &source.head(HEAD_LEN).map_err(ForeignError::read("foreign"))?;
+    if let Some(codec) = Codec::detect(head) {
+        return compressed(codec, source);
+    }
+    if let Some(what) = not_a_disk(head) {
+        return Err(ForeignError::refused(
+            "raw disk",
+            format!("this is {what}, which is not read"),
+        ));
+    }
+    // A stream whose first bytes are damaged must not become a disk.
+    const SUFFIXES: [&str; 14] = [
+        ".gz", ".xz", ".bz2", ".zst", ".zstd", ".lz4", ".lzo", ".qcow2", ".vmdk", ".vhd", ".vhdx",
+        ".vdi", ".tar", ".imgd",
+    ];
+    let lower = name.to_ascii_lowercase();
+    if let Some(suffix) = SUFFIXES.iter().find(|suffix| lower.ends_with(**suffix)) {
+        return Err(ForeignError::damaged(
+            "raw disk",
+            format!("by its name it is a {suffix} file, but it does not begin as one"),
+        ));
+    }
+    check_disk_len(source.len())?;
+    Ok(ForeignDisk::random("raw disk", source.clone(), raw::RawDisk(source)))
+}
+
+/// A compressed stream: of a disk.
+fn compressed(codec: Codec, source: Source) -> Result<ForeignDisk> {
+    let mut head = vec![0; HEAD_LEN];
+    let read = walk::fill(&mut codec.decode(&source)?, &mut head)
+        .map_err(ForeignError::read(codec.name()))?;
+    head.truncate(read);
+    if image_format::is_image(&head) {
+        let reason = "an Imprint image is in this stream: unpack it first";
+        return Err(ForeignError::refused(codec.name(), reason));
+    }
+    if let Some(what) = not_a_disk(&head) {
+        let reason = format!("{what} is in this stream, not a disk: unpack it first");
+        return Err(ForeignError::refused(codec.name(), reason));
+    }
+    let inner = source.clone();
+    let start = move || -> Result<Box<dyn Walk>> {
+        Ok(Box::new(ReadWalk::new(codec.decode(&inner)?, codec.name())))
+    };
+    Ok(ForeignDisk {
+        format: format!("raw disk in a {} stream", codec.name()),
+        declared_len: None,
+        sector_bytes: None,
+        sources: vec![source],
+        mapped: Extents::new(),
+        access: Access::Stream(Arc::new(start)),
+    })
+}
+
+/// Refuses what cannot be a disk.
+fn check_disk_len(len: u64) -> Result<()> {
+    if len == 0 || !len.is_multiple_of(512) {
+        return Err(ForeignError::refused(
+            "raw disk",
+            format!(
+                "{len} bytes are not a whole number of sectors, so this is no disk, or not all of it; known formats are listed \
+                 in docs/foreign-images.md"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses a disk that claims to be larger than it may be.
+pub fn check_declared_len(disk: &ForeignDisk, limit: &Limit) -> EngineResult<()> {
+    match disk.declared_len {
+        Some(len) if len > limit.bytes => {
+            Err(Error::refused(format!("the image's disk has {}, and {}", size(len), limit.reason)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The limit where there is no target.
+#[must_use]
+pub fn any_disk() -> Limit {
+    Limit {
+        bytes: MAX_DISK_LEN,
+        reason: format!("no more than {} are read from foreign images", size(MAX_DISK_LEN)),
+    }
+}
+
+/// Walks a foreign image once, without writing anything.
+pub fn survey(
+    disk: ForeignDisk,
+    limit: Limit,
+    progress: &Arc<Progress>,
+) -> EngineResult<ForeignImage> {
+    check_declared_len(&disk, &limit)?;
+    let format = disk.format.clone();
+    let reading = |e: Error| e.context(format!("reading the {format}"));
+    let walk = disk.walk().map_err(|e| reading(e.into()))?;
+    let total = disk.declared_len.unwrap_or(0);
+    let survey = survey::make(walk, limit, total, progress).map_err(reading)?;
+    if let Some(declared) = disk.declared_len.filter(|len| *len != survey.disk_len) {
+        return Err(Error::from(ForeignError::damaged(
+            "foreign",
+            format!("it holds {} bytes of disk and claims {declared}", survey.disk_len),
+        )));
+    }
+    check_disk_len(survey.disk_len)?;
+    let header =
+        Header::new(Uuid::from_bytes(id_of(&survey)), format!("{} (foreign)", disk.format));
+    let mut image = ForeignImage::new(disk, survey, image::bare_manifest(&header));
+    let manifest = match plan::by_survey(&image) {
+        Ok(plan) => plan.manifest(&header, &CaptureOptions::default(), &Extents::new()),
+        // What cannot be restored for its table can still be verified, and converted to a raw disk.
+        Err(error) if error.kind() == ErrorKind::Refused => image.without_table(error.chain()),
+        Err(error) => return Err(error),
+    };
+    image.set_manifest(manifest);
+    Ok(image)
+}
+
+/// The same content has the same identity.
+fn id_of(survey: &Survey) -> [u8; 16] {
+    let mut id = [0; 16];
+    id.copy_from_slice(&survey.root.as_bytes()[..16]);
+    id
+}

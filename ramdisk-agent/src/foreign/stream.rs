@@ -1,0 +1,114 @@
+//! Compressed streams: gzip, xz, bzip2, zstd, each with any number of members, streams or frames one behind the other.
+//!
+//! A stream is read to its very end: what is cut off, and what has something else behind its end, is an error. Memory is limited,
+//! whatever window a stream asks for.
+
+use std::io::Read;
+
+use super::error::{ForeignError, Result};
+use super::source::Source;
+
+/// `zstd --ultra -22` needs so much, and no stock tool makes more unless told to, with `--long`.
+const ZSTD_WINDOW_LOG: u32 = 27;
+/// `xz -9` needs 65 MiB.
+const XZ_MEMORY: u64 = 100 << 20;
+
+/// How a file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// gzip, pigz, bgzip
+    Gzip,
+    /// xz
+    Xz,
+    /// bzip2
+    Bzip2,
+    /// zstd
+    Zstd,
+}
+
+impl Codec {
+    /// Told by the first bytes.
+    #[must_use]
+    pub fn detect(head: &[u8]) -> Option<Self> {
+        let magic = head.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes));
+        match head {
+            [0x1F, 0x8B, 8, ..] => Some(Self::Gzip),
+            [0xFD, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Xz),
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => {
+                Some(Self::Bzip2)
+            }
+            // An empty one.
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, ..] => {
+                Some(Self::Bzip2)
+            }
+            // A frame, or a skippable one.
+            _ if matches!(magic, Some(0xFD2F_B528 | 0x184D_2A50..=0x184D_2A5F)) => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Bzip2 => "bzip2",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    /// Decompresses from the start.
+    pub fn decode(self, source: &Source) -> Result<Box<dyn Read + Send>> {
+        let failed = |source| ForeignError::Read { format: self.name(), source };
+        let stream = source.stream();
+        Ok(match self {
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(stream)),
+            Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(stream)),
+            Self::Xz => {
+                let flags = liblzma::stream::CONCATENATED;
+                let decoder = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, flags)
+                    .map_err(|e| failed(e.into()))?;
+                Box::new(liblzma::bufread::XzDecoder::new_stream(stream, decoder))
+            }
+            Self::Zstd => {
+                let mut decoder =
+                    zstd::stream::read::Decoder::with_buffer(stream).map_err(failed)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed)?;
+                Box::new(decoder)
+            }
+        })
+    }
+}
+
+/// What a file is that is not read here, told by its first bytes: it must not be taken for a raw disk.
+#[must_use]
+pub fn not_a_disk(head: &[u8]) -> Option<&'static str> {
+    const KINDS: [(&[u8], &str); 13] = [
+        (b"QFI\xfb", "a qcow2 image"),
+        (b"KDMV", "a VMDK image"),
+        (b"# Disk DescriptorFile", "a VMDK descriptor"),
+        (b"COWD", "a VMDK image of an ESX redo log"),
+        (b"vhdxfile", "a VHDX image"),
+        (b"conectix", "a VHD image"),
+        (b"<<< ", "a VDI image"),
+        (b"partclone-image", "a partclone image"),
+        (b"\x04\x22\x4d\x18", "an lz4 stream"),
+        (b"LZIP", "an lzip stream"),
+        (b"\x89LZO", "an lzop stream"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    ];
+    if let Some(codec) = Codec::detect(head) {
+        return Some(match codec {
+            Codec::Gzip => "a gzip stream",
+            Codec::Xz => "an xz stream",
+            Codec::Bzip2 => "a bzip2 stream",
+            Codec::Zstd => "a zstd stream",
+        });
+    }
+    if head.get(257..262) == Some(b"ustar") {
+        return Some("a tar archive");
+    }
+    KINDS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, name)| *name)
+}
