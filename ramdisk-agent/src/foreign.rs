@@ -13,15 +13,19 @@
 mod error;
 mod image;
 mod kept;
+pub mod partclone;
 mod plan;
+pub mod qcow2;
 mod raw;
 mod source;
 mod spans;
 mod stream;
 mod survey;
+pub mod vmdk;
 mod walk;
 
 use std::fmt;
+use std::io::Read;
 use std::sync::Arc;
 
 use agent_api::{CaptureOptions, ErrorKind};
@@ -130,12 +134,12 @@ impl ForeignDisk {
         }
     }
 
-    fn random(format: &str, source: Source, disk: impl RandomDisk + 'static) -> Self {
+    fn random(format: &str, sources: Vec<Source>, disk: impl RandomDisk + 'static) -> Self {
         Self {
             format: format.to_owned(),
             declared_len: Some(disk.len()),
             sector_bytes: None,
-            sources: vec![source],
+            sources,
             mapped: Extents::new(),
             access: Access::Random(Arc::new(disk)),
         }
@@ -153,14 +157,38 @@ pub fn open(url: &StoreUrl, options: &store::Options) -> EngineResult<Opened> {
         return Ok(Opened::Imprint(file));
     }
     let source = Source::new(vec![Arc::new(file)]).map_err(reading)?;
-    Ok(Opened::Foreign(detect(source, url.file_name().unwrap_or_default())?))
+    let beside = |name: &str| {
+        let folder = url.parent().ok_or_else(|| {
+            ForeignError::refused("VMDK", "the files that it lists cannot be found from its URL")
+        })?;
+        let failed = |e: store::StoreError| ForeignError::read("VMDK")(e.into());
+        let file = store::open_with(&folder.join(name), options).map_err(failed)?;
+        Source::new(vec![Arc::new(file)]).map_err(ForeignError::read("VMDK"))
+    };
+    Ok(Opened::Foreign(detect(source, url.file_name().unwrap_or_default(), &beside)?))
 }
 
-/// Tells the format of a file that is not ours. A name that says something else than the bytes makes it refused.
-pub fn detect(source: Source, name: &str) -> Result<ForeignDisk> {
+/// Tells the format of a file that is not ours. A name that says something else than the bytes makes it refused. `beside` opens
+/// the files that a descriptor lists.
+pub fn detect(source: Source, name: &str, beside: &vmdk::Beside<'_>) -> Result<ForeignDisk> {
     let head = &source.head(HEAD_LEN).map_err(ForeignError::read("foreign"))?;
     if let Some(codec) = Codec::detect(head) {
-        return compressed(codec, source);
+        return stream_of(Some(codec), source);
+    }
+    if partclone::is_partclone(head) {
+        return stream_of(None, source);
+    }
+    if qcow2::is_qcow2(head) {
+        let disk = qcow2::Qcow2::open(source.clone())?;
+        return Ok(ForeignDisk::random("qcow2 image", vec![source], disk));
+    }
+    if vmdk::is_sparse(head) {
+        let disk = vmdk::open_sparse(source.clone())?;
+        return Ok(ForeignDisk::random("VMDK image", vec![source], disk));
+    }
+    if vmdk::is_descriptor(head) {
+        let (disk, files) = vmdk::open_descriptor(&source, beside)?;
+        return Ok(ForeignDisk::random("VMDK image", files, disk));
     }
     if let Some(what) = not_a_disk(head) {
         return Err(ForeignError::refused(
@@ -181,29 +209,53 @@ pub fn detect(source: Source, name: &str) -> Result<ForeignDisk> {
         ));
     }
     check_disk_len(source.len())?;
-    Ok(ForeignDisk::random("raw disk", source.clone(), raw::RawDisk(source)))
+    Ok(ForeignDisk::random("raw disk", vec![source.clone()], raw::RawDisk(source)))
 }
 
-/// A compressed stream: of a disk.
-fn compressed(codec: Codec, source: Source) -> Result<ForeignDisk> {
+/// The bytes of a file, decompressed if they are compressed.
+fn decoded(codec: Option<Codec>, source: &Source) -> Result<Box<dyn Read + Send>> {
+    match codec {
+        Some(codec) => codec.decode(source),
+        None => Ok(Box::new(source.stream())),
+    }
+}
+
+/// What is only read from start to end: a disk or a partclone image in a compressed stream, or a partclone image.
+fn stream_of(codec: Option<Codec>, source: Source) -> Result<ForeignDisk> {
+    let name = codec.map_or(partclone::FORMAT, Codec::name);
     let mut head = vec![0; HEAD_LEN];
-    let read = walk::fill(&mut codec.decode(&source)?, &mut head)
-        .map_err(ForeignError::read(codec.name()))?;
+    let read =
+        walk::fill(&mut decoded(codec, &source)?, &mut head).map_err(ForeignError::read(name))?;
     head.truncate(read);
+    let within = codec.map(|codec| format!(" in a {} stream", codec.name())).unwrap_or_default();
+    let inner = source.clone();
+    if partclone::is_partclone(&head) {
+        let header = partclone::Header::parse(&head)?;
+        let start = move || -> Result<Box<dyn Walk>> {
+            Ok(Box::new(partclone::Partclone::open(decoded(codec, &inner)?)?))
+        };
+        return Ok(ForeignDisk {
+            format: format!("partclone image of {}{within}", header.filesystem),
+            declared_len: Some(header.len),
+            sector_bytes: None,
+            sources: vec![source],
+            mapped: Extents::single(0, header.len),
+            access: Access::Stream(Arc::new(start)),
+        });
+    }
     if image_format::is_image(&head) {
         let reason = "an Imprint image is in this stream: unpack it first";
-        return Err(ForeignError::refused(codec.name(), reason));
+        return Err(ForeignError::refused(name, reason));
     }
     if let Some(what) = not_a_disk(&head) {
         let reason = format!("{what} is in this stream, not a disk: unpack it first");
-        return Err(ForeignError::refused(codec.name(), reason));
+        return Err(ForeignError::refused(name, reason));
     }
-    let inner = source.clone();
     let start = move || -> Result<Box<dyn Walk>> {
-        Ok(Box::new(ReadWalk::new(codec.decode(&inner)?, codec.name())))
+        Ok(Box::new(ReadWalk::new(decoded(codec, &inner)?, name)))
     };
     Ok(ForeignDisk {
-        format: format!("raw disk in a {} stream", codec.name()),
+        format: format!("raw disk{within}"),
         declared_len: None,
         sector_bytes: None,
         sources: vec![source],

@@ -12,7 +12,9 @@ mod agent;
 #[allow(dead_code, reason = "as above")]
 #[path = "../imaging/disks.rs"]
 mod disks;
+mod partclone;
 mod streams;
 mod support;
 #[path = "../imaging/tools.rs"]
 mod tools;
+mod virtual_disks;

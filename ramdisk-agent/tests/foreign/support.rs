@@ -73,7 +73,8 @@ pub fn survey_bytes(name: &str, bytes: Vec<u8>, limit: u64) -> Result<ForeignIma
 pub fn survey_source(name: &str, file: Arc<dyn ReadAt>, limit: u64) -> Result<ForeignImage, Error> {
     let source = Source::new(vec![file]).unwrap();
     let limit = Limit { bytes: limit, reason: "the test allows no more".into() };
-    foreign::survey(foreign::detect(source, name)?, limit, &Arc::new(Progress::default()))
+    let beside = |_: &str| panic!("no file beside it");
+    foreign::survey(foreign::detect(source, name, &beside)?, limit, &Arc::new(Progress::default()))
 }
 
 /// Asserts that an image is refused as damaged at each of these lengths.
