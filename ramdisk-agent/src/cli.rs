@@ -276,6 +276,7 @@ fn capture_command(
     };
     let url = parse_url(image)?;
     let disk = Disk::open_source(&find(disk)?)?;
+    progress.watch(&disk);
     let plan = capture::plan(&disk, options)?;
     if !json {
         print(&plan.to_string())?;
@@ -300,6 +301,7 @@ fn restore_command(
     };
     let url = parse_url(image)?;
     let target = open_target(&find(disk)?, &url)?;
+    progress.watch(&target);
     let image = open_image(&url, limit_of(&target), progress)?;
     check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
     let plan = restore::plan(&*image, &target, options)?;

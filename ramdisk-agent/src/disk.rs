@@ -9,11 +9,13 @@ mod bad;
 mod inventory;
 mod selector;
 mod users;
+mod watch;
 mod window;
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_api::{DiskInfo, ErrorKind};
@@ -23,6 +25,7 @@ pub use bad::{Unreadable, is_of_medium};
 pub use inventory::{inventory, inventory_of};
 pub use selector::{Selector, identity, resolve};
 pub use users::in_use;
+pub use watch::Watch;
 pub use window::Window;
 
 use crate::buffer::AlignedBuf;
@@ -42,6 +45,7 @@ pub struct Disk {
     is_block: bool,
     len: u64,
     logical_sector_bytes: u32,
+    watch: Arc<Watch>,
 }
 
 impl Disk {
@@ -139,7 +143,9 @@ impl Disk {
                 path.display()
             )));
         }
-        Ok(Self { path: path.to_owned(), file, direct, is_block, len, logical_sector_bytes })
+        let path = path.to_owned();
+        let watch = Arc::new(Watch::new(path.clone(), logical_sector_bytes));
+        Ok(Self { path, file, direct, is_block, len, logical_sector_bytes, watch })
     }
 
     /// The path it was opened by.
@@ -181,17 +187,28 @@ impl Disk {
         info
     }
 
-    /// Reads past the page cache where that is possible. `buf` starts aligned to [`DIRECT_ALIGN`](crate::buffer::DIRECT_ALIGN) relative to `offset`.
-    pub fn read_direct(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = buf.len();
-        let file = self.direct_for(buf, offset);
-        file.read_exact_at(buf, offset).on_disk(|| self.at("reading back", len, offset))
+    /// What it was asked for and has not answered.
+    #[must_use]
+    pub fn watch(&self) -> Arc<Watch> {
+        Arc::clone(&self.watch)
     }
 
-    /// Writes past the page cache where that is possible.
+    /// Reads past the page cache where that is possible; the error names the first sector that cannot be read. `buf` starts aligned
+    /// to [`DIRECT_ALIGN`](crate::buffer::DIRECT_ALIGN) relative to `offset`.
+    pub fn read_direct(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        match self.read_past_cache(buf, offset) {
+            Err(e) if is_of_medium(&e) => Ok(self.read_up_to_bad(buf, offset)?),
+            read => read.on_disk(|| self.at("reading", buf.len(), offset)),
+        }
+    }
+
+    /// Writes past the page cache where that is possible; the error names the first sector that cannot be written.
     pub fn write_direct(&self, buf: &[u8], offset: u64) -> Result<()> {
-        let file = self.direct_for(buf, offset);
-        file.write_all_at(buf, offset).on_disk(|| self.at("writing", buf.len(), offset))
+        self.write_past_cache(buf, offset).or_else(|error| {
+            // Whatever comes of it, a disk that has refused a write once is not trusted with this restore.
+            let (at, len) = self.first_unwritable(buf, offset).unwrap_or((offset, buf.len()));
+            Err(error).on_disk(|| self.at("writing", len, at))
+        })
     }
 
     /// O_DIRECT wants memory, offset and length in whole sectors; the odd end of a file goes through the cache.
@@ -208,25 +225,16 @@ impl Disk {
 
     fn at(&self, doing: &str, len: usize, offset: u64) -> String {
         let lba = offset / u64::from(self.logical_sector_bytes.max(1));
-        format!("{doing} {len} bytes at byte {offset} (LBA {lba}) of {}", self.path.display())
+        format!("{doing} {len} bytes at LBA {lba} (byte {offset}) of {}", self.path.display())
     }
 
-    /// Makes a range read as zeros.
+    /// Makes a range read as zeros: by the disk's own command where it has one, by writing them where it has none or fails.
     pub fn zero(&self, offset: u64, len: u64) -> Result<()> {
         let sector = u64::from(self.logical_sector_bytes);
         if self.is_block && offset.is_multiple_of(sector) && len.is_multiple_of(sector) {
-            match sys::block::zero_out(&self.file, offset, len) {
-                Ok(()) => return Ok(()),
-                Err(e)
-                    if matches!(
-                        e.raw_os_error(),
-                        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTTY)
-                    ) => {}
-                Err(e) => {
-                    return Err(e).on_disk(|| {
-                        format!("zeroing {len} bytes at byte {offset} of {}", self.path.display())
-                    });
-                }
+            let _pending = self.watch.begin("zeroing", Some(offset));
+            if sys::block::zero_out(&self.file, offset, len).is_ok() {
+                return Ok(());
             }
         }
         let zeros = AlignedBuf::new(1 << 20);
@@ -240,9 +248,13 @@ impl Disk {
         Ok(())
     }
 
-    /// Waits until everything written is on the medium, and the medium's own cache is flushed.
+    /// Waits until everything written is on the medium, and the medium's own cache is flushed. After an error what was written
+    /// since the last flush may be lost, and a later success does not mean otherwise: the kernel tells such an error once.
     pub fn flush(&self) -> Result<()> {
-        self.file.sync_all().on_disk(|| format!("flushing {}", self.path.display()))
+        let _pending = self.watch.begin("flushing", None);
+        self.file.sync_all().on_disk(|| {
+            format!("flushing {}, what was written to it last may be lost", self.path.display())
+        })
     }
 
     /// Hints that a range will be read soon; returns at once.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use agent_api::{ErrorKind, Stage, StageProgress};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::disk::{Disk, Watch};
 use crate::error::{Error, Result};
 
 /// How often bars and lines are brought up to date.
@@ -27,6 +28,7 @@ pub struct Progress {
     total: AtomicU64,
     stored: AtomicU64,
     stalled: Mutex<Option<String>>,
+    disk: Mutex<Option<Arc<Watch>>>,
     cancelled: Arc<AtomicBool>,
     /// The last state of stages that have ended and were not printed yet: some are shorter than a tick.
     ended: Mutex<Vec<StageProgress>>,
@@ -40,6 +42,7 @@ impl Default for Progress {
             total: AtomicU64::new(0),
             stored: AtomicU64::new(0),
             stalled: Mutex::new(None),
+            disk: Mutex::new(None),
             cancelled: Arc::new(AtomicBool::new(false)),
             ended: Mutex::new(Vec::new()),
         }
@@ -87,6 +90,18 @@ impl Progress {
         *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
+    /// From now on a disk that does not answer is told.
+    pub fn watch(&self, disk: &Disk) {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk.watch());
+    }
+
+    fn stalled(&self) -> Option<String> {
+        let store = self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        store.or_else(|| {
+            self.disk.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.stalled()
+        })
+    }
+
     /// The present state.
     #[must_use]
     pub fn snapshot(&self) -> StageProgress {
@@ -97,7 +112,7 @@ impl Progress {
             total_bytes: self.total.load(Ordering::Relaxed),
             stored_bytes: self.stored.load(Ordering::Relaxed),
             elapsed_ms: millis(since),
-            stalled: self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            stalled: self.stalled(),
         }
     }
 }

@@ -19,7 +19,7 @@ mod ranges;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use agent_api::{ErrorKind, RestoreOptions, RestoreSummary, Stage};
@@ -59,7 +59,15 @@ pub fn run(
     let start = Instant::now();
     progress.check()?;
     let path = target.path().display();
-    let mut work = Work { image, target, plan, options, progress, difference: None };
+    let mut work = Work {
+        image,
+        target,
+        plan,
+        options,
+        progress,
+        difference: None,
+        committing: AtomicBool::new(false),
+    };
     let mut compared = RestoreSummary {
         root: image.root().to_string(),
         disk_bytes: image.disk_len(),
@@ -87,11 +95,18 @@ pub fn run(
     match work.all(nodes, compared) {
         Ok(summary) => Ok(RestoreSummary { total_ms: millis(start), ..summary }),
         Err(error) => {
-            // The first error is the one that matters. If the disk cannot even be invalidated again, its boot sectors were
-            // either never written or are what just failed.
-            let _ = commit::invalidate(target, plan);
-            Err(error
-                .context(format!("restoring onto {path} failed; it holds no bootable system now")))
+            // The first error is the one that matters.
+            let outcome = match commit::invalidate(target, plan) {
+                Ok(_) => "it holds no bootable system now".to_owned(),
+                Err(_) if !work.committing.load(Ordering::Relaxed) => {
+                    "it holds no bootable system: its tables were erased before, and no new ones were written".to_owned()
+                }
+                Err(again) => format!(
+                    "the new boot sectors could not be taken away again ({}), so that it may boot",
+                    again.chain()
+                ),
+            };
+            Err(error.context(format!("restoring onto {path} failed; {outcome}")))
         }
     }
 }
@@ -104,6 +119,8 @@ struct Work<'a> {
     progress: &'a Arc<Progress>,
     /// What the target lacks; `None`: everything.
     difference: Option<Difference>,
+    /// Whether the writes that make it bootable have begun.
+    committing: AtomicBool,
 }
 
 impl Work<'_> {
@@ -123,6 +140,7 @@ impl Work<'_> {
         let verify_ms = millis(started);
 
         self.progress.begin(Stage::Committing, 0);
+        self.committing.store(true, Ordering::Relaxed);
         let committed = commit::commit(self.target, self.plan, nodes)?;
         written_bytes += committed;
         readback_bytes += committed;
@@ -260,30 +278,50 @@ impl Work<'_> {
     /// Whose fault it is that a span reads back otherwise than its hash says: the disk's, unless the image itself holds
     /// something else than its index says.
     fn blame(&self, entry: &FrameEntry, range: Range<u64>) -> Error {
-        let in_image = || -> Result<()> {
-            if entry.kind == FrameKind::Hole {
-                return Ok(());
+        let mut content = vec![0; index(u64::from(entry.logical_len))];
+        let mut in_image = || -> Result<()> {
+            if entry.kind == FrameKind::Data {
+                self.image.fetcher()?.fetch(entry, &mut content)?;
+                Decoder::check_content(entry, &content)?;
             }
-            let mut content = vec![0; index(u64::from(entry.logical_len))];
-            self.image.fetcher()?.fetch(entry, &mut content)?;
-            Ok(Decoder::check_content(entry, &content)?)
+            Ok(())
         };
-        // If the image cannot be read again, the disk's fault is the likelier one.
         match in_image() {
             Err(error) if error.kind() == ErrorKind::ImageCorrupt => error,
-            _ => self.differs(range),
+            Ok(()) => self.differs(self.first_difference(entry, &content).unwrap_or(range)),
+            // If the image cannot be read again, the disk's fault is the likelier one.
+            Err(_) => self.differs(range),
         }
+    }
+
+    /// The first sector of a frame that the disk holds otherwise than the image.
+    fn first_difference(&self, entry: &FrameEntry, content: &[u8]) -> Option<Range<u64>> {
+        let sector = index(u64::from(self.target.logical_sector_bytes()));
+        let mut held = AlignedBuf::new(content.len());
+        let base = entry.logical_offset;
+        for piece in kept(entry).into_iter().flat_map(|range| self.plan.outside_withheld(range)) {
+            let within = index(piece.start - base)..index(piece.end - base);
+            let held = &mut held.as_mut_slice()[within.clone()];
+            self.target.read_direct(held, piece.start).ok()?;
+            let pairs = held.chunks(sector).zip(content[within].chunks(sector));
+            if let Some(n) = pairs.into_iter().position(|(is, should)| is != should) {
+                let at = piece.start + (n * sector) as u64;
+                return Some(at..at + sector as u64);
+            }
+        }
+        None
     }
 
     fn differs(&self, range: Range<u64>) -> Error {
         Error::new(
             ErrorKind::Disk,
             format!(
-                "{} reads back other bytes than were written between byte {} and {}: the disk, its controller or \
-                 the memory is defective",
+                "{} reads back other bytes than were written between byte {} and {} (from LBA {}): the disk, its \
+                 controller or the memory is defective",
                 self.target.path().display(),
                 range.start,
-                range.end
+                range.end,
+                range.start / u64::from(self.target.logical_sector_bytes())
             ),
         )
     }

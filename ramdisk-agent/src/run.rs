@@ -55,11 +55,13 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
     match &job.action {
         JobAction::Capture(options) => {
             let disk = Disk::open_source(&path)?;
+            progress.watch(&disk);
             let plan = capture::plan(&disk, options)?;
             Ok(Summary::Capture(capture::run(&disk, &url, &plan, options, progress)?))
         }
         JobAction::Restore(options) => {
             let target = open_target(&path, &url)?;
+            progress.watch(&target);
             let image = open_image(&url, limit_of(&target), progress)?;
             check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
             let plan = restore::plan(&*image, &target, options)?;

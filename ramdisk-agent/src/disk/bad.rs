@@ -1,8 +1,9 @@
-//! Sectors that cannot be read: which errors mean that, and which sector it is.
+//! Sectors that cannot be read or written: which errors mean that, and which sector it is.
 //!
 //! A read through the page cache fails in whole pages, and one of a few MiB says only that something in it is bad. So where one
 //! fails, the range is read again past the cache, in blocks and then in sectors, up to the first that fails by itself. What
-//! could be read on this way is as good as what a first read gives. Deliberately absent: going on behind a bad sector, which is
+//! could be read on this way is as good as what a first read gives. A write that failed is narrowed down in the same way, but
+//! only to name the sector. Deliberately absent: going on behind a bad sector, which is
 //! `capture/rescue.rs`.
 
 use std::io;
@@ -51,19 +52,19 @@ pub fn is_of_medium(error: &io::Error) -> bool {
 impl Disk {
     /// Reads through the page cache, or past it where that fails; the error names the first sector that cannot be read.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Unreadable> {
-        match self.file.read_exact_at(buf, offset) {
-            Ok(()) => Ok(()),
-            Err(error) if is_of_medium(&error) => self.read_up_to_bad(buf, offset),
-            Err(source) => Err(self.unreadable(offset, source)),
+        match self.read_once(buf, offset) {
+            Err(bad) if is_of_medium(&bad.source) => self.read_up_to_bad(buf, offset),
+            read => read,
         }
     }
 
     /// Reads through the page cache, once; the error names the place of the whole read.
     pub(crate) fn read_once(&self, buf: &mut [u8], offset: u64) -> Result<(), Unreadable> {
+        let _pending = self.watch.begin("reading", Some(offset));
         self.file.read_exact_at(buf, offset).map_err(|e| self.unreadable(offset, e))
     }
 
-    fn read_up_to_bad(&self, buf: &mut [u8], offset: u64) -> Result<(), Unreadable> {
+    pub(super) fn read_up_to_bad(&self, buf: &mut [u8], offset: u64) -> Result<(), Unreadable> {
         let (start, end) = self.whole_sectors(offset, buf.len());
         let sector = index(u64::from(self.logical_sector_bytes));
         let mut block = AlignedBuf::new(BLOCK_LEN);
@@ -89,7 +90,29 @@ impl Disk {
 
     /// Reads from the medium where that is possible. `buf` and `offset` as for [`Disk::read_direct`].
     pub(crate) fn read_past_cache(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let _pending = self.watch.begin("reading", Some(offset));
         self.direct_for(buf, offset).read_exact_at(buf, offset)
+    }
+
+    pub(super) fn write_past_cache(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let _pending = self.watch.begin("writing", Some(offset));
+        self.direct_for(buf, offset).write_all_at(buf, offset)
+    }
+
+    /// Where in a write that has failed the first sector is that fails by itself, and its length.
+    pub(super) fn first_unwritable(&self, buf: &[u8], offset: u64) -> Option<(u64, usize)> {
+        let sector = index(u64::from(self.logical_sector_bytes));
+        for (block, at) in buf.chunks(BLOCK_LEN).zip((offset..).step_by(BLOCK_LEN)) {
+            if self.write_past_cache(block, at).is_ok() {
+                continue;
+            }
+            for (piece, at) in block.chunks(sector).zip((at..).step_by(sector)) {
+                if self.write_past_cache(piece, at).is_err() {
+                    return Some((at, piece.len()));
+                }
+            }
+        }
+        None
     }
 
     fn unreadable(&self, offset: u64, source: io::Error) -> Unreadable {

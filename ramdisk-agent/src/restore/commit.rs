@@ -1,7 +1,11 @@
 //! The first and the last writes of a restore: making the target plainly invalid, and making it bootable.
 
+use std::ops::Range;
+
+use agent_api::ErrorKind;
 use serde::Serialize;
 
+use super::medium::Medium;
 use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -10,6 +14,12 @@ use crate::sys;
 
 /// The highest partition number that nodes are looked for: the usual size of a GPT.
 const MAX_NODES: i32 = 128;
+/// The header of a primary GPT ends here at the latest, with the largest sectors in use.
+const GPT_HEADERS_END: u64 = 8192;
+/// The header of a backup GPT is in so many bytes at the disk's end.
+const BACKUP_HEADER_LEN: u64 = 4096;
+/// How much is read at once to see whether it is zero.
+const WIPE_CHECK_LEN: usize = 1 << 20;
 
 /// Bytes that are written after everything else, in the order of the plan, with a flush after each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -29,12 +39,40 @@ pub struct Piece {
 pub struct HandMadeNodes(bool);
 
 /// Destroys every table and label that firmware or a kernel would act on, and makes sure that it is gone.
+///
+/// LBA 0 goes first and alone: a BIOS and every system that keeps to the UEFI specification find nothing to boot then, while
+/// nothing else has changed. Next the headers of both copies of a GPT, for firmware that does without a protective MBR. Only
+/// when these are gone for sure is anything touched that the old system would miss.
 pub fn invalidate(target: &Disk, plan: &RestorePlan) -> Result<HandMadeNodes> {
-    for range in &plan.wipes {
-        target.zero(range.start, range.end - range.start)?;
+    let len = target.len_bytes();
+    let lba0 = u64::from(target.logical_sector_bytes()).min(len);
+    let headers = [lba0..GPT_HEADERS_END.min(len), len.saturating_sub(BACKUP_HEADER_LEN)..len];
+    let first = std::iter::once(0..lba0).collect::<Vec<_>>();
+    let steps: [&[Range<u64>]; 3] = [&first, &headers, &plan.wipes];
+    let mut buffer = AlignedBuf::new(WIPE_CHECK_LEN);
+    let medium = Medium { target, plan };
+    for ranges in steps {
+        for range in ranges {
+            target.zero(range.start, range.end - range.start)?;
+        }
+        target.flush()?;
+        target.drop_cache();
+        for range in ranges {
+            let held = medium.first_nonzero(range.clone(), buffer.as_mut_slice())?;
+            if let Some(range) = held.differs {
+                return Err(Error::new(
+                    ErrorKind::Disk,
+                    format!(
+                        "{} cannot be erased: it says that zeros were written between byte {} and {}, and reads back \
+                         something else",
+                        target.path().display(),
+                        range.start,
+                        range.end
+                    ),
+                ));
+            }
+        }
     }
-    target.flush()?;
-    target.drop_cache();
     Ok(forget_partitions(target))
 }
 
@@ -52,7 +90,7 @@ pub fn commit(target: &Disk, plan: &RestorePlan, nodes: HandMadeNodes) -> Result
         target.read_direct(buffer.as_mut_slice(), piece.offset)?;
         if buffer.as_slice() != piece.bytes {
             return Err(Error::new(
-                agent_api::ErrorKind::Disk,
+                ErrorKind::Disk,
                 format!(
                     "the {} reads back other bytes than were written: the disk is defective",
                     piece.name

@@ -1,8 +1,9 @@
 //! The program under test.
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
@@ -40,6 +41,18 @@ pub fn agent(args: &[impl AsRef<OsStr>]) -> Ran {
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
+}
+
+/// The program as the supervisor starts it, with this job; its lines are read from its standard output.
+pub fn worker(job: &Value) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+        .args(["run", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(job.to_string().as_bytes()).unwrap();
+    child
 }
 
 fn with_paths(words: &[&str], paths: &[&Path]) -> Ran {

@@ -12,7 +12,7 @@ use crate::round_trip::restored;
 use crate::tools::status;
 
 /// Whether firmware or a kernel would find anything to boot on a disk.
-fn is_bootable(disk: &Path) -> bool {
+pub fn is_bootable(disk: &Path) -> bool {
     let mut head = [0; 1024];
     File::open(disk).unwrap().read_exact_at(&mut head, 0).unwrap();
     let text = disk.to_str().unwrap();

@@ -1,5 +1,9 @@
-//! Block devices that fail as told: a QEMU storage daemon exports a disk file through its `blkdebug` filter as a FUSE file, and a
-//! loop device makes that a disk.
+//! Disks that fail as told: a QEMU storage daemon exports a disk file through its `blkdebug` filter as a FUSE file, which is a disk
+//! as it is, or through a loop device.
+//!
+//! While QEMU 7.2 works on a write through FUSE, the next request overwrites that write's bytes in its buffer (mended later: "fuse:
+//! Copy write buffer content before polling"). So nobody may write to such a file with two requests in flight: a target is a loop
+//! device without direct I/O, which has one thread; a disk file with a single frame is written by one thread, too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,6 +36,21 @@ impl Fault {
         Self::always("read", libc::EIO).at(sector)
     }
 
+    /// The `n`-th flush fails, counted from 1, and no other.
+    pub fn nth_flush(n: usize) -> Self {
+        // A flush moves the filter to its next state, after the rules of the present one were looked at.
+        let states = (1..=n).map(|state| {
+            format!(
+                "[set-state]\nevent = \"flush_to_disk\"\nstate = \"{state}\"\nnew_state = \"{}\"\n",
+                state + 1
+            )
+        });
+        let fail = format!(
+            "[inject-error]\nevent = \"flush_to_disk\"\niotype = \"flush\"\nstate = \"{n}\"\nerrno = \"5\"\nonce = \"on\"\n"
+        );
+        Self(states.collect::<String>() + &fail)
+    }
+
     /// Only requests that touch this sector of 512 bytes.
     pub fn at(self, sector: u64) -> Self {
         Self(self.0 + &format!("sector = \"{sector}\"\n"))
@@ -53,8 +72,25 @@ pub struct FaultyDisk {
 }
 
 impl FaultyDisk {
-    /// `backing` with these faults; `folder` is for the daemon's files.
-    pub fn new(backing: &Path, folder: &Path, faults: &[Fault], loop_flags: &[&str]) -> Self {
+    /// `backing` as a block device with these faults, for reading; `folder` is for the daemon's files.
+    pub fn source(backing: &Path, folder: &Path, faults: &[Fault], loop_flags: &[&str]) -> Self {
+        let flags = [&["--direct-io=on"], loop_flags].concat();
+        Self::file(backing, folder, faults).attached(&flags)
+    }
+
+    /// `backing` as a block device with these faults, for writing.
+    pub fn target(backing: &Path, folder: &Path, faults: &[Fault]) -> Self {
+        Self::file(backing, folder, faults).attached(&["--direct-io=off"])
+    }
+
+    /// As a loop device with these flags.
+    pub fn attached(mut self, flags: &[&str]) -> Self {
+        self.device = Some(Loop::new(&self.export, flags));
+        self
+    }
+
+    /// `backing` as a disk file with these faults.
+    pub fn file(backing: &Path, folder: &Path, faults: &[Fault]) -> Self {
         let config = folder.join("blkdebug.conf");
         let text: String = faults.iter().map(|fault| fault.0.as_str()).collect();
         fs::write(&config, text).unwrap();
@@ -62,17 +98,27 @@ impl FaultyDisk {
         let debug =
             format!("driver=blkdebug,node-name=debug,image=file,config={}", config.display());
         // Without a node above, blkdebug's events do not happen.
-        Self::export(&[&file, &debug, "driver=raw,node-name=top,file=debug"], folder, loop_flags)
+        let nodes = [&file, &debug, "driver=raw,node-name=top,file=debug"];
+        Self::export(&nodes.map(|node| ("--blockdev", node)), folder)
     }
 
-    /// The node `top` of these block nodes.
-    pub fn export(nodes: &[&str], folder: &Path, loop_flags: &[&str]) -> Self {
+    /// `backing` as a disk file that reads and writes so many bytes a second.
+    pub fn slow(backing: &Path, folder: &Path, bytes_per_sec: u64) -> Self {
+        let group = format!("throttle-group,id=slow,x-bps-total={bytes_per_sec}");
+        let file = format!("driver=file,node-name=file,filename={}", backing.display());
+        let top = "driver=throttle,node-name=top,throttle-group=slow,file=file";
+        let words = [("--object", &*group), ("--blockdev", &*file), ("--blockdev", top)];
+        Self::export(&words, folder)
+    }
+
+    /// The node `top` of the block nodes that these options of the daemon make.
+    pub fn export(options: &[(&str, &str)], folder: &Path) -> Self {
         let export = folder.join("export");
         fs::write(&export, "").unwrap();
         let pid_file = folder.join("daemon.pid");
         let mut command = Command::new("qemu-storage-daemon");
-        for node in nodes {
-            command.args(["--blockdev", node]);
+        for (option, value) in options {
+            command.args([option, value]);
         }
         let target = format!(
             "type=fuse,id=export,node-name=top,writable=on,mountpoint={}",
@@ -88,23 +134,20 @@ impl FaultyDisk {
             assert_eq!(daemon.try_wait().unwrap(), None, "qemu-storage-daemon has ended");
             fs::read_to_string(&pid_file).is_ok_and(|text| text.ends_with('\n'))
         });
-        let flags = [&["--direct-io=on"], loop_flags].concat();
-        disk.device = Some(Loop::new(&disk.export, &flags));
         disk
     }
 
-    /// The disk does not answer any more, until `SIGCONT`; `SIGKILL` takes it away.
+    /// The disk does not answer any more after `SIGSTOP`, until `SIGCONT`; `SIGKILL` takes it away.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.daemon.id().cast_signed()), signal).unwrap();
     }
 
     pub fn path(&self) -> &Path {
-        self.device.as_ref().expect("it is there until the end").path()
+        self.device.as_ref().map_or(&*self.export, |device| device.path())
     }
 
     fn end(&mut self) {
-        let Some(device) = self.device.take() else { return };
-        drop(device);
+        drop(self.device.take());
         // It may be stopped, or gone.
         let pid = Pid::from_raw(self.daemon.id().cast_signed());
         for signal in [Signal::SIGCONT, Signal::SIGTERM] {

@@ -18,4 +18,5 @@ mod rescue;
 mod round_trip;
 mod signatures;
 mod sources;
+mod targets;
 mod tools;

@@ -57,7 +57,7 @@ fn the_map_of_bad_sectors_is_exact_and_everything_else_is_saved() {
     assert!(patterns.iter().map(|(_, bad)| bad.len()).sum::<usize>() >= 1000);
     for (name, mut bad) in patterns {
         let faults: Vec<Fault> = bad.iter().map(|sector| Fault::unreadable(*sector)).collect();
-        let disk = FaultyDisk::new(&backing, dir.path(), &faults, &[]);
+        let disk = FaultyDisk::source(&backing, dir.path(), &faults, &[]);
         let image = dir.path().join(format!("{name}.img.zst"));
         let summary = capture(disk.path(), &image, &["--rescue"]);
         bad.sort_unstable();
@@ -75,7 +75,7 @@ fn sectors_of_4096_bytes_are_bad_as_a_whole() {
     let (backing, image) = (dir.path().join("s"), dir.path().join("a.img.zst"));
     noise_file(&backing, LEN, 1);
     let faults = [Fault::unreadable(803)];
-    let disk = FaultyDisk::new(&backing, dir.path(), &faults, &["--sector-size", "4096"]);
+    let disk = FaultyDisk::source(&backing, dir.path(), &faults, &["--sector-size", "4096"]);
     let summary = capture(disk.path(), &image, &["--rescue"]);
     assert_eq!(bad_sectors(&image), (800..808).collect::<Vec<_>>());
     let lines = summary["damaged"].as_array().unwrap();
@@ -89,7 +89,7 @@ fn what_can_be_read_at_last_is_not_bad() {
     noise_file(&backing, LEN, 1);
     // As often as it takes to get through the cache, the block and the trimming.
     let faults = vec![Fault::unreadable(5000).once(); 3];
-    let disk = FaultyDisk::new(&backing, dir.path(), &faults, &[]);
+    let disk = FaultyDisk::source(&backing, dir.path(), &faults, &[]);
     let summary = capture(disk.path(), &image, &["--rescue"]);
     assert_eq!(summary["bad_bytes"], 0);
     assert!(summary["damaged"].as_array().unwrap().is_empty());
@@ -107,7 +107,7 @@ fn an_image_that_lacks_sectors_says_so_everywhere_and_is_not_restored_unawares()
     let longest = extents.iter().max_by_key(|e| e.len).unwrap();
     let sector = (disk.root.start + longest.start + longest.len / 2) / 512;
     let (image, target) = (dir.path().join("a.img.zst"), dir.path().join("t"));
-    let faulty = FaultyDisk::new(&disk.path, dir.path(), &[Fault::unreadable(sector)], &[]);
+    let faulty = FaultyDisk::source(&disk.path, dir.path(), &[Fault::unreadable(sector)], &[]);
     let words = ["capture", "--rescue", faulty.path().to_str().unwrap(), image.to_str().unwrap()];
     let line = format!("partition 2 (ext4 'root'): 1 sector could not be read, LBA {sector}");
     let ran = agent(&words);
@@ -139,7 +139,7 @@ fn a_bad_copy_of_a_gpt_is_replaced_by_the_other() {
     let disk = system(dir.path(), "gpt");
     for sector in [1, 2, disk.len / 512 - 1] {
         let (image, target) = (dir.path().join(format!("{sector}.img.zst")), dir.path().join("t"));
-        let faulty = FaultyDisk::new(&disk.path, dir.path(), &[Fault::unreadable(sector)], &[]);
+        let faulty = FaultyDisk::source(&disk.path, dir.path(), &[Fault::unreadable(sector)], &[]);
         let summary = capture(faulty.path(), &image, &["--rescue"]);
         assert_eq!(summary["raw"].as_array().unwrap().len(), 0, "{summary:#}");
         assert_eq!(bad_sectors(&image), [sector]);
@@ -158,7 +158,7 @@ fn a_disk_without_a_readable_first_sector_is_kept_whole() {
     for label in ["gpt", "dos"] {
         let disk = system(dir.path(), label);
         let (image, unpacked) = (dir.path().join(format!("{label}.img.zst")), dir.path().join("u"));
-        let faulty = FaultyDisk::new(&disk.path, dir.path(), &[Fault::unreadable(0)], &[]);
+        let faulty = FaultyDisk::source(&disk.path, dir.path(), &[Fault::unreadable(0)], &[]);
         let summary = capture(faulty.path(), &image, &["--rescue"]);
         assert!(!summary["raw"].as_array().unwrap().is_empty(), "{summary:#}");
         assert_eq!(bad_sectors(&image), [0]);
@@ -181,7 +181,7 @@ fn a_filesystem_whose_metadata_cannot_be_read_is_kept_whole() {
     let size = groups.lines().find(|l| l.starts_with("Block size:")).unwrap();
     let block_bytes: u64 = size.split_whitespace().last().unwrap().parse().unwrap();
     let bad = (disk.root.start + block * block_bytes) / 512;
-    let faulty = FaultyDisk::new(&disk.path, dir.path(), &[Fault::unreadable(bad)], &[]);
+    let faulty = FaultyDisk::source(&disk.path, dir.path(), &[Fault::unreadable(bad)], &[]);
     try_capture(faulty.path(), &image, &[])
         .refused("disk", &["mapping partition 2", &format!("LBA {bad} "), "--rescue"]);
     let summary = capture(faulty.path(), &image, &["--rescue"]);
@@ -201,7 +201,7 @@ fn a_disk_that_has_gone_is_not_taken_for_a_bad_one() {
     let dir = tempfile::tempdir().unwrap();
     let (backing, image) = (dir.path().join("s"), dir.path().join("a.img.zst"));
     noise_file(&backing, LEN, 1);
-    let disk = FaultyDisk::new(&backing, dir.path(), &[], &[]);
+    let disk = FaultyDisk::source(&backing, dir.path(), &[], &[]);
     disk.signal(Signal::SIGKILL);
     for (flags, word) in [(&[][..], "LBA 0 "), (&["--rescue"], "check its power")] {
         try_capture(disk.path(), &image, flags).refused("disk", &[word]);

@@ -10,7 +10,7 @@ use crate::round_trip::used;
 
 /// Captures a disk with this bad sector; it fails, names the sector and what is there, and leaves no image.
 fn fails_at(backing: &Path, folder: &Path, sector: u64, place: &str) {
-    let disk = FaultyDisk::new(backing, folder, &[Fault::unreadable(sector)], &[]);
+    let disk = FaultyDisk::source(backing, folder, &[Fault::unreadable(sector)], &[]);
     let image = folder.join("a.img.zst");
     let lba = format!("LBA {sector} (byte {}) of {}", sector * 512, disk.path().display());
     try_capture(disk.path(), &image, &[]).refused("disk", &[&lba, place, "check the drive"]);
@@ -46,10 +46,10 @@ fn the_first_of_several_bad_sectors_is_named() {
     noise_file(&backing, (9 << 20) + 4096, 1);
     let faults = [12_345, 12_346, 12_399, 17_000].map(Fault::unreadable);
     let image = dir.path().join("a.img.zst");
-    let disk = FaultyDisk::new(&backing, dir.path(), &faults, &[]);
+    let disk = FaultyDisk::source(&backing, dir.path(), &faults, &[]);
     try_capture(disk.path(), &image, &[]).refused("disk", &["LBA 12345 ", "the disk (unknown)"]);
     drop(disk);
-    let disk = FaultyDisk::new(&backing, dir.path(), &faults, &["--sector-size", "4096"]);
+    let disk = FaultyDisk::source(&backing, dir.path(), &faults, &["--sector-size", "4096"]);
     let lba = format!("LBA {} ", 12_345 / 8);
     try_capture(disk.path(), &image, &[]).refused("disk", &[&lba]);
 }
@@ -59,6 +59,6 @@ fn a_sector_that_can_be_read_the_second_time_is_not_bad() {
     let dir = tempfile::tempdir().unwrap();
     let (backing, image) = (dir.path().join("s"), dir.path().join("a.img.zst"));
     noise_file(&backing, 9 << 20, 1);
-    let disk = FaultyDisk::new(&backing, dir.path(), &[Fault::unreadable(12_345).once()], &[]);
+    let disk = FaultyDisk::source(&backing, dir.path(), &[Fault::unreadable(12_345).once()], &[]);
     capture(disk.path(), &image, &[]);
 }
