@@ -186,7 +186,7 @@ impl Qcow2 {
         if offset == 0 {
             return Ok(None);
         }
-        if entry & !(OFFSET_MASK | COPIED) != 0 || offset % self.cluster_len() != 0 {
+        if entry & !(OFFSET_MASK | COPIED) != 0 || !offset.is_multiple_of(self.cluster_len()) {
             let fault = format!("entry {index} of its first-level table is {entry:#x}");
             return Err(ForeignError::damaged(FORMAT, fault));
         }
@@ -228,7 +228,7 @@ impl Qcow2 {
         let zero_allowed = self.version >= 3 && !self.extended;
         let reserved = !(OFFSET_MASK | COPIED | if zero_allowed { ZERO } else { 0 });
         let host = entry & OFFSET_MASK;
-        if entry & reserved != 0 || host % cluster != 0 {
+        if entry & reserved != 0 || !host.is_multiple_of(cluster) {
             let fault = format!("the entry of cluster {number} is {entry:#x}");
             return Err(ForeignError::damaged(FORMAT, fault));
         }
