@@ -11,6 +11,9 @@ use crate::error::{IoContext, Result};
 /// Loop devices over files in loop devices over files: more is nobody's.
 const MAX_DEPTH: u32 = 4;
 
+/// Filesystems that something outside of the kernel answers for; `fuse.sshfs` is one of `fuse`.
+const SERVED: [&str; 9] = ["fuse", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs"];
+
 /// Who uses the disk, one of its partitions or the disk file: mounts, swap, LVM, md, and the same of loop devices over it. Empty if
 /// nobody does. Each entry is a phrase such as `/dev/sda2 is mounted at /home`; read-only mounts are left out when `writers_only`
 /// is set.
@@ -23,7 +26,15 @@ fn users(path: &Path, writers_only: bool, depth: u32) -> Result<Vec<String>> {
     let nodes = sysfs_dir(meta.rdev()).map(nodes).unwrap_or_default();
     let mut found = device_users(&nodes, writers_only)?;
     if depth < MAX_DEPTH {
-        for (name, backing) in loops().filter(|(_, backing)| is_beneath(&meta, &nodes, backing)) {
+        let mounts = own_mounts()?;
+        let asked = |backing: &Path| {
+            let served = served_by(&mounts, backing);
+            served.is_none()
+                || served == fs::canonicalize(path).ok().and_then(|path| served_by(&mounts, &path))
+        };
+        for (name, backing) in
+            loops().filter(|(_, backing)| asked(backing) && is_beneath(&meta, &nodes, backing))
+        {
             let backing = backing.display();
             let above = users(&Path::new("/dev").join(&name), writers_only, depth + 1)?;
             found.extend(above.into_iter().map(|user| format!("{user}; /dev/{name} is {backing}")));
@@ -46,6 +57,32 @@ fn loops() -> impl Iterator<Item = (String, PathBuf)> {
         let backing = read_text(&entry.path().join("loop/backing_file"))?;
         Some((entry.file_name().into_string().ok()?, PathBuf::from(backing)))
     })
+}
+
+/// The mount that a path is on, if a server or a program answers for it: merely looking at a file there can take for ever, and no
+/// disk's or other mount's file is there. `None`: on a filesystem of the kernel's own.
+fn served_by<'a>(mounts: &'a str, path: &Path) -> Option<&'a str> {
+    let of_line = |line: &'a str| {
+        let (before, after) = line.split_once(" - ")?;
+        let at = PathBuf::from(unescaped(before.split(' ').nth(4)?));
+        path.starts_with(&at).then_some((at.as_os_str().len(), line, after.split(' ').next()?))
+    };
+    // Of those at one place, the last was mounted over the others.
+    let (_, line, kind) = mounts.lines().filter_map(of_line).max_by_key(|(len, ..)| *len)?;
+    let is_served = SERVED.iter().any(|name| {
+        kind.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    });
+    is_served.then_some(line)
+}
+
+/// A path of mountinfo, which has spaces, tabs, newlines and backslashes as three octal digits.
+fn unescaped(text: &str) -> String {
+    let octal = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    octal.iter().fold(text.to_owned(), |text, (code, plain)| text.replace(code, plain))
+}
+
+fn own_mounts() -> Result<String> {
+    fs::read_to_string("/proc/self/mountinfo").internal(|| "reading /proc/self/mountinfo".into())
 }
 
 /// Whether a loop device's file is this file, this device, or one of its partitions.
@@ -95,8 +132,7 @@ fn device_users(nodes: &[PathBuf], writers_only: bool) -> Result<Vec<String>> {
 /// The mounts of every mount namespace, ours first, and whose they are as the end of a phrase. Containers keep mounts that are
 /// gone from ours, and the filesystem is in use as long as one of them does.
 fn mount_tables() -> Result<Vec<(String, String)>> {
-    let ours = fs::read_to_string("/proc/self/mountinfo")
-        .internal(|| "reading /proc/self/mountinfo".into())?;
+    let ours = own_mounts()?;
     let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
     let mut seen: BTreeSet<_> = namespace(Path::new("/proc/self")).into_iter().collect();
     let mut tables = vec![(String::new(), ours)];
@@ -146,6 +182,20 @@ mod tests {
         assert!(mount_of(btrfs, &devices, true).is_some());
         assert_eq!(mount_of("36 35 0:44 / /x rw - tmpfs tmpfs rw", &devices, true), None);
         assert_eq!(mount_of("nonsense", &devices, true), None);
+    }
+
+    #[test]
+    fn files_that_a_program_answers_for_are_told_by_their_mount() {
+        let mounts = "20 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            21 20 0:50 / /a\\040b rw shared:3 - fuse.sshfs host: rw\n\
+            22 20 0:51 / /a\\040b/local rw - tmpfs tmpfs rw\n\
+            23 20 0:52 / /export/disk rw - fuse /dev/fuse rw";
+        let served = |path: &str| served_by(mounts, Path::new(path)).map(|line| &line[..2]);
+        assert_eq!(served("/a b/disk.img"), Some("21"));
+        assert_eq!(served("/a bc/disk.img"), None);
+        assert_eq!(served("/a b/local/disk.img"), None);
+        assert_eq!(served("/export/disk"), Some("23"));
+        assert_eq!(served("/dev/sda"), None);
     }
 
     #[test]
