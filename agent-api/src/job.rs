@@ -103,6 +103,55 @@ impl Stage {
     }
 }
 
+/// What threads of a stage are busy with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Capture: reading the disk.
+    ReadSource,
+    /// Capture: finding zeros, hashing, compressing.
+    Compress,
+    /// Capture: handing bytes to the store.
+    WriteStore,
+    /// Reading from the store.
+    ReadStore,
+    /// Hashing what was read from the store, decompressing it.
+    Decompress,
+    /// Restore: writing to the target.
+    WriteTarget,
+    /// Restore: reading the target, to compare it.
+    ReadTarget,
+    /// A part that a newer agent knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How long the threads of a stage did one thing. The times of all threads are added up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartTimes {
+    /// What they did.
+    pub part: Part,
+    /// Bytes that it moved.
+    pub bytes: u64,
+    /// Time spent with it, in ms.
+    pub busy_ms: u64,
+    /// The rest of those threads' time, in ms: with other parts, or waiting for them.
+    pub wait_ms: u64,
+}
+
+/// Where the time of a stage went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageTimes {
+    /// The stage.
+    pub stage: Stage,
+    /// How long it took, in ms of wall clock.
+    pub elapsed_ms: u64,
+    /// How many threads shared its work.
+    pub threads: u32,
+    /// What they did.
+    pub parts: Vec<PartTimes>,
+}
+
 /// How far a stage has come. Also the line format of `--progress json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageProgress {
@@ -201,6 +250,10 @@ pub struct CaptureSummary {
     pub verify_ms: u64,
     /// From start to published, in ms.
     pub total_ms: u64,
+    /// Where the time went.
+    pub stages: Vec<StageTimes>,
+    /// What limited it, in words; `None` if it was too short to say.
+    pub limited_by: Option<String>,
     /// Partitions that were taken raw, each with its reason.
     pub raw: Vec<String>,
     /// Bytes that could not be read and are zero in the image.
@@ -237,6 +290,10 @@ pub struct RestoreSummary {
     pub verify_ms: u64,
     /// From start to committed, in ms.
     pub total_ms: u64,
+    /// Where the time went.
+    pub stages: Vec<StageTimes>,
+    /// What limited it, in words; `None` if it was too short to say.
+    pub limited_by: Option<String>,
 }
 
 #[cfg(test)]

@@ -23,8 +23,8 @@ mod session;
 
 pub use error_kind::ErrorKind;
 pub use job::{
-    CaptureSummary, Failure, Finish, JobAction, JobSpec, Outcome, PlanSummary, Report,
-    RestoreSummary, Stage, StageProgress, Summary, Work,
+    CaptureSummary, Failure, Finish, JobAction, JobSpec, Outcome, Part, PartTimes, PlanSummary,
+    Report, RestoreSummary, Stage, StageProgress, StageTimes, Summary, Work,
 };
 pub use options::{CaptureOptions, DirtyPolicy, MAX_LEVEL, MIN_LEVEL, RestoreOptions};
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};

@@ -13,7 +13,7 @@ pub(crate) mod span;
 use std::sync::Arc;
 use std::time::Instant;
 
-use agent_api::{CaptureOptions, CaptureSummary, ErrorKind, Stage};
+use agent_api::{CaptureOptions, CaptureSummary, ErrorKind, Part, Stage};
 use image_format::{Header, ImageReader, ImageWriter};
 use uuid::Uuid;
 
@@ -27,6 +27,7 @@ use crate::pipeline;
 use crate::progress::{Progress, millis};
 use crate::run;
 use crate::store::{self, StoreUrl, StoreWriter};
+use crate::telemetry;
 use crate::verify;
 use rescue::Rescue;
 use span::{Encoded, HoleRun, Spans, Worker};
@@ -86,7 +87,7 @@ pub(crate) fn publish(
     summary.flush_ms = millis(flushed);
     let checked = durable.map_err(Error::from).and_then(|durable| {
         let verified = Instant::now();
-        let reader = writer.reader()?;
+        let reader = telemetry::Metered::new(writer.reader()?, progress);
         if durable != summary.stored_bytes {
             return Err(Error::new(
                 ErrorKind::Store,
@@ -113,7 +114,10 @@ pub(crate) fn publish(
         return Err(error.context("checking what the store holds"));
     }
     progress.begin(Stage::Committing, 0);
-    Ok(writer.publish()?)
+    writer.publish()?;
+    summary.stages = progress.take_times();
+    summary.limited_by = telemetry::limited_by(&summary.stages);
+    Ok(())
 }
 
 fn write_image(
@@ -127,6 +131,7 @@ fn write_image(
     let start = Instant::now();
     progress.begin(Stage::Capturing, plan.disk_bytes);
     let workers = cores();
+    progress.meter().set_threads(workers);
     let depth = workers * 2 + 2;
     let spans = Spans::new(&plan.used, plan.disk_bytes, image_format::DEFAULT_SPAN_LEN);
     // A cold disk is read by the kernel ahead of the compressors: one span for each that may be under way.
@@ -148,7 +153,7 @@ fn write_image(
         })
         .collect::<Result<Vec<_>>>()?;
     let mut out = ImageWriter::create(
-        StoreSink(store),
+        StoreSink { store, progress },
         header.clone(),
         plan.disk_bytes,
         image_format::DEFAULT_SPAN_LEN,
@@ -198,11 +203,16 @@ pub fn cores() -> usize {
 }
 
 /// Lets the image writer append to a store.
-pub(crate) struct StoreSink<'a>(pub &'a mut dyn StoreWriter);
+pub(crate) struct StoreSink<'a> {
+    pub store: &'a mut dyn StoreWriter,
+    pub progress: &'a Progress,
+}
 
 impl std::io::Write for StoreSink<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.append(bytes).map_err(std::io::Error::other)?;
+        let append = || self.store.append(bytes);
+        let appended = self.progress.meter().time(Part::WriteStore, bytes.len() as u64, append);
+        appended.map_err(std::io::Error::other)?;
         Ok(bytes.len())
     }
 

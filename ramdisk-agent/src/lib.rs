@@ -25,5 +25,6 @@ pub mod run;
 pub mod store;
 pub mod sys;
 pub mod table;
+pub mod telemetry;
 pub mod trust;
 pub mod verify;

@@ -9,11 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use agent_api::{ErrorKind, Stage, StageProgress};
+use agent_api::{ErrorKind, Stage, StageProgress, StageTimes};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::disk::{Disk, Watch};
 use crate::error::{Error, Result};
+use crate::telemetry::Meter;
 
 /// How often bars and lines are brought up to date.
 const TICK: Duration = Duration::from_millis(250);
@@ -32,6 +33,9 @@ pub struct Progress {
     cancelled: Arc<AtomicBool>,
     /// The last state of stages that have ended and were not printed yet: some are shorter than a tick.
     ended: Mutex<Vec<StageProgress>>,
+    meter: Meter,
+    /// Where the time of the stages went that have ended.
+    times: Mutex<Vec<StageTimes>>,
 }
 
 impl Default for Progress {
@@ -45,6 +49,8 @@ impl Default for Progress {
             disk: Mutex::new(None),
             cancelled: Arc::new(AtomicBool::new(false)),
             ended: Mutex::new(Vec::new()),
+            meter: Meter::default(),
+            times: Mutex::new(Vec::new()),
         }
     }
 }
@@ -55,10 +61,28 @@ impl Progress {
         let last = self.snapshot();
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(last);
         let mut now = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = self.meter.take(now.0, now.1.elapsed());
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).push(times);
         *now = (stage, Instant::now());
         self.done.store(0, Ordering::Relaxed);
         self.stored.store(0, Ordering::Relaxed);
         self.total.store(total_bytes, Ordering::Relaxed);
+    }
+
+    /// What the threads of the running stage add their times to.
+    #[must_use]
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Where the time of all stages went, the running one's so far included; they start anew.
+    #[must_use]
+    pub fn take_times(&self) -> Vec<StageTimes> {
+        let (stage, since) = *self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut times =
+            std::mem::take(&mut *self.times.lock().unwrap_or_else(PoisonError::into_inner));
+        times.push(self.meter.take(stage, since.elapsed()));
+        times
     }
 
     /// Adds finished bytes of the disk and of the store. Fails if the work was cancelled.

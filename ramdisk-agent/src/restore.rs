@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use agent_api::{ErrorKind, RestoreOptions, RestoreSummary, Stage};
+use agent_api::{ErrorKind, Part, RestoreOptions, RestoreSummary, Stage};
 use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 
 pub use commit::Piece;
@@ -36,6 +36,7 @@ use crate::error::{Error, Result};
 use crate::image::DiskImage;
 use crate::pipeline;
 use crate::progress::{Progress, millis};
+use crate::telemetry;
 use crate::verify;
 
 /// Free gaps up to this long are written as zeros, or read and ignored, where that saves a separate request.
@@ -83,7 +84,7 @@ pub fn run(
         compared.compared_bytes = difference.compared_bytes;
         compared.compare_ms = millis(start);
         if difference.is_empty() {
-            return Ok(RestoreSummary { total_ms: millis(start), ..compared });
+            return Ok(finished(compared, start, progress));
         }
         work.difference = Some(difference);
     }
@@ -93,7 +94,7 @@ pub fn run(
         ))
     })?;
     match work.all(nodes, compared) {
-        Ok(summary) => Ok(RestoreSummary { total_ms: millis(start), ..summary }),
+        Ok(summary) => Ok(finished(summary, start, progress)),
         Err(error) => {
             // The first error is the one that matters.
             let outcome = match commit::invalidate(target, plan) {
@@ -109,6 +110,13 @@ pub fn run(
             Err(error.context(format!("restoring onto {path} failed; {outcome}")))
         }
     }
+}
+
+fn finished(mut summary: RestoreSummary, start: Instant, progress: &Progress) -> RestoreSummary {
+    summary.total_ms = millis(start);
+    summary.stages = progress.take_times();
+    summary.limited_by = telemetry::limited_by(&summary.stages);
+    summary
 }
 
 struct Work<'a> {
@@ -156,7 +164,7 @@ impl Work<'_> {
     }
 
     fn medium(&self) -> Medium<'_> {
-        Medium { target: self.target, plan: self.plan }
+        Medium { target: self.target, plan: self.plan, meter: self.progress.meter() }
     }
 
     /// The frames that are written. Those that are not count as done.
@@ -175,6 +183,8 @@ impl Work<'_> {
     /// Fetches, checks, decompresses and writes every frame. Order does not matter here: each worker writes its own.
     fn write_frames(&self) -> Result<(u64, u64)> {
         self.progress.begin(Stage::Restoring, self.image.disk_len());
+        let meter = self.progress.meter();
+        meter.set_threads(verify::readers());
         let written = AtomicU64::new(0);
         let workers = (0..verify::readers())
             .map(|_| {
@@ -189,7 +199,8 @@ impl Work<'_> {
                         FrameKind::Hole => 0,
                     };
                     let content = &mut content.as_mut_slice()[..len];
-                    let fetched = fetcher.fetch(&entry, content)?;
+                    let fetched = meter
+                        .time(Part::Decompress, len as u64, || fetcher.fetch(&entry, content))?;
                     if entry.kind == FrameKind::Data {
                         written.fetch_add(self.write_content(&entry, content)?, Ordering::Relaxed);
                     }
@@ -223,7 +234,10 @@ impl Work<'_> {
             for piece in self.plan.outside_withheld(range) {
                 let within = index(piece.start - entry.logical_offset)
                     ..index(piece.end - entry.logical_offset);
-                self.target.write_direct(&content[within], piece.start)?;
+                let len = piece.end - piece.start;
+                self.progress.meter().time(Part::WriteTarget, len, || {
+                    self.target.write_direct(&content[within], piece.start)
+                })?;
                 written += piece.end - piece.start;
             }
         }
@@ -244,8 +258,11 @@ impl Work<'_> {
                 continue;
             }
             for piece in self.plan.outside_withheld(range) {
-                self.target.zero(piece.start, piece.end - piece.start)?;
-                written += piece.end - piece.start;
+                let len = piece.end - piece.start;
+                self.progress
+                    .meter()
+                    .time(Part::WriteTarget, len, || self.target.zero(piece.start, len))?;
+                written += len;
             }
         }
         Ok(written)
@@ -254,12 +271,17 @@ impl Work<'_> {
     /// Reads every data and zero byte from the medium and compares content hashes.
     fn read_back(&self) -> Result<u64> {
         self.progress.begin(Stage::Verifying, self.image.disk_len());
+        let meter = self.progress.meter();
+        meter.set_threads(verify::readers());
         let workers = (0..verify::readers())
             .map(|_| {
                 let mut buffer = AlignedBuf::new(index(u64::from(self.image.span_len())));
                 move |entry: FrameEntry| {
                     self.progress.check()?;
-                    let held = self.medium().compare(&entry, buffer.as_mut_slice())?;
+                    let held =
+                        meter.time(Part::Decompress, u64::from(entry.logical_len), || {
+                            self.medium().compare(&entry, buffer.as_mut_slice())
+                        })?;
                     match held.differs {
                         Some(range) => Err(self.blame(&entry, range)),
                         None => Ok((entry.logical_len, held.read)),

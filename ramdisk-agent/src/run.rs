@@ -16,6 +16,7 @@ use crate::foreign::{self, Limit, Opened};
 use crate::image::DiskImage;
 use crate::progress::{Face, Progress, Ticker};
 use crate::store::{self, StoreUrl};
+use crate::telemetry::Metered;
 use crate::trust::{self, PublicKey};
 use crate::{capture, restore};
 
@@ -91,6 +92,7 @@ pub fn open_image(url: &StoreUrl, limit: Limit, progress: &Arc<Progress>) -> Res
     let opening = |e: Error| e.context(format!("opening {url}"));
     match foreign::open(url, &store_options(progress)).map_err(opening)? {
         Opened::Imprint(file) => {
+            let file = Metered::new(file, progress);
             Ok(Box::new(ImageReader::open(file).map_err(|e| opening(e.into()))?))
         }
         Opened::Foreign(disk) => {
@@ -102,8 +104,8 @@ pub fn open_image(url: &StoreUrl, limit: Limit, progress: &Arc<Progress>) -> Res
 /// Opens an image of our own; any other file is an error.
 pub fn open_own_image(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
     let file = store::open_with(url, &store_options(progress))?;
-    let image =
-        ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))?;
+    let image = ImageReader::open(Metered::new(file, progress))
+        .map_err(|e| Error::from(e).context(format!("opening {url}")))?;
     Ok(Box::new(image))
 }
 
@@ -188,6 +190,7 @@ fn describe_capture(s: &CaptureSummary) -> String {
         seconds(s.total_ms),
         s.root,
     );
+    text.push_str(&limit(s.limited_by.as_deref()));
     for raw in &s.raw {
         text.push_str("\ntaken raw  ");
         text.push_str(raw);
@@ -207,13 +210,14 @@ fn describe_restore(s: &RestoreSummary) -> String {
     };
     if s.compared_bytes > 0 && s.written_bytes == 0 {
         return format!(
-            "{compared}identical: nothing was written\ntotal      {}\nroot       {}",
+            "{compared}identical: nothing was written\ntotal      {}\nroot       {}{}",
             seconds(s.total_ms),
-            s.root
+            s.root,
+            limit(s.limited_by.as_deref()),
         );
     }
     format!(
-        "{compared}fetched    {} in {}\nwritten    {}, flushed in {}\nread back  {} in {}, all hashes right\ntotal      {}\nroot       {}",
+        "{compared}fetched    {} in {}\nwritten    {}, flushed in {}\nread back  {} in {}, all hashes right\ntotal      {}\nroot       {}{}",
         size(s.fetched_bytes),
         rate(s.written_bytes, s.restore_ms),
         size(s.written_bytes),
@@ -222,6 +226,7 @@ fn describe_restore(s: &RestoreSummary) -> String {
         rate(s.readback_bytes, s.verify_ms),
         seconds(s.total_ms),
         s.root,
+        limit(s.limited_by.as_deref()),
     )
 }
 
@@ -229,6 +234,10 @@ fn describe_restore(s: &RestoreSummary) -> String {
 #[must_use]
 pub fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
+}
+
+fn limit(limited_by: Option<&str>) -> String {
+    limited_by.map(|what| format!("\nlimited by {what}")).unwrap_or_default()
 }
 
 fn seconds(ms: u64) -> String {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use agent_api::Stage;
+use agent_api::{Part, Stage};
 use image_format::{FrameEntry, FrameKind};
 use serde::Serialize;
 
@@ -45,16 +45,21 @@ pub fn contents(image: &dyn DiskImage, progress: &Arc<Progress>) -> Result<Verif
 fn frames(image: &dyn DiskImage, progress: &Arc<Progress>, deep: bool) -> Result<Verified> {
     image.check_index()?;
     progress.begin(Stage::Verifying, image.disk_len());
+    let meter = progress.meter();
+    meter.set_threads(readers());
     let workers = (0..readers())
         .map(|_| {
             let mut fetcher = image.fetcher()?;
             let mut content = Vec::new();
             Ok(move |entry: FrameEntry| {
-                let fetched = if deep {
-                    fetcher.check_deeply(&entry, &mut content)?
-                } else {
-                    fetcher.check(&entry)?
-                };
+                let checked = meter.time(Part::Decompress, u64::from(entry.stored_len), || {
+                    if deep {
+                        fetcher.check_deeply(&entry, &mut content)
+                    } else {
+                        fetcher.check(&entry)
+                    }
+                });
+                let fetched = checked?;
                 Ok((entry.kind, u64::from(entry.logical_len), fetched))
             })
         })

@@ -288,9 +288,11 @@ pub(super) async fn outcome(
 
 /// A summary goes into the catalogue and to terminals: its texts must be what they say.
 fn check_summary(summary: &mut Summary) -> Result<(), ApiError> {
+    let limited = |by: Option<String>| by.map(|text| printable(&text, LOG_LINE_MAX));
     match summary {
         Summary::Capture(done) => {
             done.image_id = printable(&done.image_id, IMAGE_ID_MAX);
+            done.limited_by = limited(done.limited_by.take());
             done.raw.truncate(RAW_MAX);
             for reason in &mut done.raw {
                 *reason = printable(reason, LOG_LINE_MAX);
@@ -299,7 +301,10 @@ fn check_summary(summary: &mut Summary) -> Result<(), ApiError> {
                 return Err(ApiError::invalid("root must be 64 lower-case hex digits"));
             }
         }
-        Summary::Restore(done) => done.root = printable(&done.root, ROOT_LEN),
+        Summary::Restore(done) => {
+            done.root = printable(&done.root, ROOT_LEN);
+            done.limited_by = limited(done.limited_by.take());
+        }
         Summary::Plan(plan) => {
             if !is_hex(&plan.hash, ROOT_LEN) {
                 return Err(ApiError::invalid("hash must be 64 lower-case hex digits"));

@@ -319,6 +319,9 @@ fn show(detail: &JobDetail) -> anyhow::Result<()> {
 pub(super) fn summary_text(summary: &Summary) -> String {
     let size = |bytes: u64| indicatif::DecimalBytes(bytes).to_string();
     let seconds = |ms: u64| format!("{}.{} s", ms / 1000, ms % 1000 / 100);
+    let limited = |by: &Option<String>| {
+        by.as_ref().map(|what| format!("limited  by {what}\n")).unwrap_or_default()
+    };
     match summary {
         Summary::Capture(done) => {
             let mut text = format!(
@@ -333,6 +336,7 @@ pub(super) fn summary_text(summary: &Summary) -> String {
                 seconds(done.verify_ms),
                 done.root,
             );
+            text.push_str(&limited(&done.limited_by));
             for raw in &done.raw {
                 text.push_str(&format!("raw      {raw}\n"));
             }
@@ -343,7 +347,7 @@ pub(super) fn summary_text(summary: &Summary) -> String {
         }
         Summary::Plan(plan) => format!("{}\n", plan.text),
         Summary::Restore(done) => format!(
-            "restored {} onto a disk of {}: fetched {}, read back {} in {} (writing {}, flushing {}, reading back {})\nroot     {}\n",
+            "restored {} onto a disk of {}: fetched {}, read back {} in {} (writing {}, flushing {}, reading back {})\nroot     {}\n{}",
             size(done.written_bytes),
             size(done.target_bytes),
             size(done.fetched_bytes),
@@ -353,6 +357,7 @@ pub(super) fn summary_text(summary: &Summary) -> String {
             seconds(done.flush_ms),
             seconds(done.verify_ms),
             done.root,
+            limited(&done.limited_by),
         ),
     }
 }

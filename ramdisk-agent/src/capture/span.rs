@@ -1,5 +1,6 @@
 //! The disk cut into spans: which are holes, and what a worker does with the others.
 
+use agent_api::Part;
 use image_format::{
     EncodedFrame, Encoder, ImageWriter, MAX_HOLE_LEN, MAX_RUNS, Run, RunKind, Runs, UNIT_LEN,
     is_zero,
@@ -98,8 +99,12 @@ impl<'a> Worker<'a> {
         let span_len = usize::try_from(span.len).expect("spans are a few MiB");
         self.buffer.resize(span_len, 0);
         let used: Vec<Extent> = self.plan.used.overlapping(span.offset, len).collect();
-        self.read(span.offset, &used)?;
-        encode_bytes(&mut self.encoder, &self.buffer, span.offset, &used, stored)
+        let meter = self.progress.meter();
+        let used_bytes = used.iter().map(|extent| extent.len).sum();
+        meter.time(Part::ReadSource, used_bytes, || self.read(span.offset, &used))?;
+        meter.time(Part::Compress, len, || {
+            encode_bytes(&mut self.encoder, &self.buffer, span.offset, &used, stored)
+        })
     }
 
     /// Fills the buffer with what is used of a span; the first bad sector ends it, or is got around.

@@ -134,8 +134,12 @@ fn write_frames(
         })
         .collect::<Result<Vec<_>>>()?;
     let span_len = image_format::DEFAULT_SPAN_LEN;
-    let mut out =
-        ImageWriter::create(StoreSink(store), header.clone(), image.disk_len(), span_len)?;
+    let mut out = ImageWriter::create(
+        StoreSink { store, progress },
+        header.clone(),
+        image.disk_len(),
+        span_len,
+    )?;
     let mut gathered = HoleRun::default();
     pipeline::run(image.frames(), threads, depth, |encoded| {
         let (disk_bytes, stored_bytes) = match encoded {

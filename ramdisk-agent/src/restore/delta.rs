@@ -10,7 +10,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use agent_api::{RestoreOptions, Stage};
+use agent_api::{Part, RestoreOptions, Stage};
 use image_format::{FrameEntry, RunKind};
 
 use super::medium::Medium;
@@ -64,13 +64,17 @@ pub fn compare(
 ) -> Result<Difference> {
     progress.begin(Stage::Comparing, image.disk_len());
     let span_len = index(u64::from(image.span_len()));
+    let meter = progress.meter();
+    meter.set_threads(verify::readers());
     let workers = (0..verify::readers())
         .map(|_| {
             let mut buffer = AlignedBuf::new(span_len);
             move |entry: FrameEntry| {
                 progress.check()?;
                 let buffer = buffer.as_mut_slice();
-                let mut held = medium.compare(&entry, buffer)?;
+                let len = u64::from(entry.logical_len);
+                let mut held =
+                    meter.time(Part::Decompress, len, || medium.compare(&entry, buffer))?;
                 if held.differs.is_none() {
                     let free = must_be_zero(&entry, medium, options.scrub_free);
                     let space = medium.compare_zeros(free.into_iter(), buffer)?;
@@ -78,7 +82,7 @@ pub fn compare(
                     held.read += space.read;
                 }
                 let frame = held.differs.is_some().then_some(entry.index);
-                Ok((frame, u64::from(entry.logical_len), held.read))
+                Ok((frame, len, held.read))
             }
         })
         .collect::<Vec<_>>();

@@ -3,18 +3,21 @@
 
 use std::ops::Range;
 
+use agent_api::Part;
 use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 
 use super::plan::RestorePlan;
 use super::{BRIDGE_LEN, byte_ranges, index, kept, ranges};
 use crate::disk::Disk;
 use crate::error::Result;
+use crate::telemetry::Meter;
 
 /// The target, seen through the plan.
 #[derive(Debug, Clone, Copy)]
 pub struct Medium<'a> {
     pub target: &'a Disk,
     pub plan: &'a RestorePlan,
+    pub meter: &'a Meter,
 }
 
 /// What a frame's place on the target was found to hold.
@@ -38,6 +41,11 @@ impl Medium<'_> {
         }
     }
 
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let len = buffer.len() as u64;
+        self.meter.time(Part::ReadTarget, len, || self.target.read_direct(buffer, offset))
+    }
+
     fn compare_data(&self, entry: &FrameEntry, buffer: &mut [u8]) -> Result<Held> {
         let base = entry.logical_offset;
         let whole = base..base + u64::from(entry.logical_len);
@@ -46,7 +54,7 @@ impl Medium<'_> {
         let mut read = 0;
         for range in ranges::bridged(&kept, BRIDGE_LEN) {
             for piece in self.plan.outside_withheld(range) {
-                self.target.read_direct(
+                self.read(
                     &mut buffer[index(piece.start - base)..index(piece.end - base)],
                     piece.start,
                 )?;
@@ -84,7 +92,7 @@ impl Medium<'_> {
         for at in range.clone().step_by(buffer.len()) {
             let len = (range.end - at).min(buffer.len() as u64);
             let bytes = &mut buffer[..index(len)];
-            self.target.read_direct(bytes, at)?;
+            self.read(bytes, at)?;
             read += len;
             if !image_format::is_zero(bytes) {
                 return Ok(Held { differs: Some(at..at + len), read });

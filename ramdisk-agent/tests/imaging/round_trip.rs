@@ -29,6 +29,36 @@ pub fn used(disk: &Path, part: Part, folder: &Path) -> (FsKind, Vec<Extent>) {
     (map.kind, map.used.iter().copied().collect())
 }
 
+/// Bytes of one part of one stage, by a summary's account of where the time went.
+fn moved(summary: &serde_json::Value, stage: &str, part: &str) -> u64 {
+    let named = |list: &serde_json::Value, key: &str, name: &str| {
+        list.as_array().unwrap().iter().find(|entry| entry[key] == name).cloned()
+    };
+    let stage = named(&summary["stages"], "stage", stage).unwrap_or_else(|| panic!("{summary:#}"));
+    let part = named(&stage["parts"], "part", part).unwrap_or_else(|| panic!("{stage:#}"));
+    assert!(part["busy_ms"].is_u64() && part["wait_ms"].is_u64(), "{part}");
+    part["bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn the_summary_tells_where_the_time_went() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = system(dir.path(), "gpt");
+    let (image, target) = (dir.path().join("a.img.zst"), dir.path().join("target"));
+    let captured = capture(&disk.path, &image, &[]);
+    let number = |summary: &serde_json::Value, name: &str| summary[name].as_u64().unwrap();
+    assert!(moved(&captured, "capturing", "read_source") >= number(&captured, "data_bytes"));
+    assert!(moved(&captured, "capturing", "compress") > 0);
+    assert_eq!(moved(&captured, "capturing", "write_store"), number(&captured, "stored_bytes"));
+    assert!(moved(&captured, "verifying", "read_store") >= number(&captured, "reread_bytes"));
+    fs::File::create(&target).unwrap().set_len(disk.len).unwrap();
+    let restored = restore(&image, &target, &[]);
+    assert!(moved(&restored, "restoring", "read_store") >= number(&restored, "fetched_bytes"));
+    assert!(moved(&restored, "restoring", "decompress") >= number(&captured, "data_bytes"));
+    assert!(moved(&restored, "restoring", "write_target") > 0);
+    assert!(moved(&restored, "verifying", "read_target") > 0);
+}
+
 fn onto_noise(label: &str, extra: u64) {
     let dir = tempfile::tempdir().unwrap();
     let disk = system(dir.path(), label);

@@ -1,0 +1,206 @@
+//! Where the time goes: for each stage, how long its threads were busy with what, how many bytes that moved, and how long they
+//! waited; and from that, in words, what limited the work.
+//!
+//! A [`Meter`] is a few counters that threads add to around each call that takes long (a read of the disk, a write to the store):
+//! two clock readings for some MiB. Deliberately absent: histograms and single events.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use agent_api::{Part, PartTimes, Stage, StageTimes};
+use image_format::ReadAt;
+
+use crate::progress::Progress;
+
+/// The parts that are measured, in the order in which they are listed.
+const PARTS: [Part; 7] = [
+    Part::ReadSource,
+    Part::Compress,
+    Part::WriteStore,
+    Part::ReadStore,
+    Part::Decompress,
+    Part::WriteTarget,
+    Part::ReadTarget,
+];
+
+/// Stages shorter than this have no bottleneck worth a line.
+const WORTH_SAYING: Duration = Duration::from_millis(500);
+
+/// Counters of the running stage.
+#[derive(Debug, Default)]
+pub struct Meter {
+    counters: [Counter; PARTS.len()],
+    threads: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Counter {
+    busy_ns: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Meter {
+    /// Says how many threads share the stage's work; the thread that writes to the store comes on top.
+    pub fn set_threads(&self, threads: usize) {
+        self.threads.store(u32::try_from(threads).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// Does something and counts the time that it took and the bytes that it moved.
+    pub fn time<T>(&self, part: Part, bytes: u64, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let done = work();
+        self.add(part, bytes, start.elapsed());
+        done
+    }
+
+    /// Counts time and bytes.
+    pub fn add(&self, part: Part, bytes: u64, busy: Duration) {
+        if let Some(counter) = self.counter(part) {
+            let ns = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
+            counter.busy_ns.fetch_add(ns, Ordering::Relaxed);
+            counter.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// The time that has been counted for a part.
+    #[must_use]
+    pub fn busy(&self, part: Part) -> Duration {
+        let ns = self.counter(part).map_or(0, |counter| counter.busy_ns.load(Ordering::Relaxed));
+        Duration::from_nanos(ns)
+    }
+
+    fn counter(&self, part: Part) -> Option<&Counter> {
+        PARTS.iter().position(|other| *other == part).map(|at| &self.counters[at])
+    }
+
+    /// What was counted since the last time, as the times of a stage that took `elapsed`.
+    pub fn take(&self, stage: Stage, elapsed: Duration) -> StageTimes {
+        let threads = self.threads.swap(0, Ordering::Relaxed).max(1);
+        let mut parts = Vec::new();
+        // Whoever decompresses or compares counts the whole call: the reads within it are known, and taken off here.
+        let within = self.busy(Part::ReadStore) + self.busy(Part::ReadTarget);
+        for (part, counter) in PARTS.iter().zip(&self.counters) {
+            let mut busy = Duration::from_nanos(counter.busy_ns.swap(0, Ordering::Relaxed));
+            let bytes = counter.bytes.swap(0, Ordering::Relaxed);
+            if *part == Part::Decompress {
+                busy = busy.saturating_sub(within);
+            }
+            if busy.is_zero() {
+                continue;
+            }
+            // The store is written by one thread, in order; everything else by all of them.
+            let there = if *part == Part::WriteStore { elapsed } else { elapsed * threads };
+            parts.push(PartTimes {
+                part: *part,
+                bytes,
+                busy_ms: millis(busy),
+                wait_ms: millis(there.saturating_sub(busy)),
+            });
+        }
+        StageTimes { stage, elapsed_ms: millis(elapsed), threads, parts }
+    }
+}
+
+/// The file of an image, with the time that its reads take in the meter of a job's progress.
+#[derive(Debug)]
+pub struct Metered<F> {
+    file: F,
+    progress: Arc<Progress>,
+}
+
+impl<F> Metered<F> {
+    /// Measures the reads of `file`.
+    pub fn new(file: F, progress: &Arc<Progress>) -> Self {
+        Self { file, progress: Arc::clone(progress) }
+    }
+}
+
+impl<F: ReadAt> ReadAt for Metered<F> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let len = buf.len() as u64;
+        let read = || self.file.read_exact_at(buf, offset);
+        self.progress.meter().time(Part::ReadStore, len, read)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What limited the work, in words: the part that was busy for the greatest share of the longest stage.
+#[must_use]
+pub fn limited_by(stages: &[StageTimes]) -> Option<String> {
+    let longest = stages.iter().max_by_key(|stage| stage.elapsed_ms)?;
+    if longest.elapsed_ms < millis(WORTH_SAYING) {
+        return None;
+    }
+    if longest.stage == Stage::Flushing {
+        return Some(format!(
+            "flushing what was written: {} of {} ms",
+            longest.elapsed_ms,
+            stages.iter().map(|stage| stage.elapsed_ms).sum::<u64>()
+        ));
+    }
+    let percent = |part: &PartTimes| part.busy_ms * 100 / (part.busy_ms + part.wait_ms).max(1);
+    let part = longest.parts.iter().max_by_key(|part| percent(part))?;
+    let (who, doing) = match part.part {
+        Part::ReadSource => ("the source disk", "waiting to read it"),
+        Part::Compress => ("the processors", "hashing and compressing"),
+        Part::WriteStore => ("the store", "waiting to write to it"),
+        Part::ReadStore => ("the store", "waiting to read from it"),
+        Part::Decompress => ("the processors", "hashing and decompressing"),
+        Part::WriteTarget => ("the target disk", "waiting to write"),
+        Part::ReadTarget => ("the target disk", "waiting to read back"),
+        Part::Unknown => return None,
+    };
+    Some(format!("{who}: {} % of the time {doing} while {}", percent(part), longest.stage.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_and_waiting_make_up_the_threads_time() {
+        let meter = Meter::default();
+        meter.set_threads(4);
+        meter.add(Part::WriteTarget, 100, Duration::from_secs(3));
+        meter.add(Part::WriteTarget, 50, Duration::from_millis(640));
+        meter.add(Part::Decompress, 150, Duration::from_millis(200));
+        let times = meter.take(Stage::Restoring, Duration::from_secs(1));
+        assert_eq!((times.threads, times.parts.len()), (4, 2));
+        let write = &times.parts[1];
+        assert_eq!((write.bytes, write.busy_ms, write.wait_ms), (150, 3640, 360));
+        assert_eq!(
+            limited_by(&[times]).unwrap(),
+            "the target disk: 91 % of the time waiting to write while restoring"
+        );
+        assert!(meter.take(Stage::Verifying, Duration::from_secs(1)).parts.is_empty());
+    }
+
+    #[test]
+    fn the_store_is_written_by_one_thread() {
+        let meter = Meter::default();
+        meter.set_threads(2);
+        meter.add(Part::Compress, 1, Duration::from_millis(500));
+        meter.add(Part::WriteStore, 1, Duration::from_millis(900));
+        let capturing = meter.take(Stage::Capturing, Duration::from_secs(1));
+        let flushing = meter.take(Stage::Flushing, Duration::from_millis(700));
+        let text = limited_by(&[capturing, flushing]).unwrap();
+        assert_eq!(text, "the store: 90 % of the time waiting to write to it while capturing");
+    }
+
+    #[test]
+    fn what_took_no_time_was_not_limited() {
+        assert_eq!(limited_by(&[]), None);
+        let meter = Meter::default();
+        meter.add(Part::Compress, 1, Duration::from_millis(100));
+        assert_eq!(limited_by(&[meter.take(Stage::Capturing, Duration::from_millis(120))]), None);
+    }
+}
