@@ -10,13 +10,16 @@
 //! its descriptor lists. Deliberately absent: writing these formats, and guessing what a damaged image may have meant.
 //! `docs/foreign-images.md` is the user's side of this.
 
+mod assembled;
 mod error;
+pub mod folder;
 mod image;
 mod kept;
 pub mod partclone;
 mod plan;
 pub mod qcow2;
 mod raw;
+pub mod sfdisk;
 mod source;
 mod spans;
 mod stream;
@@ -146,9 +149,12 @@ impl ForeignDisk {
     }
 }
 
-/// Opens a file of a store and tells what it is.
+/// Opens a file or a folder of a store and tells what it is.
 pub fn open(url: &StoreUrl, options: &store::Options) -> EngineResult<Opened> {
-    let file = store::open_with(url, options)?;
+    let file = match store::open_with(url, options) {
+        Ok(file) => file,
+        Err(error) => return open_folder(url, options).unwrap_or_else(|| Err(error.into())),
+    };
     let len = file.len_bytes();
     let mut head = vec![0; usize::try_from(len).unwrap_or(HEAD_LEN).min(HEAD_LEN)];
     let reading = |e| Error::from(ForeignError::Read { format: "foreign", source: e });
@@ -166,6 +172,30 @@ pub fn open(url: &StoreUrl, options: &store::Options) -> EngineResult<Opened> {
         Source::new(vec![Arc::new(file)]).map_err(ForeignError::read("VMDK"))
     };
     Ok(Opened::Foreign(detect(source, url.file_name().unwrap_or_default(), &beside)?))
+}
+
+/// What cannot be opened as a file may be a folder.
+fn open_folder(url: &StoreUrl, options: &store::Options) -> Option<EngineResult<Opened>> {
+    let entries = store::list(url).ok()?;
+    let opening = |name: &str| -> Result<Arc<dyn ReadAt>> {
+        let failed = |e: store::StoreError| ForeignError::read("folder")(e.into());
+        Ok(Arc::new(store::open_with(&url.join(name), options).map_err(failed)?))
+    };
+    let names = entries.into_iter().map(|entry| entry.name).collect();
+    let disk = folder::open(&folder::Folder { names, open: &opening });
+    Some(disk.map(Opened::Foreign).map_err(Error::from))
+}
+
+/// The volume in a file that holds one partition.
+fn volume_of(source: Source) -> Result<ForeignDisk> {
+    let head = source.head(HEAD_LEN).map_err(ForeignError::read("foreign"))?;
+    match Codec::detect(&head) {
+        None if !partclone::is_partclone(&head) && not_a_disk(&head).is_some() => {
+            let what = not_a_disk(&head).unwrap_or_default();
+            Err(ForeignError::refused("volume", format!("{what} is not read")))
+        }
+        codec => stream_of(codec, source),
+    }
 }
 
 /// Tells the format of a file that is not ours. A name that says something else than the bytes makes it refused. `beside` opens

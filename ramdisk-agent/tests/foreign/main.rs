@@ -12,6 +12,7 @@ mod agent;
 #[allow(dead_code, reason = "as above")]
 #[path = "../imaging/disks.rs"]
 mod disks;
+mod folders;
 mod partclone;
 mod streams;
 mod support;
