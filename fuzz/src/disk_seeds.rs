@@ -50,7 +50,7 @@ const TABLES: [&str; 5] = [
 /// The seeds of a target of this name.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
-        "ext_map" => EXT.iter().map(|options| ext(options)).collect(),
+        "ext_map" => EXT.iter().map(|options| ext(options)).chain([cut_off_ext()]).collect(),
         "xfs_map" => XFS.iter().map(|options| xfs(options)).collect(),
         "btrfs_map" => BTRFS.iter().map(|options| btrfs(options)).collect(),
         "ntfs_map" => NTFS.iter().map(|(options, len)| ntfs(options, *len)).collect(),
@@ -112,6 +112,17 @@ fn ext(options: &str) -> Vec<u8> {
         let mut args = vec!["mke2fs", "-q", "-F", "-N", "16", "-L", "seed", "-d", tree];
         args.extend(options.split(' ').map(|option| if option == "@" { path } else { option }));
         tool("e2fsprogs", &args, "");
+    })
+}
+
+/// With a transaction in the journal, which has no checksums.
+fn cut_off_ext() -> Vec<u8> {
+    volume(0, |path, tree| {
+        let options = ["-q", "-F", "-N", "16", "-t", "ext4", "-b", "1024", "-O", "^metadata_csum"];
+        tool("e2fsprogs", &[&["mke2fs"][..], &options, &["-d", tree, path, "2100"]].concat(), "");
+        let write = format!("journal_write -b 2000,2001 -r 2002 \"{tree}/dir/long file name.txt\"");
+        let script = format!("journal_open\n{write}\njournal_close\n");
+        tool("e2fsprogs", &["debugfs", "-w", "-f", "-", path], &script);
     })
 }
 

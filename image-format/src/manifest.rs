@@ -183,6 +183,9 @@ pub struct Volume {
     /// Why it was taken raw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw_reason: Option<String>,
+    /// What is worth knowing of a map: that the journal was not replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// The logical volumes in it, whose used bytes are among its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logical_volumes: Vec<LogicalVolume>,
@@ -217,6 +220,9 @@ pub struct LogicalVolume {
     /// Why it was taken raw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw_reason: Option<String>,
+    /// What is worth knowing of a map: that the journal was not replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// A part of the disk.

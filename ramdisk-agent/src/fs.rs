@@ -136,6 +136,8 @@ pub struct VolumeMap {
     pub taken: Taken,
     /// Whether it was shut down cleanly.
     pub clean: Clean,
+    /// What is worth knowing of a map that can be used: that the journal was not replayed.
+    pub note: Option<String>,
     /// The logical volumes in it, whose used bytes are among `used`. What is not clean in one is said there only.
     pub logical_volumes: Vec<LogicalVolume>,
 }
@@ -165,6 +167,7 @@ impl VolumeMap {
             used_bytes_claimed: len_bytes,
             taken: Taken::Raw { reason: reason.into() },
             clean: Clean::Unknown,
+            note: None,
             logical_volumes: Vec::new(),
         }
     }
@@ -174,6 +177,7 @@ impl VolumeMap {
         self.used = Extents::single(0, len_bytes);
         self.used_bytes_claimed = len_bytes;
         self.taken = Taken::Raw { reason: reason.into() };
+        self.note = None;
         self.logical_volumes.clear();
     }
 

@@ -104,6 +104,7 @@ pub fn manifest(image_id: Uuid, size_bytes: u64, span_len: u32) -> Manifest {
             used_bytes: size_bytes / 2,
             taken: Taken::Map,
             raw_reason: None,
+            note: None,
             logical_volumes: Vec::new(),
         }],
         bad_sectors: Vec::new(),

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::plan::remarks;
 use crate::extents::Extent;
 use crate::fs::{LogicalVolume, Taken};
 use crate::run::size;
@@ -29,6 +30,9 @@ pub struct PlannedLogicalVolume {
     pub kept_bytes: u64,
     /// Why every block is taken; `None` if the map of used blocks is.
     pub raw_reason: Option<String>,
+    /// What is worth knowing of its map: that the journal was not replayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Where its bytes are on the disk, in order.
     #[serde(skip)]
     pieces: Vec<Extent>,
@@ -52,6 +56,7 @@ impl PlannedLogicalVolume {
                 Taken::Map => None,
                 Taken::Raw { reason } => Some(reason),
             },
+            note: volume.map.note,
             pieces: pieces.collect(),
         }
     }
@@ -77,6 +82,7 @@ impl PlannedLogicalVolume {
                 image_format::Taken::Map
             },
             raw_reason: self.raw_reason.clone(),
+            note: self.note.clone(),
         }
     }
 }
@@ -92,9 +98,6 @@ impl fmt::Display for PlannedLogicalVolume {
             size(self.kept_bytes),
             size(self.len_bytes)
         )?;
-        match &self.raw_reason {
-            Some(reason) => write!(f, ", raw: {reason}"),
-            None => Ok(()),
-        }
+        f.write_str(&remarks(&self.raw_reason, &self.note))
     }
 }

@@ -71,6 +71,9 @@ pub struct PlannedVolume {
     pub kept_bytes: u64,
     /// Why every block is taken; `None` if the map of used blocks is.
     pub raw_reason: Option<String>,
+    /// What is worth knowing of its map: that the journal was not replayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// What is in it, if it is a physical volume of LVM that has a map.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logical_volumes: Vec<PlannedLogicalVolume>,
@@ -227,6 +230,7 @@ pub fn planned(
             Taken::Map => None,
             Taken::Raw { reason } => Some(reason),
         },
+        note: map.note,
         logical_volumes: map
             .logical_volumes
             .into_iter()
@@ -387,6 +391,7 @@ fn manifest_volume(volume: &PlannedVolume) -> image_format::Volume {
             image_format::Taken::Map
         },
         raw_reason: volume.raw_reason.clone(),
+        note: volume.note.clone(),
         logical_volumes: volume
             .logical_volumes
             .iter()
@@ -414,10 +419,7 @@ impl fmt::Display for CapturePlan {
                 size(v.kept_bytes),
                 size(v.len_bytes)
             )?;
-            match &v.raw_reason {
-                Some(reason) => writeln!(f, ", raw: {reason}")?,
-                None => writeln!(f)?,
-            }
+            writeln!(f, "{}", remarks(&v.raw_reason, &v.note))?;
             for inside in &v.logical_volumes {
                 writeln!(f, "{inside}")?;
             }
@@ -427,6 +429,12 @@ impl fmt::Display for CapturePlan {
         }
         write!(f, "keeps      {}", size(self.kept_bytes))
     }
+}
+
+/// What stands behind a volume's sizes.
+pub(super) fn remarks(raw_reason: &Option<String>, note: &Option<String>) -> String {
+    let raw = raw_reason.iter().map(|reason| format!(", raw: {reason}"));
+    raw.chain(note.iter().map(|note| format!(", {note}"))).collect()
 }
 
 /// A manifest for people, as `inspect` shows it.
@@ -459,7 +467,7 @@ pub fn describe_manifest(manifest: &Manifest, root: Root, stored_bytes: u64) -> 
     line(&mut text, "table", format!("{:?}", manifest.table.kind).to_lowercase());
     for v in &manifest.volumes {
         let name = v.number.map_or_else(|| "whole".into(), |n| n.to_string());
-        let raw = v.raw_reason.as_ref().map(|r| format!(", raw: {r}")).unwrap_or_default();
+        let raw = remarks(&v.raw_reason, &v.note);
         let value = format!(
             "{name:>3} {:8} {:16} {} used of {}  uuid {}{raw}",
             or_dash(&v.filesystem),
@@ -470,7 +478,7 @@ pub fn describe_manifest(manifest: &Manifest, root: Root, stored_bytes: u64) -> 
         );
         line(&mut text, "volume", value);
         for inside in &v.logical_volumes {
-            let raw = inside.raw_reason.as_ref().map(|r| format!(", raw: {r}")).unwrap_or_default();
+            let raw = remarks(&inside.raw_reason, &inside.note);
             let value = format!(
                 "    {} {:8} {} {} used of {}  uuid {}{raw}",
                 inside.name,

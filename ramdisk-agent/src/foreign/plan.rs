@@ -43,6 +43,7 @@ pub fn by_survey(image: &ForeignImage) -> Result<CapturePlan> {
             used: own,
             taken,
             clean: Clean::Unknown,
+            note: None,
             logical_volumes: Vec::new(),
         };
         volumes.push(planned(partition, start, len, map));

@@ -4,19 +4,25 @@
 //! groups whose bitmap was never written (`BLOCK_UNINIT`), `fs/ext4/balloc.c`. The map is checked against everything else that
 //! the filesystem says: the checksums of superblock, descriptors and bitmaps where it has them, the free count of each group
 //! against its bitmap and of the superblock against all groups, the padding of the last bitmap, and that every superblock copy,
-//! descriptor, bitmap and inode table is marked as used. Any doubt means raw. The journal is not replayed here: a filesystem
-//! that needs it is reported as not clean.
+//! descriptor, bitmap and inode table is marked as used. Any doubt means raw. Where the journal needs
+//! recovery it is replayed in memory; the same checks must hold afterwards, but for the superblock's free count, and what is used
+//! before or afterwards is kept. If the journal cannot be replayed here the filesystem is reported as not clean.
 
 mod bitmap;
+mod inode;
+mod journal;
+mod overlay;
 mod superblock;
 
 use std::io::{self, Read, Seek};
 
 use crate::extents::{Extent, Extents};
 use crate::fs::bytes::read_at;
+use crate::fs::failure::{Failure, doubt};
 use crate::fs::{Clean, FsKind, Taken, VolumeMap};
 use crate::probe::Found;
 use bitmap::Bitmap;
+use overlay::Overlay;
 use superblock::{Descriptor, Superblock};
 
 /// Descriptors are read in pieces of this size.
@@ -24,14 +30,13 @@ const DESCRIPTOR_READ_LEN: u64 = 1 << 20;
 /// More groups than any filesystem that fits a disk of today; a bound on the work that a hostile superblock can cause.
 const MAX_GROUPS: u64 = 1 << 24;
 
+/// What is said of a filesystem whose journal was replayed in memory only.
+const NOT_REPLAYED: &str =
+    "it was not unmounted; the image has its journal as it is, which the first mount replays";
+
 /// The map of an ext filesystem, or `None` if it is not one.
 pub fn map(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<VolumeMap>> {
-    let mut bytes = [0_u8; superblock::LEN];
-    if len_bytes < superblock::OFFSET + superblock::LEN as u64 {
-        return Ok(None);
-    }
-    read_at(src, superblock::OFFSET, &mut bytes)?;
-    let Some(sb) = Superblock::parse(&bytes) else { return Ok(None) };
+    let Some(sb) = superblock(src, len_bytes)? else { return Ok(None) };
     let mut map = VolumeMap {
         kind: sb.kind(),
         uuid: sb.uuid(),
@@ -42,20 +47,110 @@ pub fn map(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Vo
         used_bytes_claimed: 0,
         taken: Taken::Map,
         clean: clean(&sb),
+        note: None,
         logical_volumes: Vec::new(),
     };
-    match used(src, &sb, len_bytes)? {
-        Ok(used) => {
-            map.used_bytes_claimed = (sb.blocks - sb.free_blocks) * sb.block_bytes;
-            map.used = used;
-        }
-        Err(reason) => {
-            map.used = Extents::single(0, len_bytes);
-            map.used_bytes_claimed = len_bytes;
-            map.taken = Taken::Raw { reason };
+    let mut found = None;
+    if sb.has_incompat(superblock::INCOMPAT_RECOVER) {
+        match recovered(src, &sb, len_bytes) {
+            Ok(used) => {
+                map.clean = Clean::Clean;
+                map.note = Some(NOT_REPLAYED.into());
+                found = Some(used);
+            }
+            Err(Failure::Doubt(doubt)) => {
+                map.clean =
+                    Clean::NotClean { reason: format!("the journal needs recovery ({doubt})") };
+            }
+            Err(Failure::Read(error)) => return Err(error),
         }
     }
+    let found =
+        found.map_or_else(|| used(src, &sb, len_bytes, Claim::Exact), |used| Ok(Ok(used)))?;
+    match found {
+        Ok(used) => {
+            map.used_bytes_claimed = map.fs_bytes - used.free_bytes;
+            map.used = used.extents;
+        }
+        Err(reason) => map.take_whole(len_bytes, reason),
+    }
     Ok(Some(map))
+}
+
+fn superblock(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Superblock>> {
+    let mut bytes = [0_u8; superblock::LEN];
+    if len_bytes < superblock::OFFSET + superblock::LEN as u64 {
+        return Ok(None);
+    }
+    read_at(src, superblock::OFFSET, &mut bytes)?;
+    Ok(Superblock::parse(&bytes))
+}
+
+/// What is in use in a filesystem that was not unmounted: by its bitmaps as they are; by those that a replay of the journal gives,
+/// which must pass every check; and by those of a last transaction that is not whole. A doubt says why the journal cannot be replayed here.
+fn recovered(
+    src: &mut (impl Read + Seek),
+    sb: &Superblock,
+    len_bytes: u64,
+) -> Result<Used, Failure> {
+    sb.check(len_bytes).map_err(doubt)?;
+    if sb.groups() > MAX_GROUPS || !sb.has_compat(superblock::COMPAT_HAS_JOURNAL) {
+        return Err(doubt("it has no journal"));
+    }
+    if sb.has_compat(superblock::COMPAT_FAST_COMMIT) {
+        return Err(doubt("it has fast commits"));
+    }
+    let replay = journal::replay(src, sb)?;
+    let mut after = Overlay::new(src, &replay.blocks, sb.block_bytes);
+    let replayed = superblock(&mut after, len_bytes)?;
+    let replayed = replayed.ok_or_else(|| doubt("a replay destroys the superblock"))?;
+    for state in [sb, &replayed] {
+        if state.state & superblock::STATE_ERROR != 0 || state.state & superblock::STATE_VALID == 0
+        {
+            return Err(doubt("errors were found in it, or it was not clean before"));
+        }
+    }
+    if !replayed.has_geometry_of(sb) {
+        return Err(doubt("a replay changes the filesystem's size"));
+    }
+    // The superblock's count is brought up to date at an unmount only.
+    let used = used(&mut after, &replayed, len_bytes, Claim::OfGroups)?.map_err(doubt)?;
+    if !replay.own.subtract(&used.extents).is_empty() {
+        return Err(doubt("blocks of the journal are marked as free"));
+    }
+    let before = marked(src, sb)?;
+    let tail = marked(&mut Overlay::new(src, &replay.tail, sb.block_bytes), sb)?;
+    let kept = used.extents.union(&before).union(&tail);
+    // The last cluster may reach beyond the volume's end.
+    let beyond = kept.subtract(&Extents::single(0, len_bytes));
+    Ok(Used { extents: kept.subtract(&beyond), ..used })
+}
+
+/// What the bitmaps mark as used, right or wrong; a group that makes no sense is used.
+fn marked(src: &mut (impl Read + Seek), sb: &Superblock) -> Result<Extents, Failure> {
+    let mut marked = Extents::new();
+    let mut bits = Bitmap::new(sb);
+    let mut table = Vec::new();
+    for group in 0..sb.groups() {
+        let index = group % sb.descriptors_per_read();
+        if index == 0 {
+            let count = sb.descriptors_per_read().min(sb.groups() - group);
+            read_descriptors(src, sb, group, count, &mut table)?.map_err(doubt)?;
+        }
+        let clusters = sb.clusters_in_group(group);
+        let base = sb.group_start(group) * sb.block_bytes;
+        match Descriptor::parse(sb, group, descriptor_bytes(sb, &table, index)) {
+            Ok(descriptor) if descriptor.block_uninit => {}
+            Ok(descriptor) => {
+                read_at(src, descriptor.block_bitmap * sb.block_bytes, bits.bytes_mut())?;
+                for (start, len) in bits.runs(clusters) {
+                    marked.push(base + start * sb.cluster_bytes(), len * sb.cluster_bytes());
+                }
+            }
+            Err(_) => marked.push(base, clusters * sb.cluster_bytes()),
+        }
+    }
+    Ok(marked)
 }
 
 /// What the superblock says it is, and where its magic number is.
@@ -63,13 +158,8 @@ pub fn recognise(
     src: &mut (impl Read + Seek),
     len_bytes: u64,
 ) -> io::Result<Option<(Found, Extent)>> {
-    let mut bytes = [0_u8; superblock::LEN];
-    if len_bytes < superblock::OFFSET + superblock::LEN as u64 {
-        return Ok(None);
-    }
-    read_at(src, superblock::OFFSET, &mut bytes)?;
     let at = Extent { start: superblock::OFFSET + superblock::MAGIC_AT, len: 2 };
-    Ok(Superblock::parse(&bytes)
+    Ok(superblock(src, len_bytes)?
         .map(|sb| (Found { kind: sb.kind(), uuid: sb.uuid(), label: sb.label() }, at)))
 }
 
@@ -90,12 +180,27 @@ fn clean(sb: &Superblock) -> Clean {
 
 type Doubt = String;
 
+/// The bytes in use.
+struct Used {
+    extents: Extents,
+    /// How many bytes of the filesystem are free by the counts of its groups.
+    free_bytes: u64,
+}
+
+/// Whether the superblock's free count is to be that of all groups.
+#[derive(PartialEq, Eq)]
+enum Claim {
+    Exact,
+    OfGroups,
+}
+
 /// The bytes in use, or why the bitmaps cannot be believed.
 fn used(
     src: &mut (impl Read + Seek),
     sb: &Superblock,
     len_bytes: u64,
-) -> io::Result<Result<Extents, Doubt>> {
+    claim: Claim,
+) -> io::Result<Result<Used, Doubt>> {
     if let Err(doubt) = sb.check(len_bytes) {
         return Ok(Err(doubt));
     }
@@ -145,10 +250,10 @@ fn used(
             used.push(base + start * sb.cluster_bytes(), len * sb.cluster_bytes());
         }
     }
-    if free_clusters * sb.cluster_blocks != sb.free_blocks {
+    let free_blocks = free_clusters * sb.cluster_blocks;
+    if claim == Claim::Exact && free_blocks != sb.free_blocks {
         return Ok(Err(format!(
-            "the groups have {} free blocks, the superblock says {}",
-            free_clusters * sb.cluster_blocks,
+            "the groups have {free_blocks} free blocks, the superblock says {}",
             sb.free_blocks
         )));
     }
@@ -162,7 +267,9 @@ fn used(
     let fs_bytes = sb.blocks * sb.block_bytes;
     used.insert(fs_bytes, len_bytes - fs_bytes);
     let beyond = used.subtract(&Extents::single(0, len_bytes));
-    Ok(Ok(used.subtract(&beyond)))
+    // The last cluster may reach beyond the last block.
+    let free_bytes = (free_blocks * sb.block_bytes).min(fs_bytes);
+    Ok(Ok(Used { extents: used.subtract(&beyond), free_bytes }))
 }
 
 /// Reads `count` descriptors from `group` on: one contiguous table, or a block in each meta group.

@@ -53,6 +53,7 @@ pub fn map_or_raw(
             used_bytes_claimed: believed.used_bytes_claimed,
             taken: Taken::Map,
             clean: Clean::Unknown,
+            note: None,
             logical_volumes: Vec::new(),
         },
         Err(Failure::Doubt(reason)) => VolumeMap::raw(found.kind, len_bytes, reason),

@@ -74,6 +74,7 @@ pub fn map(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Vo
                 used_bytes_claimed: page_bytes,
                 taken: Taken::Map,
                 clean: Clean::Clean,
+                note: None,
                 logical_volumes: Vec::new(),
             }
         }

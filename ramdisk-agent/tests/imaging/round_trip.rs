@@ -328,3 +328,34 @@ pub fn restored(dir: &Path) -> (TestDisk, std::path::PathBuf) {
     capture(&disk.path, &image, &[]);
     (disk, image)
 }
+
+#[test]
+fn an_ext4_that_was_not_unmounted_comes_back_with_its_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, image, target) =
+        (dir.path().join("v"), dir.path().join("a.img.zst"), dir.path().join("t"));
+    disks::ext4(&volume, 48 << 20, dir.path());
+    // A transaction that rewrites a file's first block.
+    let (data, text) = (dir.path().join("data"), volume.to_str().unwrap());
+    let block = run("e2fsprogs", "debugfs", &["-R", "bmap /etc/text 0", text]);
+    // So small a filesystem has blocks of 1 KiB.
+    fs::write(&data, disks::noise(1024, 8)).unwrap();
+    let script = dir.path().join("script");
+    let write = format!("journal_write -b {} {}", block.trim(), data.display());
+    fs::write(&script, format!("journal_open -c\n{write}\njournal_close\n")).unwrap();
+    run("e2fsprogs", "debugfs", &["-w", "-f", script.to_str().unwrap(), text]);
+
+    let captured = capture(&volume, &image, &[]);
+    assert_eq!(captured["raw"].as_array().unwrap().len(), 0, "{captured:#}");
+    let manifest = agent(&["inspect", "--json", image.to_str().unwrap()]).stdout;
+    assert!(manifest.contains("which the first mount replays"), "{manifest}");
+    noise_file(&target, 48 << 20, 4);
+    restore(&image, &target, &[]);
+    let path = target.to_str().unwrap();
+    let replayed = crate::tools::status("e2fsprogs", "e2fsck", &["-fy", path]);
+    assert!(matches!(replayed.status.code(), Some(0 | 1)), "{replayed:?}");
+    run("e2fsprogs", "e2fsck", &["-fn", path]);
+    let out = dir.path().join("out");
+    run("e2fsprogs", "debugfs", &["-R", &format!("dump /etc/text {}", out.display()), path]);
+    assert!(fs::read(out).unwrap()[..1024] == fs::read(data).unwrap());
+}

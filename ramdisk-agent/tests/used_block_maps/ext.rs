@@ -40,7 +40,7 @@ pub const EXT2: [Recipe; 6] = [
     Recipe { options: "-t ext2 -b 1024 -O none", block: 1024, kind: FsKind::Ext2 },
 ];
 
-const EXT3: [Recipe; 4] = [
+pub const EXT3: [Recipe; 4] = [
     Recipe { options: "-t ext3 -b 1024", block: 1024, kind: FsKind::Ext3 },
     Recipe { options: "-t ext3 -b 2048 -g 4096", block: 2048, kind: FsKind::Ext3 },
     Recipe { options: "-t ext3 -b 4096 -I 128", block: 4096, kind: FsKind::Ext3 },

@@ -13,6 +13,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "volumes of some MiB, on hosts of 64 bits")]
 
 mod btrfs;
+mod crashed;
 mod device;
 mod driven;
 mod exfat;

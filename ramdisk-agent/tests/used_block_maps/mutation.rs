@@ -179,6 +179,34 @@ fn damaged_ext_without_checksums_is_never_mapped_short() {
     mutate_ext(&EXT2[..2], false);
 }
 
+/// Superblock, descriptors and the journal, but not its other structures: a filesystem that was cut off has older bitmaps on the disk,
+/// of which nothing is believed.
+#[test]
+fn damaged_journals_are_never_mapped_short() {
+    let mut noise = Noise::new(9_100);
+    let ext = crate::crashed::crash(&EXT4[1], &mut noise, 9_100);
+    let mut bytes = fs::read(&ext.volume).unwrap();
+    let mut targets = ext_targets(&ext, true);
+    targets.retain(|target| {
+        target.range.start == 1024 || target.range.end < target.range.start + ext.block
+    });
+    let journal = crate::crashed::journal_at(&ext);
+    let start = u32::from_be_bytes(bytes[journal as usize + 0x1C..][..4].try_into().unwrap());
+    let log = journal + u64::from(start.max(1)) * ext.block;
+    targets.push(Target { field: 4, ..Target::bits(journal..journal + 256) });
+    for len in [64, 1024, 64 << 10] {
+        targets.push(Target { field: 4, ..Target::bits(log..log + len) });
+    }
+    // The headers of the log's own blocks.
+    for at in (log..log + (1 << 20)).step_by(ext.block as usize) {
+        if bytes[at as usize..].starts_with(&crate::crashed::JOURNAL_MAGIC) {
+            targets.push(Target { field: 4, ..Target::bits(at..at + 16) });
+        }
+    }
+    assert!(targets.len() > 8, "{} places", targets.len());
+    mutate(&mut bytes, &targets, &mut noise, &ext.what);
+}
+
 fn mutate_fat(bits: u32) {
     for round in 0..2 {
         let seed = 10_000 + u64::from(bits) + round;

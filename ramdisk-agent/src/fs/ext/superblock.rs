@@ -18,6 +18,7 @@ pub const STATE_ERROR: u16 = 2;
 
 pub const COMPAT_HAS_JOURNAL: u32 = 0x4;
 const COMPAT_SPARSE_SUPER2: u32 = 0x200;
+pub const COMPAT_FAST_COMMIT: u32 = 0x400;
 
 const INCOMPAT_FILETYPE: u32 = 0x2;
 pub const INCOMPAT_RECOVER: u32 = 0x4;
@@ -104,6 +105,9 @@ pub struct Superblock {
     pub descriptor_bytes: u64,
     pub state: u16,
     pub last_orphan: u32,
+    /// 0 if the journal is on another device.
+    pub journal_inode: u32,
+    pub journal_device: u32,
     reserved_gdt_blocks: u64,
     first_meta_bg: u64,
     backup_bgs: [u64; 2],
@@ -154,6 +158,8 @@ impl Superblock {
             descriptor_bytes: if wide { u64::from(le16(bytes, 0xFE)) } else { 32 },
             state: le16(bytes, 0x3A),
             last_orphan: if dynamic { le32(bytes, 0xE8) } else { 0 },
+            journal_inode: if dynamic { le32(bytes, 0xE0) } else { 0 },
+            journal_device: if dynamic { le32(bytes, 0xE4) } else { 0 },
             reserved_gdt_blocks: if dynamic { u64::from(le16(bytes, 0xCE)) } else { 0 },
             first_meta_bg: u64::from(le32(bytes, 0x104)),
             backup_bgs: [u64::from(le32(bytes, 0x24C)), u64::from(le32(bytes, 0x250))],
@@ -211,6 +217,15 @@ impl Superblock {
                 self.blocks, self.block_bytes
             )),
         }
+    }
+
+    /// Whether another superblock describes the same blocks and groups.
+    pub fn has_geometry_of(&self, other: &Self) -> bool {
+        let sizes = |sb: &Self| {
+            [sb.blocks, sb.first_data_block, sb.block_bytes, sb.cluster_blocks, sb.blocks_per_group]
+        };
+        let tables = |sb: &Self| [sb.inodes_per_group, sb.inode_bytes, sb.descriptor_bytes];
+        sizes(self) == sizes(other) && tables(self) == tables(other)
     }
 
     pub fn has_compat(&self, bits: u32) -> bool {
