@@ -11,6 +11,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::restore::plan::RestorePlan;
 use crate::sys;
+use crate::telemetry::Meter;
 
 /// The highest partition number that nodes are looked for: the usual size of a GPT.
 const MAX_NODES: i32 = 128;
@@ -50,7 +51,9 @@ pub fn invalidate(target: &Disk, plan: &RestorePlan) -> Result<HandMadeNodes> {
     let first = std::iter::once(0..lba0).collect::<Vec<_>>();
     let steps: [&[Range<u64>]; 3] = [&first, &headers, &plan.wipes];
     let mut buffer = AlignedBuf::new(WIPE_CHECK_LEN);
-    let medium = Medium { target, plan };
+    // No stage is under way whose time this would be part of.
+    let meter = Meter::default();
+    let medium = Medium { target, plan, meter: &meter };
     for ranges in steps {
         for range in ranges {
             target.zero(range.start, range.end - range.start)?;
