@@ -5,5 +5,6 @@
 
 pub mod disk;
 pub mod disk_seeds;
+pub mod foreign;
 pub mod image;
 pub mod image_seeds;

@@ -9,6 +9,9 @@ mod disk;
 #[path = "../../fuzz/src/disk_seeds.rs"]
 mod disk_seeds;
 
+#[path = "../../fuzz/src/foreign.rs"]
+mod foreign;
+
 use ramdisk_agent::fs::{Taken, map_volume};
 use ramdisk_agent::table::{TableKind, TableOutcome, read_table};
 
@@ -44,9 +47,13 @@ fn mutate(bytes: &mut [u8], numbers: &mut Numbers) {
 }
 
 fn run(target: fn(&[u8]), name: &str) {
+    run_over(target, disk_seeds::seeds(name));
+}
+
+fn run_over(target: fn(&[u8]), seeds: Vec<Vec<u8>>) {
     let mutations = std::env::var("IMPRINT_MUTATIONS").map_or(300, |text| text.parse().unwrap());
     let mut numbers = Numbers(0x1234_5678_9ABC_DEF1);
-    for seed in disk_seeds::seeds(name) {
+    for seed in seeds {
         target(&seed);
         for _ in 0..mutations {
             let mut input = seed.clone();
@@ -134,4 +141,9 @@ fn mutated_tables() {
 #[test]
 fn mutated_signatures() {
     run(disk::probe, "probe");
+}
+
+#[test]
+fn mutated_foreign_images() {
+    run_over(foreign::foreign, foreign::seeds());
 }

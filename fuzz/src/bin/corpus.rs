@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use imprint_fuzz::{disk_seeds, image_seeds};
+use imprint_fuzz::{disk_seeds, foreign, image_seeds};
 
 fn main() -> io::Result<()> {
     for target in ["image_open", "image_page", "manifest"] {
@@ -24,7 +24,7 @@ fn main() -> io::Result<()> {
     ] {
         write(target, &disk_seeds::seeds(target))?;
     }
-    Ok(())
+    write("foreign", &foreign::seeds())
 }
 
 fn write(target: &str, seeds: &[Vec<u8>]) -> io::Result<()> {
