@@ -13,6 +13,7 @@ mod devices;
 mod disks;
 mod faulty;
 mod lvm;
+mod power_cut;
 mod refusals;
 mod rescue;
 mod round_trip;
