@@ -22,6 +22,7 @@ pub mod probe;
 pub mod progress;
 pub mod restore;
 pub mod run;
+mod seek;
 pub mod store;
 pub mod sys;
 pub mod table;

@@ -15,6 +15,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use crate::extents::Extent;
 use crate::fs::{self, FsKind};
+use crate::seek;
 use crate::table::{self, SECTOR_BYTES, Table, TableKind, TableOutcome};
 
 pub(crate) use front::lvm_crc;
@@ -348,14 +349,7 @@ impl<S: Read + Seek> Read for Part<'_, S> {
 
 impl<S: Read + Seek> Seek for Part<'_, S> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(n) => Some(n),
-            SeekFrom::End(n) => self.len.checked_add_signed(n),
-            SeekFrom::Current(n) => self.at.checked_add_signed(n),
-        };
-        self.at = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "seeking before the start")
-        })?;
+        self.at = seek::place(self.at, self.len, to)?;
         Ok(self.at)
     }
 }

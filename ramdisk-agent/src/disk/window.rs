@@ -4,6 +4,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use super::{Disk, Unreadable, is_of_medium};
 use crate::extents::Extents;
+use crate::seek;
 
 /// A cursor over a part of a disk. A read that fails has an [`Unreadable`] as its cause, unless bad sectors are to be zeros.
 #[derive(Debug)]
@@ -70,14 +71,7 @@ impl Read for Window<'_> {
 
 impl Seek for Window<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(n) => Some(n),
-            SeekFrom::End(n) => self.len.checked_add_signed(n),
-            SeekFrom::Current(n) => self.at.checked_add_signed(n),
-        };
-        self.at = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "seeking before the start")
-        })?;
+        self.at = seek::place(self.at, self.len, to)?;
         Ok(self.at)
     }
 }

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::spans::SPAN_LEN;
 use crate::fs::bytes::{le32, le64};
+use crate::seek;
 
 /// Kept of a partition's start: signatures lie there.
 const HEAD_LEN: u64 = 128 << 10;
@@ -228,14 +229,7 @@ impl Read for KeptDisk<'_> {
 
 impl Seek for KeptDisk<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(n) => Some(n),
-            SeekFrom::End(n) => self.len.checked_add_signed(n),
-            SeekFrom::Current(n) => self.at.checked_add_signed(n),
-        };
-        self.at = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "seeking before the start")
-        })?;
+        self.at = seek::place(self.at, self.len, to)?;
         Ok(self.at)
     }
 }

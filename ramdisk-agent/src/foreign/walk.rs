@@ -7,6 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::Arc;
 
 use super::error::{ForeignError, Result};
+use crate::seek;
 
 /// What comes next of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,14 +189,7 @@ impl Read for Cursor<'_> {
 
 impl Seek for Cursor<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(n) => Some(n),
-            SeekFrom::End(n) => self.len.checked_add_signed(n),
-            SeekFrom::Current(n) => self.at.checked_add_signed(n),
-        };
-        self.at = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "seeking before the start")
-        })?;
+        self.at = seek::place(self.at, self.len, to)?;
         Ok(self.at)
     }
 }

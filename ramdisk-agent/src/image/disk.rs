@@ -8,6 +8,7 @@ use image_format::{FrameEntry, FrameKind};
 
 use crate::error::{Error, Result};
 use crate::image::{DiskImage, Fetch};
+use crate::seek;
 
 /// The error of a read from an [`ImageDisk`].
 pub(crate) fn disk_error(error: io::Error) -> Error {
@@ -82,14 +83,7 @@ impl Read for ImageDisk<'_> {
 
 impl Seek for ImageDisk<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(n) => Some(n),
-            SeekFrom::End(n) => self.image.disk_len().checked_add_signed(n),
-            SeekFrom::Current(n) => self.at.checked_add_signed(n),
-        };
-        self.at = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "seeking before the start")
-        })?;
+        self.at = seek::place(self.at, self.image.disk_len(), to)?;
         Ok(self.at)
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Seek, SeekFrom};
 
 use crate::extents::Extent;
+use crate::seek;
 
 /// See the module's documentation.
 pub struct Mapped<'a, S> {
@@ -47,14 +48,7 @@ impl<S: Read + Seek> Read for Mapped<'_, S> {
 
 impl<S: Read + Seek> Seek for Mapped<'_, S> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(n) => Some(n),
-            SeekFrom::End(n) => self.len.checked_add_signed(n),
-            SeekFrom::Current(n) => self.at.checked_add_signed(n),
-        };
-        self.at = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "seeking before the start")
-        })?;
+        self.at = seek::place(self.at, self.len, to)?;
         Ok(self.at)
     }
 }
