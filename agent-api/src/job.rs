@@ -73,6 +73,8 @@ pub enum Stage {
     Capturing,
     /// Delta restore: comparing what the target holds with the image.
     Comparing,
+    /// Restore: growing filesystems, before the disk is made bootable.
+    Finishing,
     /// Restore: fetching, checking, writing.
     Restoring,
     /// Waiting until written bytes are durable.
@@ -94,6 +96,7 @@ impl Stage {
             Self::Planning => "planning",
             Self::Capturing => "capturing",
             Self::Comparing => "comparing",
+            Self::Finishing => "finishing",
             Self::Restoring => "restoring",
             Self::Flushing => "flushing",
             Self::Verifying => "verifying",
@@ -294,6 +297,8 @@ pub struct RestoreSummary {
     pub stages: Vec<StageTimes>,
     /// What limited it, in words; `None` if it was too short to say.
     pub limited_by: Option<String>,
+    /// What is not as in the image: partitions and filesystems that grew, swap that became smaller.
+    pub changes: Vec<String>,
 }
 
 #[cfg(test)]

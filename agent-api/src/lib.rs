@@ -26,7 +26,7 @@ pub use job::{
     CaptureSummary, Failure, Finish, JobAction, JobSpec, Outcome, Part, PartTimes, PlanSummary,
     Report, RestoreSummary, Stage, StageProgress, StageTimes, Summary, Work,
 };
-pub use options::{CaptureOptions, DirtyPolicy, MAX_LEVEL, MIN_LEVEL, RestoreOptions};
+pub use options::{CaptureOptions, DirtyPolicy, Grow, MAX_LEVEL, MIN_LEVEL, RestoreOptions};
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};
 
 /// The longest time in seconds that the controller holds a `GET /v1/agent/work` before it answers [`Work::Idle`].

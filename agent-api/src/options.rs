@@ -92,6 +92,48 @@ pub struct RestoreOptions {
     /// Restore an image that lacks sectors which could not be read when it was made; they become zeros
     #[arg(long)]
     pub accept_bad_sectors: bool,
+    /// Grow a partition, and its filesystem, into the space of a larger disk: `last` (the last one but swap) or a number
+    #[arg(long, value_name = "last|N")]
+    pub grow: Option<Grow>,
+}
+
+/// Which partition is to take the space of a larger disk; in text `last` or the partition's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Grow {
+    /// The last one that is not swap.
+    Last,
+    /// The one with this number.
+    Partition(u32),
+}
+
+impl std::str::FromStr for Grow {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            _ if text == "last" => Ok(Self::Last),
+            Ok(number) if number > 0 => Ok(Self::Partition(number)),
+            _ => Err(format!("'{text}' is neither 'last' nor the number of a partition")),
+        }
+    }
+}
+
+impl TryFrom<String> for Grow {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Grow> for String {
+    fn from(grow: Grow) -> Self {
+        match grow {
+            Grow::Last => "last".to_owned(),
+            Grow::Partition(number) => number.to_string(),
+        }
+    }
 }
 
 impl RestoreOptions {
@@ -162,6 +204,17 @@ mod tests {
         for bad in ["", "imprint.pub", &key[1..], &format!("{key} "), &key.replace("RW", "Rw")] {
             let error = with(bad).check().unwrap_err();
             assert!(error.starts_with("require_signature "), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_grows_is_named_in_text() {
+        for (text, grow) in [("\"last\"", Grow::Last), ("\"3\"", Grow::Partition(3))] {
+            assert_eq!(serde_json::from_str::<Grow>(text).unwrap(), grow);
+            assert_eq!(serde_json::to_string(&grow).unwrap(), text);
+        }
+        for wrong in ["\"0\"", "\"\"", "\"first\"", "\"-1\""] {
+            assert!(serde_json::from_str::<Grow>(wrong).is_err(), "{wrong}");
         }
     }
 

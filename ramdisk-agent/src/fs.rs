@@ -16,6 +16,8 @@ mod ntfs;
 mod swap;
 mod xfs;
 
+pub(crate) use swap::{HEAD_LEN as SWAP_HEAD_LEN, header_for as swap_header};
+
 use std::fmt;
 use std::io::{self, Read, Seek};
 

@@ -17,6 +17,7 @@ pub mod foreign;
 pub mod fs;
 pub mod image;
 pub mod init;
+mod mounted;
 pub mod pipeline;
 pub mod probe;
 pub mod progress;

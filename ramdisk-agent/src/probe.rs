@@ -307,7 +307,7 @@ fn hits<S: Read + Seek>(part: &mut Part<'_, S>) -> io::Result<Vec<Hit>> {
 }
 
 /// A part of a disk.
-struct Part<'a, S> {
+pub(crate) struct Part<'a, S> {
     src: &'a mut S,
     start: u64,
     len: u64,
@@ -315,7 +315,7 @@ struct Part<'a, S> {
 }
 
 impl<'a, S: Read + Seek> Part<'a, S> {
-    fn new(src: &'a mut S, start: u64, len: u64) -> Self {
+    pub(crate) fn new(src: &'a mut S, start: u64, len: u64) -> Self {
         Self { src, start, len, at: 0 }
     }
 

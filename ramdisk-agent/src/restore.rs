@@ -8,12 +8,17 @@
 //! A delta restore (`restore/delta.rs`) first looks what of the image is there already and fetches and writes only the rest; that is
 //! also how a restore that was cut off goes on.
 //!
-//! Deliberately absent: resizing and other layouts.
+//! Where the image's bytes go is for the plan to say (`restore/layout.rs`); filesystems that have got more room grow between the
+//! read-back and the commit.
 
 mod approval;
+mod arrangement;
 mod commit;
 mod delta;
+mod grow;
+mod layout;
 mod medium;
+mod placement;
 mod plan;
 mod ranges;
 
@@ -27,6 +32,7 @@ use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 
 pub use commit::Piece;
 use delta::Difference;
+use grow::Growth;
 use medium::Medium;
 pub use plan::{RestorePlan, check_root};
 
@@ -147,9 +153,14 @@ impl Work<'_> {
         let mut readback_bytes = self.read_back()?;
         let verify_ms = millis(started);
 
+        let mut changes = self.plan.changes.clone();
+        let (bare, partitions): (Vec<&Growth>, Vec<&Growth>) =
+            self.plan.growths.iter().partition(|growth| growth.number.is_none());
+        self.grow(&partitions, &mut changes)?;
         self.progress.begin(Stage::Committing, 0);
         self.committing.store(true, Ordering::Relaxed);
         let committed = commit::commit(self.target, self.plan, nodes)?;
+        self.grow(&bare, &mut changes)?;
         written_bytes += committed;
         readback_bytes += committed;
         Ok(RestoreSummary {
@@ -159,18 +170,35 @@ impl Work<'_> {
             restore_ms,
             flush_ms,
             verify_ms,
+            changes,
             ..summary
         })
     }
 
+    /// Grows filesystems, and says how large they are then.
+    fn grow(&self, growths: &[&Growth], changes: &mut Vec<String>) -> Result<()> {
+        for growth in growths {
+            self.progress.begin(Stage::Finishing, 0);
+            self.progress.check()?;
+            changes.push(grow::grow(self.target, growth)?);
+        }
+        Ok(())
+    }
+
     fn medium(&self) -> Medium<'_> {
-        Medium { target: self.target, plan: self.plan, meter: self.progress.meter() }
+        Medium {
+            image: self.image,
+            target: self.target,
+            plan: self.plan,
+            meter: self.progress.meter(),
+        }
     }
 
     /// The frames that are written. Those that are not count as done.
     fn frames(&self) -> impl Iterator<Item = Result<FrameEntry>> + Send {
         let wanted = |entry: &FrameEntry| {
-            self.difference.as_ref().is_none_or(|d| d.wants(entry, &self.plan.wipes))
+            self.plan.placement.concerns(entry)
+                && self.difference.as_ref().is_none_or(|d| d.wants(entry, self.plan))
         };
         self.image.frames().filter_map(move |frame| match frame {
             Ok(entry) if !wanted(&entry) => {
@@ -220,25 +248,27 @@ impl Work<'_> {
             },
         )?;
         let mut written = written.into_inner();
-        let (image_end, target_end) = (self.image.disk_len(), self.target.len_bytes());
-        if self.options.scrub_free && target_end > image_end {
-            self.target.zero(image_end, target_end - image_end)?;
-            written += target_end - image_end;
+        if self.options.scrub_free {
+            for rest in self.plan.placement.not_covered(self.target.len_bytes()) {
+                self.target.zero(rest.start, rest.end - rest.start)?;
+                written += rest.end - rest.start;
+            }
         }
+        written += commit::write_pieces(self.target, &self.plan.fresh)?;
         Ok((fetched, written))
     }
 
     fn write_content(&self, entry: &FrameEntry, content: &[u8]) -> Result<u64> {
         let mut written = 0;
         for range in ranges::bridged(&kept(entry), BRIDGE_LEN) {
-            for piece in self.plan.outside_withheld(range) {
-                let within = index(piece.start - entry.logical_offset)
-                    ..index(piece.end - entry.logical_offset);
-                let len = piece.end - piece.start;
+            for piece in self.plan.placement.pieces(range) {
+                let within = index(piece.image.start - entry.logical_offset)
+                    ..index(piece.image.end - entry.logical_offset);
+                let len = within.len() as u64;
                 self.progress.meter().time(Part::WriteTarget, len, || {
-                    self.target.write_direct(&content[within], piece.start)
+                    self.target.write_direct(&content[within], piece.target)
                 })?;
-                written += piece.end - piece.start;
+                written += len;
             }
         }
         Ok(written)
@@ -257,11 +287,11 @@ impl Work<'_> {
             if !wanted {
                 continue;
             }
-            for piece in self.plan.outside_withheld(range) {
-                let len = piece.end - piece.start;
+            for place in self.plan.placement.on_target(range) {
+                let len = place.end - place.start;
                 self.progress
                     .meter()
-                    .time(Part::WriteTarget, len, || self.target.zero(piece.start, len))?;
+                    .time(Part::WriteTarget, len, || self.target.zero(place.start, len))?;
                 written += len;
             }
         }
@@ -321,13 +351,14 @@ impl Work<'_> {
         let sector = index(u64::from(self.target.logical_sector_bytes()));
         let mut held = AlignedBuf::new(content.len());
         let base = entry.logical_offset;
-        for piece in kept(entry).into_iter().flat_map(|range| self.plan.outside_withheld(range)) {
-            let within = index(piece.start - base)..index(piece.end - base);
+        let places = &self.plan.placement;
+        for piece in kept(entry).into_iter().flat_map(|range| places.pieces(range)) {
+            let within = index(piece.image.start - base)..index(piece.image.end - base);
             let held = &mut held.as_mut_slice()[within.clone()];
-            self.target.read_direct(held, piece.start).ok()?;
+            self.target.read_direct(held, piece.target).ok()?;
             let pairs = held.chunks(sector).zip(content[within].chunks(sector));
             if let Some(n) = pairs.into_iter().position(|(is, should)| is != should) {
-                let at = piece.start + (n * sector) as u64;
+                let at = piece.target + (n * sector) as u64;
                 return Some(at..at + sector as u64);
             }
         }

@@ -216,7 +216,7 @@ fn describe_restore(s: &RestoreSummary) -> String {
             limit(s.limited_by.as_deref()),
         );
     }
-    format!(
+    let mut text = format!(
         "{compared}fetched    {} in {}\nwritten    {}, flushed in {}\nread back  {} in {}, all hashes right\ntotal      {}\nroot       {}{}",
         size(s.fetched_bytes),
         rate(s.written_bytes, s.restore_ms),
@@ -227,7 +227,12 @@ fn describe_restore(s: &RestoreSummary) -> String {
         seconds(s.total_ms),
         s.root,
         limit(s.limited_by.as_deref()),
-    )
+    );
+    for change in &s.changes {
+        text.push_str("\nchanged    ");
+        text.push_str(change);
+    }
+    text
 }
 
 /// Bytes for people, in powers of 1024.

@@ -8,4 +8,6 @@
 )]
 
 pub mod block;
+pub mod loops;
 pub mod packet;
+pub mod resize;

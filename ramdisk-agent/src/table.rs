@@ -2,8 +2,8 @@
 //!
 //! [`read_table`] tells GPT, MBR and bare filesystems apart, as the kernel would, and refuses a table that cannot be trusted
 //! rather than guess. Everything in it is checked against the size of the disk, so callers may use its offsets as they are. The
-//! only allocation that a table sizes is its array of entries, and that has a limit. [`relocate_backup`] makes the bytes that
-//! a restore writes last. Deliberately absent: changes to the layout.
+//! only allocation that a table sizes is its array of entries, and that has a limit. [`arrange`] makes the bytes that a restore
+//! writes last, for a disk of any size on which the partitions may lie elsewhere. Where they are to lie is for others to say.
 
 mod gpt;
 mod logical;
@@ -77,6 +77,59 @@ pub struct Table {
     /// The table's own sectors: LBA 0, headers and entries of both copies, tables of logical partitions. Empty if there is no table.
     pub metadata: Extents,
     gpt: Option<Gpt>,
+    extended: Option<logical::Extended>,
+}
+
+/// Where a partition is to lie on a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// The partition's number.
+    pub number: u32,
+    /// Where it starts, in bytes.
+    pub start_bytes: u64,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+}
+
+impl Slot {
+    /// First byte behind it.
+    #[must_use]
+    pub fn end_bytes(&self) -> u64 {
+        self.start_bytes + self.len_bytes
+    }
+}
+
+impl Table {
+    /// The places that the partitions have now.
+    #[must_use]
+    pub fn slots(&self) -> Vec<Slot> {
+        let slot = |p: &Partition| Slot {
+            number: p.number,
+            start_bytes: p.start_bytes,
+            len_bytes: p.len_bytes,
+        };
+        self.partitions.iter().map(slot).collect()
+    }
+
+    /// How many bytes in front of a partition belong to it: those from the table that leads to a logical partition.
+    #[must_use]
+    pub fn front_bytes(&self, partition: &Partition) -> u64 {
+        let table = self.extended.as_ref().and_then(|e| e.table_of(partition.number));
+        table.map_or(0, |at| partition.start_bytes.saturating_sub(at))
+    }
+
+    /// Where the space for partitions ends on a disk of that size: before the backup GPT, or where an MBR cannot count further.
+    #[must_use]
+    pub fn room_end(&self, disk_bytes: u64) -> u64 {
+        let sector = u64::from(self.logical_sector_bytes);
+        let sectors = disk_bytes / sector;
+        let end = match (&self.gpt, self.kind) {
+            (Some(gpt), _) => sectors.saturating_sub(gpt.backup_sectors()),
+            (None, TableKind::Mbr) => sectors.min(1 << 32),
+            (None, _) => sectors,
+        };
+        end * sector
+    }
 }
 
 /// What was found.
@@ -212,6 +265,7 @@ pub fn read_table(
         warnings: Vec::new(),
         metadata: Extents::new(),
         gpt: None,
+        extended: None,
     };
     if sector.count == 0 {
         return Ok(TableOutcome::Table(nothing()));
@@ -262,36 +316,49 @@ pub fn read_table(
     }
 }
 
-/// The sectors of the table for a disk of `target_bytes`, in the order in which they are to be written: the backup GPT at the
-/// disk's end, the primary; or the tables of logical partitions; LBA 0 last. `src` is the disk that `table` was read from. For a
-/// disk of the same size the pieces are that disk's own bytes, but a damaged copy of a GPT is made anew from the other. Fails with
-/// `InvalidInput` if the partitions do not fit.
-pub fn relocate_backup(
+/// The sectors of the table for a disk of `target_bytes` on which the partitions lie as `slots` say, in the order in which they are
+/// to be written: the backup GPT at the disk's end, the primary; or the tables of logical partitions; LBA 0 last. `src` is the disk
+/// that `table` was read from. A partition without a slot is left out. If nothing moves and the disk has the same size, the pieces
+/// are that disk's own bytes, but a damaged copy of a GPT is made anew from the other. Fails with `InvalidInput` if the table cannot
+/// say that.
+pub fn arrange(
     src: &mut (impl Read + Seek),
     table: &Table,
+    slots: &[Slot],
     target_bytes: u64,
 ) -> io::Result<Vec<TablePiece>> {
     if table.kind == TableKind::None {
         return Ok(Vec::new());
     }
     let target = Sectors::new(target_bytes, table.logical_sector_bytes)?;
-    let end = table.partitions.iter().map(|p| p.start_bytes + p.len_bytes).max().unwrap_or(0);
+    let end = slots.iter().map(Slot::end_bytes).max().unwrap_or(0);
     if target.count == 0 || end > target_bytes {
         return Err(too_small(target_bytes));
     }
     let mut lba0 = target.read(src, 0, 1)?;
     let mut pieces = Vec::new();
     if let Some(gpt) = &table.gpt {
-        pieces = gpt.pieces(target, table)?;
+        pieces = gpt.pieces(target, table, slots)?;
+        mbr::move_entries(&mut lba0, table, slots, target)?;
         if target.count != gpt.disk_sectors() {
             mbr::resize_protective(&mut lba0, gpt.disk_sectors(), target.count);
         }
     }
     if table.kind == TableKind::Mbr {
-        pieces = mbr::logical_pieces(src, table, &lba0, target)?;
+        mbr::move_entries(&mut lba0, table, slots, target)?;
+        pieces = logical::pieces(src, &mut lba0, table, slots, target)?;
     }
     pieces.push(TablePiece { name: "LBA 0", offset: 0, bytes: lba0 });
     Ok(pieces)
+}
+
+/// [`arrange`] for partitions that stay where they are.
+pub fn relocate_backup(
+    src: &mut (impl Read + Seek),
+    table: &Table,
+    target_bytes: u64,
+) -> io::Result<Vec<TablePiece>> {
+    arrange(src, table, &table.slots(), target_bytes)
 }
 
 fn too_small(target_bytes: u64) -> io::Error {

@@ -119,7 +119,7 @@ impl State {
             Stage::Planning | Stage::Flushing | Stage::Unknown => None,
             Stage::Capturing | Stage::Comparing | Stage::Restoring => Some(Self::Running),
             Stage::Verifying => Some(Self::Verifying),
-            Stage::Committing => Some(Self::Finalizing),
+            Stage::Finishing | Stage::Committing => Some(Self::Finalizing),
         }
     }
 }

@@ -13,6 +13,10 @@ use crate::fs::bytes::le32;
 
 /// The page sizes of Linux, smallest first: `mkswap` clears the places of smaller pages, but not of larger ones.
 const PAGE_LENS: [usize; 5] = [4096, 8192, 16384, 32768, 65536];
+/// The largest header.
+pub const HEAD_LEN: u64 = 65536;
+/// `mkswap` makes none of fewer than ten pages.
+const MIN_LAST_PAGE: u32 = 9;
 const SIGNATURE_LEN: usize = 10;
 /// The header's fields, behind the boot block.
 const VERSION: usize = 1024;
@@ -88,6 +92,29 @@ pub fn map(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Vo
         map.label = label(page);
     }
     Ok(Some(map))
+}
+
+/// The header of a swap area that fills `len_bytes`, made from that of another: same page size, byte order, UUID and label, and no
+/// bad pages. `head` is that other's begin, [`HEAD_LEN`] bytes where it is so long. `None` if it has no header to go by, or if
+/// swap cannot be so short or so long.
+pub fn header_for(head: &[u8], len_bytes: u64) -> Option<Vec<u8>> {
+    let mut page = PAGE_LENS
+        .into_iter()
+        .filter_map(|len| head.get(..len))
+        .find(|page| page.ends_with(b"SWAPSPACE2"))?
+        .to_vec();
+    let pages = u32::try_from(len_bytes / page.len() as u64).ok()?;
+    let last_page = pages.checked_sub(1).filter(|last| *last >= MIN_LAST_PAGE)?;
+    let last_page = match le32(&page, VERSION) {
+        1 => last_page.to_le_bytes(),
+        0x0100_0000 => last_page.to_be_bytes(),
+        _ => return None,
+    };
+    page[LAST_PAGE..LAST_PAGE + 4].copy_from_slice(&last_page);
+    page[BAD_PAGE_COUNT..BAD_PAGE_COUNT + 4].fill(0);
+    let signature = page.len() - SIGNATURE_LEN;
+    page[BAD_PAGES..signature].fill(0);
+    Some(page)
 }
 
 /// Where the signature of a mapped swap volume is.

@@ -5,13 +5,13 @@ use std::ops::Range;
 use agent_api::ErrorKind;
 use serde::Serialize;
 
-use super::medium::Medium;
+use super::medium;
 use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::restore::plan::RestorePlan;
 use crate::sys;
-use crate::telemetry::Meter;
+use crate::table::TablePiece;
 
 /// The highest partition number that nodes are looked for: the usual size of a GPT.
 const MAX_NODES: i32 = 128;
@@ -34,6 +34,20 @@ pub struct Piece {
     pub bytes: Vec<u8>,
 }
 
+impl Piece {
+    /// Its place on the target.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        self.offset..self.offset + self.bytes.len() as u64
+    }
+}
+
+impl From<TablePiece> for Piece {
+    fn from(piece: TablePiece) -> Self {
+        Self { name: piece.name.into(), offset: piece.offset, bytes: piece.bytes }
+    }
+}
+
 /// Whether the kernel had partition nodes that were made by hand (`partx -a`): they are taken away with the old table, and the new
 /// table's are made the same way at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,9 +65,6 @@ pub fn invalidate(target: &Disk, plan: &RestorePlan) -> Result<HandMadeNodes> {
     let first = std::iter::once(0..lba0).collect::<Vec<_>>();
     let steps: [&[Range<u64>]; 3] = [&first, &headers, &plan.wipes];
     let mut buffer = AlignedBuf::new(WIPE_CHECK_LEN);
-    // No stage is under way whose time this would be part of.
-    let meter = Meter::default();
-    let medium = Medium { target, plan, meter: &meter };
     for ranges in steps {
         for range in ranges {
             target.zero(range.start, range.end - range.start)?;
@@ -61,7 +72,8 @@ pub fn invalidate(target: &Disk, plan: &RestorePlan) -> Result<HandMadeNodes> {
         target.flush()?;
         target.drop_cache();
         for range in ranges {
-            let held = medium.first_nonzero(range.clone(), buffer.as_mut_slice())?;
+            let read = |bytes: &mut [u8], at| target.read_direct(bytes, at);
+            let held = medium::first_nonzero(range.clone(), buffer.as_mut_slice(), read)?;
             if let Some(range) = held.differs {
                 return Err(Error::new(
                     ErrorKind::Disk,
@@ -81,8 +93,17 @@ pub fn invalidate(target: &Disk, plan: &RestorePlan) -> Result<HandMadeNodes> {
 
 /// Writes the withheld pieces, reads each back, and tells the kernel. Returns the bytes written.
 pub fn commit(target: &Disk, plan: &RestorePlan, nodes: HandMadeNodes) -> Result<u64> {
+    let written = write_pieces(target, &plan.commit)?;
+    if target.is_block() {
+        announce_partitions(target, plan, nodes);
+    }
+    Ok(written)
+}
+
+/// Writes pieces one after the other, each flushed and read back before the next. Returns the bytes written.
+pub fn write_pieces(target: &Disk, pieces: &[Piece]) -> Result<u64> {
     let mut written = 0;
-    for piece in &plan.commit {
+    for piece in pieces {
         let mut buffer = AlignedBuf::new(piece.bytes.len());
         buffer.as_mut_slice().copy_from_slice(&piece.bytes);
         let doing = || format!("writing the {}", piece.name);
@@ -101,9 +122,6 @@ pub fn commit(target: &Disk, plan: &RestorePlan, nodes: HandMadeNodes) -> Result
             ));
         }
         written += piece.bytes.len() as u64;
-    }
-    if target.is_block() {
-        announce_partitions(target, plan, nodes);
     }
     Ok(written)
 }

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use agent_api::{Part, RestoreOptions, Stage};
 use image_format::{FrameEntry, RunKind};
 
+use super::commit::Piece;
 use super::medium::Medium;
+use super::plan::RestorePlan;
 use super::{byte_ranges, index, kept, ranges};
 use crate::buffer::AlignedBuf;
 use crate::error::Result;
@@ -40,10 +42,13 @@ impl Difference {
     }
 
     /// Whether a frame has to be written, once the target has been invalidated.
-    pub fn wants(&self, entry: &FrameEntry, wipes: &[Range<u64>]) -> bool {
+    pub fn wants(&self, entry: &FrameEntry, plan: &RestorePlan) -> bool {
         let (word, bit) = (index(entry.index / 64), entry.index % 64);
         let differs = self.frames.get(word).is_some_and(|word| word >> bit & 1 == 1);
-        differs || kept(entry).iter().any(|range| ranges::overlaps(wipes, range))
+        let is_wiped = |range| {
+            plan.placement.on_target(range).any(|place| ranges::overlaps(&plan.wipes, &place))
+        };
+        differs || kept(entry).into_iter().any(is_wiped)
     }
 
     fn add(&mut self, frame: u64) {
@@ -87,22 +92,29 @@ pub fn compare(
         })
         .collect::<Vec<_>>();
     let mut found = Difference::default();
-    pipeline::run(image.frames(), workers, verify::readers() * 2, |(frame, len, read)| {
+    // Where the image is not restored whole, frames count as equal that are not for the target at all.
+    let frames = image.frames().filter_map(|frame| match frame {
+        Ok(entry) if !medium.plan.placement.concerns(&entry) => {
+            progress.advance(u64::from(entry.logical_len), 0).err().map(Err)
+        }
+        frame => Some(frame),
+    });
+    pipeline::run(frames, workers, verify::readers() * 2, |(frame, len, read)| {
         frame.into_iter().for_each(|frame| found.add(frame));
         found.compared_bytes += read;
         progress.advance(len, 0)
     })?;
     let mut buffer = AlignedBuf::new(span_len);
-    let (differs, read) = elsewhere(image, medium, options, buffer.as_mut_slice())?;
+    let (differs, read) = elsewhere(medium, options, buffer.as_mut_slice())?;
     found.elsewhere = differs;
     found.compared_bytes += read;
     Ok(found)
 }
 
-/// The free bytes of a frame that a restore would not leave as they are.
+/// The places of a frame's free bytes that a restore would not leave as they are.
 fn must_be_zero(entry: &FrameEntry, medium: Medium<'_>, scrub: bool) -> Vec<Range<u64>> {
-    let free =
-        byte_ranges(entry).filter(|(kind, _)| *kind == RunKind::Free).map(|(_, range)| range);
+    let free = byte_ranges(entry).filter(|(kind, _)| *kind == RunKind::Free);
+    let free = free.flat_map(|(_, range)| medium.plan.placement.on_target(range));
     if scrub {
         return free.collect();
     }
@@ -113,14 +125,13 @@ fn must_be_zero(entry: &FrameEntry, medium: Medium<'_>, scrub: bool) -> Vec<Rang
 
 /// Compares what no frame covers.
 fn elsewhere(
-    image: &dyn DiskImage,
     medium: Medium<'_>,
     options: &RestoreOptions,
     buffer: &mut [u8],
 ) -> Result<(bool, u64)> {
     let plan = medium.plan;
     let mut read = 0;
-    for piece in &plan.commit {
+    for piece in plan.commit.iter().chain(&plan.fresh) {
         let mut bytes = AlignedBuf::new(piece.bytes.len());
         medium.target.read_direct(bytes.as_mut_slice(), piece.offset)?;
         read += piece.bytes.len() as u64;
@@ -129,17 +140,19 @@ fn elsewhere(
         }
     }
     let mut committed: Vec<Range<u64>> =
-        plan.commit.iter().map(|p| p.offset..p.offset + p.bytes.len() as u64).collect();
+        plan.commit.iter().chain(&plan.fresh).map(Piece::range).collect();
     committed.sort_by_key(|range| range.start);
     // Where the image has a table and the target will have none, such as a backup GPT that moves to a larger disk's end.
+    let withheld = plan.placement.withheld_on_target();
     let mut zeros: Vec<Range<u64>> =
-        plan.withheld_ranges().flat_map(|range| ranges::gaps(&committed, range)).collect();
-    let behind = image.disk_len()..medium.target.len_bytes();
-    if options.scrub_free {
-        zeros.extend(ranges::gaps(&committed, behind));
-    } else {
-        let labels = plan.found.iter().filter_map(|label| ranges::common(&behind, label));
-        zeros.extend(labels.flat_map(|label| ranges::gaps(&committed, label)));
+        withheld.into_iter().flat_map(|range| ranges::gaps(&committed, range)).collect();
+    for rest in plan.placement.not_covered(medium.target.len_bytes()) {
+        if options.scrub_free {
+            zeros.extend(ranges::gaps(&committed, rest));
+        } else {
+            let labels = plan.found.iter().filter_map(|label| ranges::common(&rest, label));
+            zeros.extend(labels.flat_map(|label| ranges::gaps(&committed, label)));
+        }
     }
     for range in zeros {
         let held = medium.first_nonzero(range, buffer)?;

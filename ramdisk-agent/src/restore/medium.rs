@@ -10,11 +10,13 @@ use super::plan::RestorePlan;
 use super::{BRIDGE_LEN, byte_ranges, index, kept, ranges};
 use crate::disk::Disk;
 use crate::error::Result;
+use crate::image::DiskImage;
 use crate::telemetry::Meter;
 
 /// The target, seen through the plan.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Medium<'a> {
+    pub image: &'a dyn DiskImage,
     pub target: &'a Disk,
     pub plan: &'a RestorePlan,
     pub meter: &'a Meter,
@@ -36,7 +38,8 @@ impl Medium<'_> {
             FrameKind::Data => self.compare_data(entry, buffer),
             FrameKind::Hole => {
                 let zeros = byte_ranges(entry).filter(|(kind, _)| *kind == RunKind::Zero);
-                self.compare_zeros(zeros.map(|(_, range)| range), buffer)
+                let places = zeros.flat_map(|(_, range)| self.plan.placement.on_target(range));
+                self.compare_zeros(places, buffer)
             }
         }
     }
@@ -53,31 +56,39 @@ impl Medium<'_> {
         let kept = kept(entry);
         let mut read = 0;
         for range in ranges::bridged(&kept, BRIDGE_LEN) {
-            for piece in self.plan.outside_withheld(range) {
-                self.read(
-                    &mut buffer[index(piece.start - base)..index(piece.end - base)],
-                    piece.start,
-                )?;
-                read += piece.end - piece.start;
+            for piece in self.plan.placement.pieces(range) {
+                let within = index(piece.image.start - base)..index(piece.image.end - base);
+                read += within.len() as u64;
+                self.read(&mut buffer[within], piece.target)?;
+            }
+        }
+        let left_out = self.plan.placement.left_out(whole.clone());
+        if !left_out.is_empty() {
+            // The hash is of the whole frame, and its other bytes are only in the image.
+            let mut content = vec![0; buffer.len()];
+            self.image.fetcher()?.fetch(entry, &mut content)?;
+            for range in left_out {
+                let within = index(range.start - base)..index(range.end - base);
+                buffer[within.clone()].copy_from_slice(&content[within]);
             }
         }
         for gap in ranges::gaps(&kept, whole.clone()) {
             buffer[index(gap.start - base)..index(gap.end - base)].fill(0);
         }
-        self.plan.fill_withheld(base, buffer);
+        self.plan.placement.fill_withheld(base, buffer);
         let differs = Decoder::check_content(entry, buffer).is_err().then_some(whole);
         Ok(Held { differs, read })
     }
 
-    /// Compares ranges that should be zero.
+    /// Compares places on the target that should be zero.
     pub fn compare_zeros(
         &self,
         zeros: impl Iterator<Item = Range<u64>>,
         buffer: &mut [u8],
     ) -> Result<Held> {
         let mut read = 0;
-        for piece in zeros.flat_map(|range| self.plan.outside_withheld(range)) {
-            let found = self.first_nonzero(piece.clone(), buffer)?;
+        for place in zeros {
+            let found = self.first_nonzero(place, buffer)?;
             if found.differs.is_some() {
                 return Ok(Held { read: read + found.read, ..found });
             }
@@ -86,18 +97,27 @@ impl Medium<'_> {
         Ok(Held { differs: None, read })
     }
 
-    /// Compares one range with zeros, withheld or not.
+    /// Compares one place with zeros, withheld or not.
     pub fn first_nonzero(&self, range: Range<u64>, buffer: &mut [u8]) -> Result<Held> {
-        let mut read = 0;
-        for at in range.clone().step_by(buffer.len()) {
-            let len = (range.end - at).min(buffer.len() as u64);
-            let bytes = &mut buffer[..index(len)];
-            self.read(bytes, at)?;
-            read += len;
-            if !image_format::is_zero(bytes) {
-                return Ok(Held { differs: Some(at..at + len), read });
-            }
-        }
-        Ok(Held { differs: None, read })
+        first_nonzero(range, buffer, |bytes, at| self.read(bytes, at))
     }
+}
+
+/// Reads a range by `read`, a piece of the buffer's length at a time, and finds the first piece that is not all zeros.
+pub fn first_nonzero(
+    range: Range<u64>,
+    buffer: &mut [u8],
+    mut read_at: impl FnMut(&mut [u8], u64) -> Result<()>,
+) -> Result<Held> {
+    let mut read = 0;
+    for at in range.clone().step_by(buffer.len()) {
+        let len = (range.end - at).min(buffer.len() as u64);
+        let bytes = &mut buffer[..index(len)];
+        read_at(bytes, at)?;
+        read += len;
+        if !image_format::is_zero(bytes) {
+            return Ok(Held { differs: Some(at..at + len), read });
+        }
+    }
+    Ok(Held { differs: None, read })
 }

@@ -13,13 +13,12 @@ use crate::error::{Error, IoContext, Result};
 use crate::image::{DiskImage, ImageDisk, disk_error};
 use crate::probe;
 use crate::restore::approval;
+use crate::restore::arrangement::{self, Arrangement, HEAD_LEN};
 use crate::restore::commit::Piece;
+use crate::restore::grow::Growth;
+use crate::restore::placement::Placement;
 use crate::run::size;
-use crate::table::{self, Partition, Table, TableKind, TableOutcome};
-
-/// What is withheld at the start of the disk until everything else is on it, at most; partitions that begin earlier are not
-/// withheld. Also how much is zeroed at both ends of the target before the first write.
-const HEAD_LEN: u64 = 1 << 20;
+use crate::table::{self, Partition, Slot, TableOutcome};
 
 /// What a restore will do.
 #[derive(Debug, Clone, Serialize)]
@@ -50,11 +49,19 @@ pub struct RestorePlan {
     /// Where something recognisable is on the target now. Sorted, without overlaps.
     #[serde(skip)]
     pub found: Vec<Range<u64>>,
+    /// What of the layout is not as in the image; they are among the notes.
+    #[serde(skip)]
+    pub changes: Vec<String>,
+    /// The filesystems that the kernel is to grow.
+    #[serde(rename = "grows")]
+    pub growths: Vec<Growth>,
+    /// Made anew and written beside the frames.
+    pub fresh: Vec<Piece>,
     /// Written last, in this order.
     pub commit: Vec<Piece>,
-    /// Byte ranges of the image that the frames do not write, with the image's bytes there. Sorted.
+    /// Which bytes of the image go where.
     #[serde(skip)]
-    withheld: Vec<(Range<u64>, Vec<u8>)>,
+    pub placement: Placement,
 }
 
 /// A partition of the image.
@@ -115,25 +122,11 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
                 .because(refusal));
         }
     };
-    let withheld_ranges = withheld_ranges(&table, image.disk_len());
-    let withheld = withheld_ranges
-        .iter()
-        .map(|range| {
-            let len =
-                usize::try_from(range.end - range.start).expect("heads and tables are a few MiB");
-            Ok((range.clone(), disk.bytes(range.start, len)?))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let commit = commit_pieces(&table, &mut disk, &withheld_ranges, target.len_bytes())?;
+    let arranged = arrangement::arrange(&mut disk, image.disk_len(), &table, target, options)?;
     let found = found_on(target)?;
-    let wipes = wipes(image, target.len_bytes(), &withheld_ranges, &found);
+    let wipes = wipes(image.disk_len(), target.len_bytes(), &arranged, &found);
     let mut notes = table.warnings.clone();
-    if table.kind == TableKind::Gpt && target.len_bytes() != image.disk_len() {
-        notes.push(
-            "the backup GPT goes to the end of the target; the space between is left unpartitioned"
-                .into(),
-        );
-    }
+    notes.extend(arranged.notes.iter().cloned());
     let mut plan = RestorePlan {
         hash: String::new(),
         root: image.root().to_string(),
@@ -142,13 +135,16 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
         found: found_ranges(&found, target.len_bytes()),
         destroys: found.into_iter().map(|signature| signature.what).collect(),
         table_kind: format!("{:?}", table.kind).to_lowercase(),
-        partitions: planned_partitions(image, &table.partitions),
+        partitions: planned_partitions(image, &table.partitions, &arranged.slots),
         whole: whole(image, &table.partitions),
         damaged,
         notes,
+        changes: arranged.notes,
+        growths: arranged.growths,
         wipes,
-        commit,
-        withheld,
+        fresh: arranged.fresh,
+        commit: arranged.commit,
+        placement: arranged.placement,
     };
     plan.hash = approval::hash(&plan, options);
     Ok(plan)
@@ -167,14 +163,6 @@ fn check_target(image: &dyn DiskImage, target: &Disk) -> Result<()> {
     if target.info().read_only {
         return Err(Error::refused(format!("{path} is write-protected; nothing was written")));
     }
-    if target.len_bytes() < image.disk_len() {
-        return Err(Error::refused(format!(
-            "{path} has {} bytes and the image's disk {}: {} bytes are missing; nothing was written",
-            target.len_bytes(),
-            image.disk_len(),
-            image.disk_len() - target.len_bytes()
-        )));
-    }
     let sector = image.manifest().disk.logical_sector_bytes;
     if target.is_block() && target.logical_sector_bytes() != sector {
         return Err(Error::refused(format!(
@@ -184,64 +172,6 @@ fn check_target(image: &dyn DiskImage, target: &Disk) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// What the frames leave out: the table's own sectors and the boot gap; or the head of a bare filesystem.
-fn withheld_ranges(table: &Table, disk_bytes: u64) -> Vec<Range<u64>> {
-    let first = table.partitions.iter().map(|p| p.start_bytes).min();
-    let head = match (table.kind, first) {
-        (TableKind::None, _) | (_, None) => HEAD_LEN,
-        (_, Some(first)) => first.min(HEAD_LEN),
-    };
-    let head = 0..head.min(disk_bytes);
-    let mut ranges = Vec::from([head]);
-    ranges.extend(table.metadata.iter().map(|e| e.start..(e.start + e.len).min(disk_bytes)));
-    ranges.sort_by_key(|r| r.start);
-    super::ranges::bridged(&ranges, 0)
-}
-
-fn commit_pieces(
-    table: &Table,
-    disk: &mut ImageDisk<'_>,
-    withheld: &[Range<u64>],
-    target_bytes: u64,
-) -> Result<Vec<Piece>> {
-    let head = withheld.first().map_or(0, |r| r.end);
-    let mut tables: Vec<Piece> = table::relocate_backup(disk, table, target_bytes)
-        .map_err(disk_error)?
-        .into_iter()
-        .map(|p| Piece { name: p.name.to_string(), offset: p.offset, bytes: p.bytes })
-        .collect();
-    if tables.is_empty() {
-        // A bare volume: its first sectors, where every filesystem but btrfs has what makes it one, come last.
-        let split = 4096.min(head);
-        tables.push(Piece {
-            name: "first sectors of the volume".into(),
-            offset: 0,
-            bytes: bytes_at(disk, 0..split)?,
-        });
-    }
-    let mut head_tables: Vec<Range<u64>> = tables
-        .iter()
-        .map(|p| p.offset..p.offset + p.bytes.len() as u64)
-        .filter(|r| r.start < head)
-        .collect();
-    head_tables.sort_by_key(|r| r.start);
-    let mut pieces = Vec::new();
-    for gap in super::ranges::gaps(&head_tables, 0..head) {
-        pieces.push(Piece {
-            name: if table.kind == TableKind::None { "head of the volume" } else { "boot gap" }
-                .into(),
-            offset: gap.start,
-            bytes: bytes_at(disk, gap)?,
-        });
-    }
-    pieces.append(&mut tables);
-    Ok(pieces)
-}
-
-fn bytes_at(disk: &mut ImageDisk<'_>, range: Range<u64>) -> Result<Vec<u8>> {
-    disk.bytes(range.start, usize::try_from(range.end - range.start).expect("at most the head"))
 }
 
 fn found_on(target: &Disk) -> Result<Vec<probe::Signature>> {
@@ -257,7 +187,11 @@ fn whole(image: &dyn DiskImage, partitions: &[Partition]) -> Option<String> {
     Some(format!("{filesystem} {label}").trim_end().to_owned())
 }
 
-fn planned_partitions(image: &dyn DiskImage, partitions: &[Partition]) -> Vec<PlannedPartition> {
+fn planned_partitions(
+    image: &dyn DiskImage,
+    partitions: &[Partition],
+    slots: &[Slot],
+) -> Vec<PlannedPartition> {
     let what = |p: &Partition| {
         let volume = image.manifest().volumes.iter().find(|v| v.number == Some(p.number));
         let filesystem =
@@ -266,36 +200,38 @@ fn planned_partitions(image: &dyn DiskImage, partitions: &[Partition]) -> Vec<Pl
             volume.and_then(|v| v.fs_label.clone()).or_else(|| p.name.clone()).unwrap_or_default();
         format!("{filesystem} {label}").trim_end().to_owned()
     };
-    partitions
-        .iter()
-        .map(|p| PlannedPartition {
-            number: p.number,
-            start_bytes: p.start_bytes,
-            len_bytes: p.len_bytes,
-            what: what(p),
-        })
-        .collect()
+    let planned = |slot: &Slot| {
+        let partition = partitions.iter().find(|p| p.number == slot.number);
+        PlannedPartition {
+            number: slot.number,
+            start_bytes: slot.start_bytes,
+            len_bytes: slot.len_bytes,
+            what: partition.map(what).unwrap_or_default(),
+        }
+    };
+    slots.iter().map(planned).collect()
 }
 
 /// What is zeroed first, so that nothing boots from now on, and so that nothing of the old system is recognised later in space
-/// that the image leaves free: both ends of the target and of every volume of the image, every place where the image has a
-/// table, and all that was found on the target.
+/// that the image leaves free: both ends of the target and of every volume on it, every place that the commit writes, and all that
+/// was found on the target.
 fn wipes(
-    image: &dyn DiskImage,
+    disk_bytes: u64,
     target_bytes: u64,
-    withheld: &[Range<u64>],
+    arranged: &Arrangement,
     found: &[probe::Signature],
 ) -> Vec<Range<u64>> {
-    let mut wipes: Vec<Range<u64>> = withheld.to_vec();
+    let mut wipes = arranged.placement.withheld_on_target();
+    wipes.extend(arranged.commit.iter().map(Piece::range));
     let mut both_ends = |start: u64, len: u64| {
         let end = start.saturating_add(len).min(target_bytes);
         wipes.push(start..end.min(start.saturating_add(HEAD_LEN)));
         wipes.push(start.max(end.saturating_sub(HEAD_LEN))..end);
     };
-    both_ends(0, image.disk_len());
+    both_ends(0, disk_bytes);
     both_ends(0, target_bytes);
-    for volume in &image.manifest().volumes {
-        both_ends(volume.start_bytes, volume.len_bytes);
+    for slot in &arranged.slots {
+        both_ends(slot.start_bytes, slot.len_bytes);
     }
     wipes.extend(found_ranges(found, target_bytes));
     wipes.retain(|range| !range.is_empty());
@@ -309,32 +245,6 @@ fn found_ranges(found: &[probe::Signature], target_bytes: u64) -> Vec<Range<u64>
     list.retain(|range| !range.is_empty());
     list.sort_by_key(|range| range.start);
     super::ranges::bridged(&list, 0)
-}
-
-impl RestorePlan {
-    /// The ranges that the frames do not write, in order.
-    pub fn withheld_ranges(&self) -> impl Iterator<Item = Range<u64>> {
-        self.withheld.iter().map(|(range, _)| range.clone())
-    }
-
-    /// The parts of a range that the frames may write.
-    pub fn outside_withheld(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        let held: Vec<Range<u64>> = self.withheld_ranges().collect();
-        super::ranges::gaps(&held, range)
-    }
-
-    /// Puts the image's withheld bytes into a span's content that was read from the disk, where they are not yet.
-    pub fn fill_withheld(&self, base: u64, content: &mut [u8]) {
-        let end = base + content.len() as u64;
-        for (range, bytes) in &self.withheld {
-            let (from, to) = (range.start.max(base), range.end.min(end));
-            if from < to {
-                let index = |n: u64| usize::try_from(n).expect("within a span or a head");
-                content[index(from - base)..index(to - base)]
-                    .copy_from_slice(&bytes[index(from - range.start)..index(to - range.start)]);
-            }
-        }
-    }
 }
 
 impl fmt::Display for RestorePlan {
@@ -371,6 +281,11 @@ impl fmt::Display for RestorePlan {
         }
         for lacking in &self.damaged {
             writeln!(f, "DAMAGED    {lacking}")?;
+        }
+        for growth in &self.growths {
+            let number = growth.number.map(|n| format!("partition {n}: ")).unwrap_or_default();
+            let Growth { kind, len_bytes, .. } = growth;
+            writeln!(f, "grows      {number}{kind} to {}, by the kernel", size(*len_bytes))?;
         }
         for note in &self.notes {
             writeln!(f, "note       {note}")?;

@@ -4,6 +4,8 @@
 //! kept as they were read, so that what the specification reserves, and what vendors put there, survives; only the fields that
 //! depend on the size of the disk are changed. An array of entries has at most [`MAX_ENTRY_ARRAY_BYTES`].
 
+mod arranged;
+
 use std::io::{self, Read, Seek};
 
 use crc::{CRC_32_ISO_HDLC, Crc};
@@ -13,7 +15,7 @@ use uuid::Uuid;
 use super::mbr::Mbr;
 use super::{
     Partition, SECTOR_BYTES, Sectors, Table, TableKind, TableOutcome, TablePiece, TableRefusal,
-    check_layout, place, too_small, u32_at, u64_at,
+    check_layout, place, u32_at, u64_at,
 };
 use crate::extents::Extents;
 
@@ -377,6 +379,7 @@ fn assemble(
         warnings,
         metadata,
         gpt: Some(Gpt { disk: sectors, header, primary, backup, agree, used }),
+        extended: None,
     })
 }
 
@@ -495,45 +498,4 @@ fn remade_backup(
             }
             own.iter().all(|e| others.overlapping(e.start, e.len).next().is_none()).then_some(copy)
         })
-}
-
-impl Gpt {
-    /// The size of the disk that it was read from.
-    pub fn disk_sectors(&self) -> u64 {
-        self.disk.count
-    }
-
-    /// Both copies for a disk of that size, the backup first.
-    pub fn pieces(&self, target: Sectors, table: &Table) -> io::Result<Vec<TablePiece>> {
-        let mut primary = self.primary.clone();
-        let mut backup = self.backup.clone();
-        if target.count != self.disk.count {
-            let made = backup.get_or_insert_with(|| primary.clone());
-            if !self.agree {
-                for copy in [&mut primary, &mut *made] {
-                    copy.header.clone_from(&self.used.header);
-                    copy.entries.clone_from(&self.used.entries);
-                }
-            }
-            made.header_lba = target.count - 1;
-            let taken = target.holding(made.entries.len());
-            let end =
-                table.partitions.iter().map(|p| p.start_bytes + p.len_bytes).max().unwrap_or(0);
-            let end = end.max(target.offset(self.header.first_usable_lba.min(target.count)));
-            let entries_lba =
-                made.header_lba.checked_sub(taken).filter(|lba| target.offset(*lba) >= end);
-            made.entries_lba = entries_lba.ok_or_else(|| too_small(target.disk_bytes))?;
-            let last_usable = made.entries_lba - 1;
-            made.settle(PRIMARY_LBA, last_usable);
-            primary.settle(made.header_lba, last_usable);
-            let own = primary.sectors(target);
-            if made.sectors(target).iter().any(|e| own.overlapping(e.start, e.len).next().is_some())
-            {
-                return Err(too_small(target.disk_bytes));
-            }
-        }
-        let mut pieces = backup.map(|copy| copy.pieces("backup GPT", target)).unwrap_or_default();
-        pieces.extend(primary.pieces("primary GPT", target));
-        Ok(pieces)
-    }
 }

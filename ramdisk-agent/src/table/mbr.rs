@@ -6,14 +6,14 @@
 use std::io::{self, Read, Seek};
 
 use super::{
-    MBR_LEN, Partition, Sectors, Table, TableKind, TableOutcome, TablePiece, TableRefusal,
-    check_layout, logical, place, too_small, u32_at,
+    MBR_LEN, Partition, Sectors, Slot, Table, TableKind, TableOutcome, TableRefusal, check_layout,
+    logical, place, u32_at,
 };
-use crate::extents::{Extent, Extents};
+use crate::extents::Extents;
 
 const DISK_SIGNATURE: usize = 440;
-const ENTRIES: usize = 446;
-const ENTRY_LEN: usize = 16;
+pub const ENTRIES: usize = 446;
+pub const ENTRY_LEN: usize = 16;
 const ENTRY_COUNT: usize = 4;
 const SIGNATURE: usize = 510;
 
@@ -139,6 +139,7 @@ fn table(
     let mut metadata = Extents::single(0, u64::from(sectors.bytes));
     let mut warnings = Vec::new();
     let mut extended = None;
+    let mut links = None;
     for (entry, number) in mbr.entries.iter().zip(1..).filter(|(e, _)| e.is_used()) {
         let (start, end) = (u64::from(entry.start), entry.end());
         let partition = match mbr.partition(sectors, number, entry, start, end) {
@@ -156,6 +157,7 @@ fn table(
             Ok(Some(mut chain)) => {
                 partitions.append(&mut chain.partitions);
                 metadata = metadata.union(&chain.metadata);
+                links = Some(chain.extended);
             }
             Ok(None) => {
                 partitions.push(partition);
@@ -176,31 +178,72 @@ fn table(
         warnings,
         metadata,
         gpt: None,
+        extended: links,
     }))
 }
 
-/// The tables of logical partitions, as they are on the disk that `table` and `lba0` were read from, for a disk that must have room
-/// for the extended partition.
-pub fn logical_pieces(
-    src: &mut (impl Read + Seek),
+/// Makes the entries of LBA 0 say where the partitions lie on the target. With a GPT those are the entries of a hybrid MBR, which
+/// repeat one of its partitions each.
+pub fn move_entries(
+    lba0: &mut [u8],
     table: &Table,
-    lba0: &[u8],
+    slots: &[Slot],
     target: Sectors,
-) -> io::Result<Vec<TablePiece>> {
-    let fits = |e: &Entry| !e.is_used() || e.end() <= target.count;
-    if Mbr::parse(lba0).is_some_and(|mbr| !mbr.entries.iter().all(fits)) {
-        return Err(too_small(target.disk_bytes));
+) -> io::Result<()> {
+    let Some(mbr) = Mbr::parse(lba0) else { return Ok(()) };
+    for (i, entry) in mbr.entries.iter().enumerate().filter(|(_, e)| e.is_used()) {
+        let is_here = |p: &&Partition| {
+            p.start_bytes == target.offset(entry.start.into())
+                && p.len_bytes == target.offset(entry.len.into())
+        };
+        let Some(partition) = table.partitions.iter().find(is_here) else { continue };
+        let bytes = &mut lba0[ENTRIES + i * ENTRY_LEN..][..ENTRY_LEN];
+        match slots.iter().find(|slot| slot.number == partition.number) {
+            Some(slot) if is_at(partition, slot) => {}
+            Some(slot) => write_entry(bytes, slot, 0, target)?,
+            None => bytes.fill(0),
+        }
     }
-    let sector = u64::from(target.bytes);
-    let chain = table.metadata.subtract(&Extents::single(0, sector));
-    let piece = |e: &Extent| {
-        Ok(TablePiece {
-            name: "logical partitions",
-            offset: e.start,
-            bytes: target.read(src, e.start / sector, e.len / sector)?,
-        })
+    Ok(())
+}
+
+/// Whether a partition stays where it is.
+pub fn is_at(partition: &Partition, slot: &Slot) -> bool {
+    (slot.start_bytes, slot.len_bytes) == (partition.start_bytes, partition.len_bytes)
+}
+
+/// Writes place and length into an entry, counted from sector `origin`. Type and flags stay.
+pub fn write_entry(entry: &mut [u8], slot: &Slot, origin: u64, sectors: Sectors) -> io::Result<()> {
+    let sector = u64::from(sectors.bytes);
+    let (first, len) = (slot.start_bytes / sector, slot.len_bytes / sector);
+    let counted = first.checked_sub(origin).and_then(|start| u32::try_from(start).ok());
+    let (Some(start), Ok(len_field)) = (counted, u32::try_from(len)) else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "an MBR cannot count to where partition {} would end; it needs a GPT",
+                slot.number
+            ),
+        ));
     };
-    chain.iter().map(piece).collect()
+    entry[1..4].copy_from_slice(&chs(first));
+    entry[5..8].copy_from_slice(&chs(first + len.max(1) - 1));
+    entry[8..12].copy_from_slice(&start.to_le_bytes());
+    entry[12..16].copy_from_slice(&len_field.to_le_bytes());
+    Ok(())
+}
+
+/// The CHS address of a sector in the geometry of 255 heads and 63 sectors that everybody assumes.
+fn chs(lba: u64) -> [u8; 3] {
+    const HEADS: u64 = 255;
+    const SECTORS: u64 = 63;
+    let (cylinder, head, sector) =
+        (lba / (HEADS * SECTORS), lba / SECTORS % HEADS, lba % SECTORS + 1);
+    if cylinder > 1023 {
+        return [254, CHS_MAX[1], CHS_MAX[2]];
+    }
+    let low = |n: u64| u8::try_from(n & 0xFF).expect("masked");
+    [low(head), low(sector | cylinder >> 8 << 6), low(cylinder)]
 }
 
 /// Fits the protective entry of LBA 0 to a disk of another size. An entry that did not reach the end of its disk is one of a

@@ -12,7 +12,7 @@ use crate::tools::run;
 
 /// A loop device over a file; detached when dropped.
 #[derive(Debug)]
-pub struct Loop(PathBuf);
+pub struct Loop(pub PathBuf);
 
 impl Loop {
     pub fn new(file: &Path, flags: &[&str]) -> Self {
@@ -21,7 +21,7 @@ impl Loop {
     }
 
     /// Has the kernel read the partition table; not every kernel does so by itself.
-    fn find_partitions(&self) {
+    pub fn find_partitions(&self) {
         run("util-linux", "partx", &["--update", self.text()]);
     }
 
@@ -29,7 +29,7 @@ impl Loop {
         &self.0
     }
 
-    fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         self.0.to_str().unwrap()
     }
 }
@@ -42,10 +42,10 @@ impl Drop for Loop {
 }
 
 /// A mounted filesystem.
-struct Mounted(PathBuf);
+pub struct Mounted(PathBuf);
 
 impl Mounted {
-    fn new(device: &str, at: &Path, options: &str) -> Self {
+    pub fn new(device: &str, at: &Path, options: &str) -> Self {
         fs::create_dir_all(at).unwrap();
         run("mount", "mount", &["-o", options, device, at.to_str().unwrap()]);
         Self(at.to_owned())
@@ -59,7 +59,7 @@ impl Drop for Mounted {
 }
 
 /// Every file below a folder: owner, mode, times, links, extended attributes, content.
-fn inventory(folder: &Path) -> BTreeMap<PathBuf, String> {
+pub fn inventory(folder: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(at) = folders.pop() {

@@ -1,0 +1,275 @@
+//! What an image becomes on one target: where its partitions go, which filesystems grow, what is made anew, and the pieces that the
+//! commit writes. [`layout`](super::layout) does the arithmetic; here image and target are looked at.
+
+use std::io;
+use std::ops::Range;
+
+use agent_api::RestoreOptions;
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::extents::{Extent, Extents};
+use crate::fs::{self, FsKind};
+use crate::image::{ImageDisk, disk_error};
+use crate::probe;
+use crate::restore::commit::Piece;
+use crate::restore::grow::{self, Growth};
+use crate::restore::layout::{self, Movable};
+use crate::restore::placement::{Placement, Segment};
+use crate::run::size;
+use crate::table::{self, Partition, Slot, Table, TableKind};
+
+/// What is withheld at the start of a disk or a volume until everything else is on it, at most; partitions that begin earlier are
+/// not withheld.
+pub const HEAD_LEN: u64 = 1 << 20;
+/// Of a bare volume this comes last of all: every filesystem but btrfs has what makes it one there.
+const FIRST_SECTORS_LEN: u64 = 4096;
+
+/// An image on a target.
+#[derive(Debug)]
+pub struct Arrangement {
+    /// The partitions' places; none where there is no table.
+    pub slots: Vec<Slot>,
+    pub placement: Placement,
+    /// Written last, in this order.
+    pub commit: Vec<Piece>,
+    /// Written beside the frames.
+    pub fresh: Vec<Piece>,
+    pub growths: Vec<Growth>,
+    /// What is not as in the image, in sentences without a full stop.
+    pub notes: Vec<String>,
+}
+
+/// The image whose disk and table are given, on this target.
+pub fn arrange(
+    disk: &mut ImageDisk<'_>,
+    disk_bytes: u64,
+    table: &Table,
+    target: &Disk,
+    options: &RestoreOptions,
+) -> Result<Arrangement> {
+    if table.partitions.is_empty() {
+        return bare(disk, disk_bytes, table, target, options);
+    }
+    let partitions = layout::movables(table, |partition| is_swap(disk, partition))?;
+    let target_bytes = target.len_bytes();
+    let grow = options.grow.map(|grow| layout::chosen(&partitions, grow)).transpose()?;
+    let slots = layout::places(&partitions, table.room_end(target_bytes), grow)?;
+    let mut notes = layout::notes(&partitions, &slots);
+    let mut growths = Vec::new();
+    let mut fresh = Vec::new();
+    let mut made_anew = Vec::new();
+    for (partition, slot) in partitions.iter().zip(&slots) {
+        if partition.slot.len_bytes == slot.len_bytes {
+            continue;
+        }
+        if partition.is_swap {
+            fresh.push(swap_header(disk, partition, slot)?);
+            made_anew.push(slot.number);
+            continue;
+        }
+        let kind = kind_of(disk, partition.slot.start_bytes, partition.slot.len_bytes)?;
+        if let Some(growth) = growth(kind, Some(slot.number), slot.start_bytes, slot.len_bytes)? {
+            growths.push(growth);
+        } else {
+            notes.push(format!(
+                "what partition {} holds ({kind}) keeps its size: grow it in the restored system",
+                slot.number
+            ));
+        }
+    }
+    notes.extend(space_note(table, &partitions, &slots, grow, disk_bytes, target_bytes));
+    let segments = layout::segments(&partitions, &slots, &made_anew, disk_bytes, target_bytes);
+    let first = slots.iter().map(|slot| slot.start_bytes).min().unwrap_or(HEAD_LEN);
+    let withheld = withheld(disk, table, first.min(HEAD_LEN).min(disk_bytes))?;
+    let pieces = table::arrange(disk, table, &slots, target_bytes).map_err(image_error)?;
+    let commit = commit_pieces(pieces.into_iter().map(Piece::from).collect(), &withheld);
+    let placement = Placement::new(segments, withheld, &places_of(&commit));
+    Ok(Arrangement { slots, placement, commit, fresh, growths, notes })
+}
+
+/// A disk that has no partitions: one filesystem, or something that nothing is known of.
+fn bare(
+    disk: &mut ImageDisk<'_>,
+    disk_bytes: u64,
+    table: &Table,
+    target: &Disk,
+    options: &RestoreOptions,
+) -> Result<Arrangement> {
+    let target_bytes = target.len_bytes();
+    if target_bytes < disk_bytes {
+        return Err(Error::refused(format!(
+            "{} has {target_bytes} bytes and the image's disk {disk_bytes}: {} bytes are missing; nothing was written",
+            target.path().display(),
+            disk_bytes - target_bytes
+        )));
+    }
+    let mut growths = Vec::new();
+    let mut notes = Vec::new();
+    if let Some(grow) = options.grow {
+        if table.kind != TableKind::None || grow != agent_api::Grow::Last {
+            layout::chosen(&[], grow)?;
+        }
+        let kind = kind_of(disk, 0, disk_bytes)?;
+        match growth(kind, None, 0, target_bytes)? {
+            Some(_) if target_bytes == disk_bytes => {}
+            Some(growth) => growths.push(growth),
+            None => {
+                notes.push(format!("the {kind} keeps its size: grow it in the restored system"))
+            }
+        }
+    } else if table.kind == TableKind::Gpt && target_bytes != disk_bytes {
+        notes.push(BACKUP_MOVES.into());
+    }
+    let withheld = withheld(disk, table, HEAD_LEN.min(disk_bytes))?;
+    let pieces = table::arrange(disk, table, &[], target_bytes).map_err(image_error)?;
+    let commit = match table.kind {
+        TableKind::None => volume_pieces(&withheld, 0),
+        _ => commit_pieces(pieces.into_iter().map(Piece::from).collect(), &withheld),
+    };
+    let whole = Segment { image: 0..disk_bytes, target: 0 };
+    let placement = Placement::new(vec![whole], withheld, &places_of(&commit));
+    Ok(Arrangement { slots: Vec::new(), placement, commit, fresh: Vec::new(), growths, notes })
+}
+
+const BACKUP_MOVES: &str =
+    "the backup GPT goes to the end of the target; the space between is left unpartitioned";
+
+/// What becomes of space that the image's disk has and the target has not, or the other way round.
+fn space_note(
+    table: &Table,
+    partitions: &[Movable],
+    slots: &[Slot],
+    grow: Option<usize>,
+    disk_bytes: u64,
+    target_bytes: u64,
+) -> Option<String> {
+    let changed = partitions.iter().zip(slots).any(|(p, slot)| p.slot != *slot);
+    if grow.is_some() && !changed {
+        return Some("there is no room to grow into".into());
+    }
+    if target_bytes < disk_bytes {
+        return Some(format!(
+            "the target is {} smaller than the image's disk; what lies behind the last partition is left out",
+            size(disk_bytes - target_bytes)
+        ));
+    }
+    let moves = table.kind == TableKind::Gpt && target_bytes != disk_bytes && !changed;
+    moves.then(|| BACKUP_MOVES.into())
+}
+
+fn is_swap(disk: &mut ImageDisk<'_>, partition: &Partition) -> Result<bool> {
+    let (start, len) = (partition.start_bytes, partition.len_bytes);
+    if kind_of(disk, start, len)? != FsKind::Swap {
+        return Ok(false);
+    }
+    let map = fs::map_volume(&mut probe::Part::new(disk, start, len), len).map_err(image_error)?;
+    Ok(map.taken == fs::Taken::Map && map.clean == fs::Clean::Clean)
+}
+
+fn kind_of(disk: &mut ImageDisk<'_>, start: u64, len: u64) -> Result<FsKind> {
+    let found = probe::whole(&mut probe::Part::new(disk, start, len), len).map_err(image_error)?;
+    Ok(found.map_or(FsKind::Unknown, |found| found.kind))
+}
+
+/// `None` if nobody here can grow such a filesystem.
+fn growth(
+    kind: FsKind,
+    number: Option<u32>,
+    start_bytes: u64,
+    len_bytes: u64,
+) -> Result<Option<Growth>> {
+    if !grow::can_grow(kind, len_bytes) {
+        return Ok(None);
+    }
+    grow::check(kind).map_err(|e| {
+        e.context(format!(
+            "the {kind} could not be grown; leave --grow out, and grow it in the restored system; nothing was written"
+        ))
+    })?;
+    Ok(Some(Growth { number, kind, start_bytes, len_bytes }))
+}
+
+/// The header of a swap area for a partition of another length, with the same UUID and label.
+fn swap_header(disk: &mut ImageDisk<'_>, partition: &Movable, slot: &Slot) -> Result<Piece> {
+    let old = partition.slot;
+    let head_len = old.len_bytes.min(fs::SWAP_HEAD_LEN);
+    let head = disk.bytes(old.start_bytes, index(head_len))?;
+    let bytes = fs::swap_header(&head, slot.len_bytes).ok_or_else(|| {
+        Error::refused(format!(
+            "partition {} cannot become a swap area of {}; nothing was written",
+            slot.number,
+            size(slot.len_bytes)
+        ))
+    })?;
+    let name = format!("swap header of partition {}", slot.number);
+    Ok(Piece { name, offset: slot.start_bytes, bytes })
+}
+
+/// What the frames leave out, and the image's bytes there: the head, and the table's own sectors.
+fn withheld(
+    disk: &mut ImageDisk<'_>,
+    table: &Table,
+    head: u64,
+) -> Result<Vec<(Range<u64>, Vec<u8>)>> {
+    let mut places = Extents::single(0, head);
+    for metadata in &table.metadata {
+        places.insert(metadata.start, metadata.len);
+    }
+    let read =
+        |place: &Extent| Ok((place.start..place.end(), disk.bytes(place.start, index(place.len))?));
+    places.iter().map(read).collect()
+}
+
+/// The boot gap in front of the table's pieces.
+fn commit_pieces(mut tables: Vec<Piece>, withheld: &[(Range<u64>, Vec<u8>)]) -> Vec<Piece> {
+    let Some((head, bytes)) = withheld.first() else { return tables };
+    let mut in_head: Vec<Range<u64>> =
+        tables.iter().map(Piece::range).filter(|range| range.start < head.end).collect();
+    in_head.sort_by_key(|range| range.start);
+    let gap = |range: Range<u64>| Piece {
+        name: "boot gap".into(),
+        offset: range.start,
+        bytes: bytes[index(range.start - head.start)..index(range.end - head.start)].to_vec(),
+    };
+    let mut pieces: Vec<Piece> =
+        super::ranges::gaps(&in_head, head.clone()).into_iter().map(gap).collect();
+    pieces.append(&mut tables);
+    pieces
+}
+
+fn places_of(pieces: &[Piece]) -> Vec<Range<u64>> {
+    let mut places: Vec<Range<u64>> = pieces.iter().map(Piece::range).collect();
+    places.sort_by_key(|range| range.start);
+    places
+}
+
+/// The head of a volume that begins at `start` on the target, its first sectors last.
+fn volume_pieces(withheld: &[(Range<u64>, Vec<u8>)], start: u64) -> Vec<Piece> {
+    let Some((_, head)) = withheld.first() else { return Vec::new() };
+    let split = head.len().min(index(FIRST_SECTORS_LEN));
+    let piece = |name: &str, offset: usize, bytes: &[u8]| Piece {
+        name: name.into(),
+        offset: start + offset as u64,
+        bytes: bytes.to_vec(),
+    };
+    let mut pieces = Vec::new();
+    if split < head.len() {
+        pieces.push(piece("head of the volume", split, &head[split..]));
+    }
+    pieces.push(piece("first sectors of the volume", 0, &head[..split]));
+    pieces
+}
+
+fn index(n: u64) -> usize {
+    usize::try_from(n).expect("heads and tables are a few MiB")
+}
+
+/// The error of a parser that looks into an image, or of a table that cannot say what it should.
+fn image_error(e: io::Error) -> Error {
+    if e.kind() == io::ErrorKind::InvalidInput {
+        return Error::refused("the partition table does not fit the target; nothing was written")
+            .because(e);
+    }
+    disk_error(e)
+}

@@ -1,0 +1,99 @@
+//! Both copies of a GPT as a target gets them: for its size, with the partitions where they are to lie there.
+
+use std::io;
+
+use super::{CRC32, Copy, Gpt, PRIMARY_LBA};
+use crate::table::{Sectors, Slot, Table, TablePiece, mbr, too_small};
+
+/// Fields of an entry: the first and the last sector.
+const FIRST: usize = 32;
+const LAST: usize = 40;
+/// Field of a header: the checksum of the entries.
+const ENTRIES_CHECKSUM: usize = 88;
+
+impl Gpt {
+    /// The size of the disk that it was read from.
+    pub fn disk_sectors(&self) -> u64 {
+        self.disk.count
+    }
+
+    /// How many sectors the backup takes at the end of a disk.
+    pub fn backup_sectors(&self) -> u64 {
+        1 + self.disk.holding(self.used.entries.len())
+    }
+
+    /// Both copies for a disk of that size with the partitions in `slots`, the backup first.
+    pub fn pieces(
+        &self,
+        target: Sectors,
+        table: &Table,
+        slots: &[Slot],
+    ) -> io::Result<Vec<TablePiece>> {
+        let mut primary = self.primary.clone();
+        let mut backup = self.backup.clone();
+        let moved = self.moved(target, table, slots)?;
+        if target.count != self.disk.count || moved.is_some() {
+            let made = backup.get_or_insert_with(|| primary.clone());
+            if let Some(said) = moved.as_ref().or((!self.agree).then_some(&self.used)) {
+                for copy in [&mut primary, &mut *made] {
+                    copy.header.clone_from(&said.header);
+                    copy.entries.clone_from(&said.entries);
+                }
+            }
+            made.header_lba = target.count - 1;
+            let taken = target.holding(made.entries.len());
+            let end = slots.iter().map(Slot::end_bytes).max().unwrap_or(0);
+            let end = end.max(target.offset(self.header.first_usable_lba.min(target.count)));
+            let entries_lba =
+                made.header_lba.checked_sub(taken).filter(|lba| target.offset(*lba) >= end);
+            made.entries_lba = entries_lba.ok_or_else(|| too_small(target.disk_bytes))?;
+            let last_usable = made.entries_lba - 1;
+            made.settle(PRIMARY_LBA, last_usable);
+            primary.settle(made.header_lba, last_usable);
+            let own = primary.sectors(target);
+            if made.sectors(target).iter().any(|e| own.overlapping(e.start, e.len).next().is_some())
+            {
+                return Err(too_small(target.disk_bytes));
+            }
+        }
+        let mut pieces = backup.map(|copy| copy.pieces("backup GPT", target)).unwrap_or_default();
+        pieces.extend(primary.pieces("primary GPT", target));
+        Ok(pieces)
+    }
+
+    /// The copy that is used with other entries; `None` if all partitions stay where they are.
+    fn moved(&self, target: Sectors, table: &Table, slots: &[Slot]) -> io::Result<Option<Copy>> {
+        let slot_of = |number: u32| slots.iter().find(|slot| slot.number == number);
+        let changed: Vec<_> = table
+            .partitions
+            .iter()
+            .map(|partition| (partition, slot_of(partition.number)))
+            .filter(|(partition, slot)| slot.is_none_or(|slot| !mbr::is_at(partition, slot)))
+            .collect();
+        if changed.is_empty() {
+            return Ok(None);
+        }
+        let mut copy = self.used.clone();
+        let entry_len = usize::try_from(self.header.entry_bytes).expect("at most 4096");
+        for (partition, slot) in changed {
+            let index = usize::try_from(partition.number - 1).expect("as many as in the array");
+            let entry = &mut copy.entries[index * entry_len..][..entry_len];
+            let Some(slot) = slot else {
+                entry.fill(0);
+                continue;
+            };
+            let sector = u64::from(target.bytes);
+            let (first, end) = (slot.start_bytes / sector, slot.end_bytes() / sector);
+            if end <= first {
+                return Err(too_small(target.disk_bytes));
+            }
+            entry[FIRST..FIRST + 8].copy_from_slice(&first.to_le_bytes());
+            entry[LAST..LAST + 8].copy_from_slice(&(end - 1).to_le_bytes());
+        }
+        let array = &copy.entries[..self.header.array_len().unwrap_or(0)];
+        let sum = CRC32.checksum(array).to_le_bytes();
+        // The header's own checksum is made anew when it is told where it is.
+        copy.header[ENTRIES_CHECKSUM..ENTRIES_CHECKSUM + 4].copy_from_slice(&sum);
+        Ok(Some(copy))
+    }
+}
