@@ -29,6 +29,9 @@ pub struct CaptureOptions {
     /// A text kept in the image's manifest
     #[arg(long)]
     pub description: Option<String>,
+    /// Keep only the difference to this image, which a restore then needs too; the image's name ends in .imgd
+    #[arg(long, value_name = "IMAGE")]
+    pub base: Option<String>,
 }
 
 fn level() -> clap::builder::RangedI64ValueParser<i32> {
@@ -42,6 +45,7 @@ impl Default for CaptureOptions {
             dirty: DirtyPolicy::default(),
             rescue: false,
             description: None,
+            base: None,
         }
     }
 }
@@ -83,6 +87,9 @@ pub struct RestoreOptions {
     /// Refuse the image unless this minisign public key has signed it: the key, or the file that it is in
     #[arg(long, value_name = "KEY")]
     pub require_signature: Option<String>,
+    /// Where the base of a delta image is, if not beside it
+    #[arg(long, value_name = "IMAGE")]
+    pub base: Option<String>,
     /// Write zeros to free space, so that a previous owner's data do not stay
     #[arg(long)]
     pub scrub_free: bool,
@@ -181,16 +188,14 @@ mod tests {
 
     #[test]
     fn a_command_line_without_flags_gives_the_defaults() {
-        #[derive(Debug, clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            capture: CaptureOptions,
-            #[command(flatten)]
-            restore: RestoreOptions,
+        #[derive(Debug, PartialEq, clap::Parser)]
+        enum Line {
+            Capture(CaptureOptions),
+            Restore(RestoreOptions),
         }
-        let line = <Line as clap::Parser>::parse_from(["x"]);
-        assert_eq!(line.capture, CaptureOptions::default());
-        assert_eq!(line.restore, RestoreOptions::default());
+        let parse = |verb| <Line as clap::Parser>::parse_from(["x", verb]);
+        assert_eq!(parse("capture"), Line::Capture(CaptureOptions::default()));
+        assert_eq!(parse("restore"), Line::Restore(RestoreOptions::default()));
     }
 
     #[test]

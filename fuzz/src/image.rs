@@ -24,13 +24,19 @@ pub fn image_page(data: &[u8]) {
     }
 }
 
-/// The image around such a page: 2 bytes number of frames, 2 bytes stored length, 4 bytes sectors of disk, the entries.
+/// In the sectors of disk of a page's input: the image is the difference to another.
+pub const DELTA_FLAG: u32 = 1 << 31;
+
+/// The image around such a page: 2 bytes number of frames, 2 bytes stored length, 4 bytes sectors of disk and [`DELTA_FLAG`], the
+/// entries.
 pub fn page_image(data: &[u8]) -> Option<Vec<u8>> {
     let (prefix, entries) = data.split_first_chunk::<8>()?;
     let frames = u32::from(u16::from_le_bytes([prefix[0], prefix[1]]));
     let stored_len = u16::from_le_bytes([prefix[2], prefix[3]]);
     let sectors = u32::from_le_bytes([prefix[4], prefix[5], prefix[6], prefix[7]]);
-    Some(image_around(frames, stored_len, u64::from(sectors) * 512, entries))
+    let delta = sectors & DELTA_FLAG != 0;
+    let disk_len = u64::from(sectors & !DELTA_FLAG) * 512;
+    Some(image_around(frames, stored_len, disk_len, delta, entries))
 }
 
 /// Reads the input as a manifest; one that is understood must survive being written.
@@ -65,6 +71,9 @@ pub fn read_image(data: &[u8]) -> Result<usize, FormatError> {
         if entry.logical_len <= MAX_DECODED_LEN {
             let _ = Decoder::check_zeros(frame);
             content.resize(entry.logical_len as usize, 0);
+            // Any bytes are a prefix: those of the frame before this one.
+            let prefix = content.clone();
+            let _ = Decoder::decode_with_prefix(frame, &prefix, &mut content);
             if decoder.decode(frame, &mut content).is_ok() {
                 let _ = Decoder::check_content(&entry, &content);
             }
@@ -139,8 +148,11 @@ fn rehash_frames(bytes: &mut [u8], page: usize, page_end: usize, first_frame: us
     let (mut at, mut stored) = (page.checked_add(64)?, first_frame);
     while at.checked_add(84 + 32)? <= page_end {
         let stored_end = stored.checked_add(u32_at(bytes, at + 16)?)?;
-        let hash = *blake3::hash(bytes.get(stored..stored_end)?).as_bytes();
-        put(bytes, at + 20, &hash)?;
+        // Of a reference nothing is stored, and its hash is zero.
+        if bytes.get(at) != Some(&3) {
+            let hash = *blake3::hash(bytes.get(stored..stored_end)?).as_bytes();
+            put(bytes, at + 20, &hash)?;
+        }
         stored = stored_end;
         at = at.checked_add(84 + 4 * usize::from(*bytes.get(at + 1)?))?;
     }
@@ -148,7 +160,13 @@ fn rehash_frames(bytes: &mut [u8], page: usize, page_end: usize, first_frame: us
 }
 
 /// An image that is right in everything but, perhaps, its one index page.
-fn image_around(frames: u32, stored_len: u16, disk_len: u64, entries: &[u8]) -> Vec<u8> {
+fn image_around(
+    frames: u32,
+    stored_len: u16,
+    disk_len: u64,
+    delta: bool,
+    entries: &[u8],
+) -> Vec<u8> {
     const SPAN_LEN: u32 = 64 << 10;
     let id = [7; 16];
     let mut out = Vec::new();
@@ -161,8 +179,21 @@ fn image_around(frames: u32, stored_len: u16, disk_len: u64, entries: &[u8]) -> 
     let (span, disk) = (SPAN_LEN.to_le_bytes(), disk_len.to_le_bytes());
     out.extend(skippable(
         b"IMPRINTO",
-        &[&version, &span, &[0; 16], &id, &disk, &1_u32.to_le_bytes(), b"f", &[0; 32]],
+        &[
+            &version,
+            &span,
+            &[0; 8],
+            &u64::from(delta).to_le_bytes(),
+            &id,
+            &disk,
+            &1_u32.to_le_bytes(),
+            b"f",
+            &[0; 32],
+        ],
     ));
+    if delta {
+        out[..4].copy_from_slice(b"IMGD");
+    }
     let opening_len = out.len();
     let opening_hash = seal(&mut out, 0, opening_len).expect("it was just laid out");
     let stored_offset = opening_len as u64;
@@ -205,8 +236,16 @@ fn image_around(frames: u32, stored_len: u16, disk_len: u64, entries: &[u8]) -> 
         &page_hash,
     ]
     .concat();
+    let parent = if delta {
+        format!(
+            r#""parent":{{"root":"{:064}","image_id":"{}","name":""}},"#,
+            0, "07070707-0707-0707-0707-070707070707"
+        )
+    } else {
+        String::new()
+    };
     let manifest = format!(
-        r#"{{"format_version":1,"image_id":"07070707-0707-0707-0707-070707070707","created":"","producer":"f",
+        r#"{{"format_version":1,"image_id":"07070707-0707-0707-0707-070707070707","created":"","producer":"f",{parent}
         "disk":{{"size_bytes":{disk_len},"logical_sector_bytes":512}},"span_len":{SPAN_LEN},
         "compression":{{"method":"zstd","level":3}},"table":{{"kind":"none"}}}}"#
     );
@@ -244,7 +283,8 @@ fn image_around(frames: u32, stored_len: u16, disk_len: u64, entries: &[u8]) -> 
     out.extend(seek_entry(page_end - page, 0));
     out.extend(seek_entry(tail_end - tail_start, 0));
     out.extend(entries.to_le_bytes());
-    out.extend([0, 0xB1, 0xEA, 0x92, 0x8F]);
+    out.push(0);
+    out.extend(if delta { *b"IMGD" } else { [0xB1, 0xEA, 0x92, 0x8F] });
     out
 }
 

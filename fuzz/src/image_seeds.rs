@@ -3,16 +3,19 @@
 //! Made by the writer itself and the same every time, so that no corpus needs to be committed.
 
 use image_format::{
-    Compression, Disk, Encoder, Header, ImageReader, ImageWriter, Manifest, PartitionTable,
-    RunKind, Runs, TableKind,
+    Compression, Disk, EncodedFrame, Encoder, Hash, Header, ImageReader, ImageWriter, Manifest,
+    Parent, PartitionTable, RunKind, Runs, TableKind,
 };
 use uuid::Uuid;
+
+use crate::image::DELTA_FLAG;
 
 const SPAN_LEN: u32 = 64 << 10;
 
 /// The seeds of a target of this name, in no more than a few KiB each.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
-    let images: Vec<Vec<u8>> = [0, 1, 5, 300].into_iter().map(image).collect();
+    let mut images: Vec<Vec<u8>> = [0, 1, 5, 300].into_iter().map(image).collect();
+    images.push(delta(7));
     match target {
         "image_open" => images,
         "image_page" => images.iter().flat_map(|image| pages(image)).collect(),
@@ -26,10 +29,25 @@ fn open(image: &[u8]) -> ImageReader<&[u8]> {
 }
 
 fn image(pieces: u64) -> Vec<u8> {
+    written(pieces, None)
+}
+
+/// The difference to the image of as many pieces, with frames of every kind.
+fn delta(pieces: u64) -> Vec<u8> {
+    let base = image(pieces);
+    let base = open(&base);
+    let parent =
+        Parent { root: base.root(), image_id: base.header().image_id, name: "base".to_owned() };
+    written(pieces, Some(parent))
+}
+
+fn written(pieces: u64, parent: Option<Parent>) -> Vec<u8> {
     let piece_lens = [4096, 16 << 10, SPAN_LEN];
     let piece_len = |piece: u64| piece_lens[usize::try_from(piece % 3).expect("below 3")];
     let disk_len = (0..pieces).map(|piece| u64::from(piece_len(piece))).sum::<u64>() + 512;
-    let header = Header::new(Uuid::from_u128(u128::from(pieces)), "seeds");
+    let id = Uuid::from_u128(u128::from(pieces));
+    let is_delta = parent.is_some();
+    let header = if is_delta { Header::delta(id, "seeds") } else { Header::new(id, "seeds") };
     let table = PartitionTable { kind: TableKind::Gpt, ..PartitionTable::default() };
     let manifest = Manifest {
         format_version: image_format::VERSION,
@@ -38,6 +56,7 @@ fn image(pieces: u64) -> Vec<u8> {
         producer: header.producer.clone(),
         name: None,
         description: Some("a seed".to_owned()),
+        parent,
         disk: Disk { size_bytes: disk_len, logical_sector_bytes: 512, ..Disk::default() },
         span_len: SPAN_LEN,
         compression: Compression::zstd(3),
@@ -59,13 +78,36 @@ fn image(pieces: u64) -> Vec<u8> {
             0 => writer.append_hole(u64::from(len), RunKind::Free).expect("memory can be written"),
             1 => writer.append_hole(u64::from(len), RunKind::Zero).expect("memory can be written"),
             _ => {
-                let span: Vec<u8> = (0..len).map(|at| (at >> 5 ^ at).to_le_bytes()[0]).collect();
-                put(&mut writer, &span, Runs::uniform(RunKind::Data, len));
+                let mut span: Vec<u8> =
+                    (0..len).map(|at| (at >> 5 ^ at).to_le_bytes()[0]).collect();
+                let runs = Runs::uniform(RunKind::Data, len);
+                if is_delta {
+                    let (frame, stored) = difference(&mut span, runs, piece % 4 == 2);
+                    writer.append(&frame, &stored).expect("memory can be written");
+                } else {
+                    put(&mut writer, &span, runs);
+                }
             }
         }
     }
     put(&mut writer, &[b'i'; 512], Runs::uniform(RunKind::Data, 512));
     writer.finish(&manifest).expect("the image is complete").0
+}
+
+/// A frame that refers to the span, or that was made of it, changed, with the span as prefix.
+fn difference(span: &mut [u8], runs: Runs, reference: bool) -> (EncodedFrame, Vec<u8>) {
+    let len = u32::try_from(span.len()).expect("small");
+    let mut stored = Vec::new();
+    if reference {
+        return (EncodedFrame::reference(len, Hash::of(span), runs), stored);
+    }
+    let prefix = span.to_vec();
+    span[100] ^= 0xFF;
+    let frame = Encoder::new(3)
+        .expect("zstd has level 3")
+        .encode_with_prefix(span, runs, &prefix, &mut stored)
+        .expect("the span fits its runs");
+    (frame, stored)
 }
 
 /// The pages of an image, in the form in which the page target takes them. Only the first starts at offset 0, so only
@@ -87,7 +129,8 @@ fn pages(image: &[u8]) -> Vec<Vec<u8>> {
         let mut seed = Vec::new();
         seed.extend(u16::try_from(frames.len()).expect("at most 1024").to_le_bytes());
         seed.extend(u16::try_from(stored_len).unwrap_or(u16::MAX).to_le_bytes());
-        seed.extend(u32::try_from(disk_len / 512).expect("small").to_le_bytes());
+        let flag = if reader.header().is_delta() { DELTA_FLAG } else { 0 };
+        seed.extend((u32::try_from(disk_len / 512).expect("small") | flag).to_le_bytes());
         seed.extend(&image[start + 64..start + page_len - 32]);
         out.push(seed);
         at = Some((start + page_len) as u64);

@@ -53,6 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         producer: "codec_rate".to_owned(),
         name: None,
         description: None,
+        parent: None,
         disk: Disk { size_bytes: disk_len, logical_sector_bytes: 512, ..Disk::default() },
         span_len: DEFAULT_SPAN_LEN,
         compression: Compression::zstd(3),

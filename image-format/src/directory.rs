@@ -137,7 +137,7 @@ pub(crate) fn parse_directory(
     for index in 0..page_count {
         let entry = directory_entry(&mut fields).ok_or(SHORT)?;
         let frames_ok = (1..=MAX_FRAMES_PER_PAGE).contains(&entry.frames);
-        if !frames_ok || entry.len > MAX_PAGE_LEN || entry.offset <= stored_offset {
+        if !frames_ok || entry.len > MAX_PAGE_LEN || entry.offset < stored_offset {
             return Err("has a page of impossible size or place");
         }
         let DirectoryEntry { offset, len, frames, logical_len, hash } = entry;

@@ -77,10 +77,19 @@ pub(crate) fn unseal<'a>(
     frame: &'a [u8],
     kind: &[u8; 8],
 ) -> Result<(crate::Hash, Fields<'a>), &'static str> {
+    unseal_magic(frame, SKIPPABLE_MAGIC, kind)
+}
+
+/// The same for a frame that has this magic number.
+pub(crate) fn unseal_magic<'a>(
+    frame: &'a [u8],
+    magic: u32,
+    kind: &[u8; 8],
+) -> Result<(crate::Hash, Fields<'a>), &'static str> {
     let (body, seal) = frame.split_last_chunk::<32>().ok_or("is too short")?;
     let mut fields = Fields::new(body);
-    if fields.u32() != Some(SKIPPABLE_MAGIC) {
-        return Err("does not start with the magic number of Imprint's skippable frames");
+    if fields.u32() != Some(magic) {
+        return Err("does not start with its magic number");
     }
     if fields.u32().map(u64::from)
         != Some((frame.len() - SKIPPABLE_HEADER_LEN.min(frame.len())) as u64)

@@ -7,7 +7,7 @@
 use uuid::Uuid;
 
 use crate::error::{FormatError, Part, Result};
-use crate::fields::{Fields, SKIPPABLE_MAGIC, open_skippable, seal, unseal};
+use crate::fields::{Fields, SKIPPABLE_MAGIC, open_skippable, seal, unseal_magic};
 use crate::{Hash, MAX_DISK_LEN, MAX_PRODUCER_LEN, MAX_SPAN_LEN, UNIT_LEN, VERSION};
 
 pub(crate) const OPENING_KIND: &[u8; 8] = b"IMPRINTO";
@@ -19,11 +19,15 @@ const FIXED_LEN: usize = 68;
 pub(crate) const MIN_OPENING_LEN: u32 = 100;
 pub(crate) const MAX_OPENING_LEN: u32 = 356;
 
-/// Incompatible feature bit, reserved for images that refer to a parent image. Version 1 refuses it.
+/// Incompatible feature bit of images that refer to a parent image: delta images.
 pub const INCOMPATIBLE_DELTA: u64 = 1;
 
-/// The incompatible features that this reader knows: none yet.
-const KNOWN_INCOMPATIBLE: u64 = 0;
+/// The incompatible features that this reader knows.
+const KNOWN_INCOMPATIBLE: u64 = INCOMPATIBLE_DELTA;
+
+/// A delta image starts with this, `IMGD`, in place of a magic number that zstd knows: stock tools would otherwise unpack
+/// what is no disk.
+pub(crate) const DELTA_MAGIC: u32 = u32::from_le_bytes(*b"IMGD");
 
 /// What an image says of itself before its first frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +48,22 @@ impl Header {
     pub fn new(image_id: Uuid, producer: impl Into<String>) -> Self {
         Self { image_id, producer: producer.into(), compatible: 0, incompatible: 0 }
     }
+
+    /// The header of a delta image.
+    #[must_use]
+    pub fn delta(image_id: Uuid, producer: impl Into<String>) -> Self {
+        Self { incompatible: INCOMPATIBLE_DELTA, ..Self::new(image_id, producer) }
+    }
+
+    /// Whether the image refers to a parent.
+    #[must_use]
+    pub fn is_delta(&self) -> bool {
+        self.incompatible & INCOMPATIBLE_DELTA != 0
+    }
+
+    fn magic(&self) -> u32 {
+        if self.is_delta() { DELTA_MAGIC } else { SKIPPABLE_MAGIC }
+    }
 }
 
 /// The opening frame's contents.
@@ -55,11 +75,12 @@ pub(crate) struct Opening {
 }
 
 /// Whether a file that begins with these bytes is meant to be an image of this format, or of one of its kin: whether they begin
-/// with the skippable frame that is Imprint's own, or name it. Either is enough, so that damage to one does not make it
+/// with one of the magic numbers of opening frames, or name it. Either is enough, so that damage to one does not make it
 /// something else.
 #[must_use]
 pub fn is_image(head: &[u8]) -> bool {
-    head.starts_with(&SKIPPABLE_MAGIC.to_le_bytes()) || head.get(8..15) == Some(&OPENING_KIND[..7])
+    [SKIPPABLE_MAGIC, DELTA_MAGIC].iter().any(|magic| head.starts_with(&magic.to_le_bytes()))
+        || head.get(8..15) == Some(&OPENING_KIND[..7])
 }
 
 impl Opening {
@@ -80,6 +101,7 @@ impl Opening {
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) -> Hash {
         open_skippable(out, OPENING_KIND);
+        out[..4].copy_from_slice(&self.header.magic().to_le_bytes());
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&self.span_len.to_le_bytes());
         out.extend_from_slice(&self.header.compatible.to_le_bytes());
@@ -97,13 +119,17 @@ impl Opening {
     /// Takes a whole opening frame apart and gives its hash.
     pub(crate) fn parse(frame: &[u8]) -> Result<(Self, Hash)> {
         let damaged = |fault| FormatError::Damaged { part: Part::Opening, offset: 0, fault };
-        let (hash, mut fields) = unseal(frame, OPENING_KIND).map_err(damaged)?;
+        let magic = Fields::new(frame).u32().unwrap_or(0);
+        let (hash, mut fields) = unseal_magic(frame, magic, OPENING_KIND).map_err(damaged)?;
         check_version(fields.u32().ok_or(damaged("is too short"))?)?;
         let opening = Self::fields(&mut fields).ok_or(damaged("does not hold a header"))?;
         if !fields.rest().is_empty() {
             return Err(damaged("is longer than its fields"));
         }
         check_features(opening.header.incompatible)?;
+        if opening.header.magic() != magic {
+            return Err(damaged("has the magic number of another kind of image"));
+        }
         if opening.disk_len > MAX_DISK_LEN || !span_len_ok(opening.span_len) {
             return Err(damaged("gives a disk or span length beyond the format's limits"));
         }
@@ -134,7 +160,8 @@ pub(crate) fn opening_len(start: &[u8; 20]) -> Result<u32> {
     let mut fields = Fields::new(start);
     let magic = fields.u32();
     let payload_len = fields.u32().unwrap_or(0);
-    if magic != Some(SKIPPABLE_MAGIC) || fields.array() != Some(*OPENING_KIND) {
+    let known = [SKIPPABLE_MAGIC, DELTA_MAGIC].map(Some);
+    if !known.contains(&magic) || fields.array() != Some(*OPENING_KIND) {
         return Err(NOT_OURS);
     }
     check_version(fields.u32().unwrap_or(0))?;
@@ -192,7 +219,11 @@ mod tests {
         with.header.compatible = u64::MAX;
         with.encode(&mut frame);
         assert_eq!(Opening::parse(&frame).unwrap().0, with);
-        for bit in 0..64 {
+        with.header.incompatible = INCOMPATIBLE_DELTA;
+        with.encode(&mut frame);
+        assert_eq!(frame[..4], *b"IMGD");
+        assert_eq!(Opening::parse(&frame).unwrap().0, with);
+        for bit in 1..64 {
             with.header.incompatible = 1 << bit;
             with.encode(&mut frame);
             let error = Opening::parse(&frame).unwrap_err();

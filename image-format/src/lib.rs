@@ -9,6 +9,9 @@
 //! driven by an unchecked size. Everything that the file says is pinned by the [`Root`], and the hash of a frame's stored
 //! bytes is checked before a byte of it is decompressed.
 //!
+//! A delta image (`.imgd`) is the same with frames that refer to a parent image; its first and last magic numbers are not
+//! zstd's, so that nobody takes it for a disk. Finding and reading the parent is the caller's part.
+//!
 //! Deliberately absent: devices, paths, threads, network. Bytes come in through [`ReadAt`] and go out through
 //! [`std::io::Write`]; [`Encoder`] and [`Decoder`] are made once per worker thread by whoever owns the threads.
 
@@ -34,10 +37,10 @@ pub use error::{FormatError, Part, Result};
 pub use hash::{Hash, ParseHashError, Root};
 pub use header::{Header, INCOMPATIBLE_DELTA, is_image};
 pub use manifest::{
-    BadSectors, Compression, Disk, LogicalVolume, Manifest, PartitionTable, Segment, TableKind,
-    Taken, Volume,
+    BadSectors, Compression, Disk, LogicalVolume, Manifest, Parent, PartitionTable, Segment,
+    TableKind, Taken, Volume,
 };
-pub use page::{FrameEntry, FrameKind, Page};
+pub use page::{FrameBase, FrameEntry, FrameKind, Page};
 pub use read_at::ReadAt;
 pub use reader::{Frames, ImageReader};
 pub use runs::{Run, RunKind, Runs};

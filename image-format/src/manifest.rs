@@ -8,6 +8,8 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::Root;
+
 /// What an image says of the disk it was taken from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -25,6 +27,9 @@ pub struct Manifest {
     /// A description for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// The image that this one is the difference to; of delta images, and only of those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
     /// The disk.
     pub disk: Disk,
     /// The span of disk that a data frame covers; equal to the opening frame's.
@@ -39,6 +44,17 @@ pub struct Manifest {
     /// Parts of the disk that could not be read, in order; they are zero in the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bad_sectors: Vec<BadSectors>,
+}
+
+/// The image that a delta image is the difference to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// Its root: it is this image and no other.
+    pub root: Root,
+    /// Its identity.
+    pub image_id: Uuid,
+    /// The file name that it had.
+    pub name: String,
 }
 
 /// The disk, or the partition or file that was imaged in place of one.

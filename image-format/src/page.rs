@@ -33,6 +33,8 @@ pub(crate) const MAX_STORED_LEN: u32 = MAX_SPAN_LEN + MAX_SPAN_LEN / 256 + 64;
 
 const KIND_DATA: u8 = 1;
 const KIND_HOLE: u8 = 2;
+const KIND_REFERENCE: u8 = 3;
+const KIND_PREFIXED: u8 = 4;
 
 const RUN_DATA: u32 = 1;
 const RUN_ZERO: u32 = 2;
@@ -48,6 +50,18 @@ pub enum FrameKind {
     Hole,
 }
 
+/// What a data frame needs of the parent image's frame that covers the same bytes of the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FrameBase {
+    /// Nothing: it is complete.
+    #[default]
+    None,
+    /// All of its content: nothing is stored here.
+    Reference,
+    /// Its content as what zstd calls a prefix: matches reach into it.
+    Prefix,
+}
+
 /// What the index says of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrameEntry {
@@ -55,6 +69,8 @@ pub struct FrameEntry {
     pub index: u64,
     /// What it holds.
     pub kind: FrameKind,
+    /// What it needs of the parent image; only of data, and only in delta images.
+    pub base: FrameBase,
     /// Where its content starts on the disk.
     pub logical_offset: u64,
     /// How long its content is.
@@ -78,9 +94,11 @@ impl FrameEntry {
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
-        out.push(match self.kind {
-            FrameKind::Data => KIND_DATA,
-            FrameKind::Hole => KIND_HOLE,
+        out.push(match (self.kind, self.base) {
+            (FrameKind::Hole, _) => KIND_HOLE,
+            (FrameKind::Data, FrameBase::None) => KIND_DATA,
+            (FrameKind::Data, FrameBase::Reference) => KIND_REFERENCE,
+            (FrameKind::Data, FrameBase::Prefix) => KIND_PREFIXED,
         });
         out.push(u8::try_from(self.runs.len()).expect("a list of runs has at most 64"));
         out.extend_from_slice(&[0; 2]);
@@ -100,9 +118,11 @@ impl FrameEntry {
     }
 
     fn parse(fields: &mut Fields<'_>, index: u64, stored_offset: u64) -> Option<Self> {
-        let kind = match fields.u8()? {
-            KIND_DATA => FrameKind::Data,
-            KIND_HOLE => FrameKind::Hole,
+        let (kind, base) = match fields.u8()? {
+            KIND_DATA => (FrameKind::Data, FrameBase::None),
+            KIND_HOLE => (FrameKind::Hole, FrameBase::None),
+            KIND_REFERENCE => (FrameKind::Data, FrameBase::Reference),
+            KIND_PREFIXED => (FrameKind::Data, FrameBase::Prefix),
             _ => return None,
         };
         let run_count = usize::from(fields.u8()?);
@@ -119,6 +139,7 @@ impl FrameEntry {
         Some(Self {
             index,
             kind,
+            base,
             logical_offset,
             logical_len,
             stored_offset,
@@ -149,7 +170,16 @@ impl FrameEntry {
         if !self.logical_len.is_multiple_of(UNIT_LEN) && end != opening.disk_len {
             return Some("is not a whole number of units and not the last");
         }
-        if !(1..=max_stored).contains(&u64::from(self.stored_len)) {
+        if self.base != FrameBase::None
+            && (self.kind != FrameKind::Data || !opening.header.is_delta())
+        {
+            return Some("needs a parent, which a frame of its kind or its image does not have");
+        }
+        let stored_ok = match self.base {
+            FrameBase::Reference => self.stored_len == 0 && self.stored_hash == Hash::ZERO,
+            _ => (1..=max_stored).contains(&u64::from(self.stored_len)),
+        };
+        if !stored_ok {
             return Some("has an impossible number of stored bytes");
         }
         if !self.runs.cover(self.logical_len) {

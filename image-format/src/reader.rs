@@ -46,7 +46,8 @@ impl<R: ReadAt> ImageReader<R> {
             return Err(too_short);
         }
         let (opening, opening_len, opening_hash) = read_opening(&source, stored_len)?;
-        let (seek_entries, seek_offset) = read_seek_table_ends(&source, stored_len)?;
+        let delta = opening.header.is_delta();
+        let (seek_entries, seek_offset) = read_seek_table_ends(&source, stored_len, delta)?;
         let trailer_offset = seek_offset.checked_sub(TRAILER_LEN as u64).ok_or(too_short)?;
         let trailer = Trailer::parse(&read_array(&source, trailer_offset)?, seek_offset)?;
         if trailer.seek_entries != seek_entries {
@@ -173,7 +174,7 @@ impl<R: ReadAt> ImageReader<R> {
     /// Reads a frame's stored bytes into `buf`, whose contents are replaced, and compares them with their hash.
     ///
     /// # Errors
-    /// [`FormatError::Read`], or [`FormatError::Frame`] naming the frame.
+    /// [`FormatError::Read`], or [`FormatError::Frame`] naming the frame; also for a reference, of which nothing is stored.
     pub fn read_stored<'a>(
         &self,
         entry: &'a FrameEntry,
@@ -338,12 +339,12 @@ fn read_opening(source: &impl ReadAt, stored_len: u64) -> Result<(Opening, u32, 
 }
 
 /// Checks the seek table's footer and header; gives the number of its entries and where it starts.
-fn read_seek_table_ends(source: &impl ReadAt, stored_len: u64) -> Result<(u32, u64)> {
+fn read_seek_table_ends(source: &impl ReadAt, stored_len: u64, delta: bool) -> Result<(u32, u64)> {
     let unfinished = FormatError::NotAnImage {
         reason: "it has no seek table at its end, it was cut short or never finished",
     };
     let footer: [u8; FOOTER_LEN] = read_array(source, stored_len - FOOTER_LEN as u64)?;
-    let Some(entries) = seek_table::parse_footer(&footer) else { return Err(unfinished) };
+    let Some(entries) = seek_table::parse_footer(&footer, delta) else { return Err(unfinished) };
     let Some(offset) = stored_len.checked_sub(seek_table::table_len(entries)) else {
         return Err(unfinished);
     };

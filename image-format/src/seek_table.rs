@@ -9,6 +9,8 @@ use crate::fields::Fields;
 
 const MAGIC: u32 = 0x184D_2A5E;
 const FOOTER_MAGIC: u32 = 0x8F92_EAB1;
+/// The footer of a delta image, whose frames other readers must not take for the disk's content.
+const DELTA_FOOTER_MAGIC: u32 = u32::from_le_bytes(*b"IMGD");
 
 pub(crate) const TABLE_HEADER_LEN: u64 = 8;
 pub(crate) const FOOTER_LEN: usize = 9;
@@ -27,17 +29,18 @@ pub(crate) fn header(entries: u32) -> [u8; 8] {
     entry(MAGIC, payload)
 }
 
-pub(crate) fn footer(entries: u32) -> [u8; FOOTER_LEN] {
+pub(crate) fn footer(entries: u32, delta: bool) -> [u8; FOOTER_LEN] {
     let [a, b, c, d] = entries.to_le_bytes();
-    let [e, f, g, h] = FOOTER_MAGIC.to_le_bytes();
+    let magic = if delta { DELTA_FOOTER_MAGIC } else { FOOTER_MAGIC };
+    let [e, f, g, h] = magic.to_le_bytes();
     // The descriptor is 0: no checksums in the table, each frame has its own.
     [a, b, c, d, 0, e, f, g, h]
 }
 
 /// The number of entries that a footer gives, if it is one that we write.
-pub(crate) fn parse_footer(bytes: &[u8; FOOTER_LEN]) -> Option<u32> {
+pub(crate) fn parse_footer(bytes: &[u8; FOOTER_LEN], delta: bool) -> Option<u32> {
     let entries = Fields::new(bytes).u32()?;
-    (entries <= MAX_FRAMES && footer(entries) == *bytes).then_some(entries)
+    (entries <= MAX_FRAMES && footer(entries, delta) == *bytes).then_some(entries)
 }
 
 /// The length of a whole table.

@@ -14,8 +14,8 @@ use crate::header::{Header, Opening};
 use crate::hole::HoleFrames;
 use crate::page::{DirectoryEntry, PageBuilder};
 use crate::{
-    EncodedFrame, FrameEntry, FrameKind, Hash, MAX_FRAMES, MAX_HOLE_LEN, MAX_MANIFEST_LEN,
-    MAX_PAGES, Manifest, Root, RunKind, Runs, VERSION, seek_table,
+    EncodedFrame, FrameBase, FrameEntry, FrameKind, Hash, MAX_FRAMES, MAX_HOLE_LEN,
+    MAX_MANIFEST_LEN, MAX_PAGES, Manifest, Root, RunKind, Runs, VERSION, seek_table,
 };
 
 /// What was written.
@@ -95,15 +95,20 @@ impl<W: Write> ImageWriter<W> {
         if stored.len() as u64 != u64::from(frame.stored_len) {
             return Err(self.bad_frame("has not as many stored bytes as its description says"));
         }
-        let EncodedFrame { logical_len, stored_hash, content_hash, ref runs, .. } = *frame;
-        self.append_frame(
-            FrameKind::Data,
-            logical_len,
-            stored,
-            stored_hash,
-            content_hash,
-            runs.clone(),
-        )
+        let index = self.totals.data_frames + self.totals.hole_frames;
+        let entry = FrameEntry {
+            index,
+            kind: FrameKind::Data,
+            base: frame.base,
+            logical_offset: self.covered,
+            logical_len: frame.logical_len,
+            stored_offset: self.written,
+            stored_len: frame.stored_len,
+            stored_hash: frame.stored_hash,
+            content_hash: frame.content_hash,
+            runs: frame.runs.clone(),
+        };
+        self.append_frame(&entry, stored)
     }
 
     /// Appends a hole of any length: a stretch of the disk that is not in use, or must read as zero.
@@ -135,31 +140,22 @@ impl<W: Write> ImageWriter<W> {
 
     fn append_hole_frame(&mut self, len: u32, runs: Runs) -> Result<()> {
         let hole = self.holes.get(len);
-        self.append_frame(FrameKind::Hole, len, &hole.stored, hole.stored_hash, Hash::ZERO, runs)
-    }
-
-    fn append_frame(
-        &mut self,
-        kind: FrameKind,
-        logical_len: u32,
-        stored: &[u8],
-        stored_hash: Hash,
-        content_hash: Hash,
-        runs: Runs,
-    ) -> Result<()> {
-        let stored_len =
-            u32::try_from(stored.len()).map_err(|_| self.bad_frame("has too many stored bytes"))?;
         let entry = FrameEntry {
             index: self.totals.data_frames + self.totals.hole_frames,
-            kind,
+            kind: FrameKind::Hole,
+            base: FrameBase::None,
             logical_offset: self.covered,
-            logical_len,
+            logical_len: len,
             stored_offset: self.written,
-            stored_len,
-            stored_hash,
-            content_hash,
+            stored_len: u32::try_from(hole.stored.len()).expect("at most 32 KiB and a header"),
+            stored_hash: hole.stored_hash,
+            content_hash: Hash::ZERO,
             runs,
         };
+        self.append_frame(&entry, &hole.stored)
+    }
+
+    fn append_frame(&mut self, entry: &FrameEntry, stored: &[u8]) -> Result<()> {
         if let Some(flaw) = entry.flaw(self.covered, &self.opening) {
             return Err(self.bad_frame(flaw));
         }
@@ -171,12 +167,12 @@ impl<W: Write> ImageWriter<W> {
             return Err(FormatError::TooMany { what: "index pages", limit: MAX_PAGES });
         }
         self.put(stored)?;
-        self.seek_entries.push(seek_table::entry(stored_len, logical_len));
-        self.covered += u64::from(logical_len);
-        self.totals.add(&entry);
+        self.seek_entries.push(seek_table::entry(entry.stored_len, entry.logical_len));
+        self.covered += u64::from(entry.logical_len);
+        self.totals.add(entry);
         let page_index =
             u32::try_from(self.pages.len()).expect("the number of pages was just checked");
-        self.page.push(page_index, &entry, self.opening.header.image_id);
+        self.page.push(page_index, entry, self.opening.header.image_id);
         if self.page.is_full() { self.put_page() } else { Ok(()) }
     }
 
@@ -197,7 +193,7 @@ impl<W: Write> ImageWriter<W> {
     /// If the frames do not cover the disk exactly, the manifest contradicts the image, or the sink fails.
     pub fn finish(mut self, manifest: &Manifest) -> Result<(W, Summary)> {
         let Opening { ref header, disk_len, .. } = self.opening;
-        let image_id = header.image_id;
+        let (image_id, delta) = (header.image_id, header.is_delta());
         if self.covered != disk_len {
             return Err(FormatError::Incomplete { covered: self.covered, disk_len });
         }
@@ -228,7 +224,7 @@ impl<W: Write> ImageWriter<W> {
         self.put(&seek_table::header(entries))?;
         let table = std::mem::take(&mut self.seek_entries);
         self.put(table.as_flattened())?;
-        self.put(&seek_table::footer(entries))?;
+        self.put(&seek_table::footer(entries, delta))?;
         let stored_len = self.written;
         self.sink.flush().map_err(|source| FormatError::Write { offset: stored_len, source })?;
         let Totals { data_frames, hole_frames, data_bytes, zero_bytes, free_bytes } = self.totals;
@@ -297,6 +293,7 @@ impl Manifest {
             ("producer", self.producer == opening.header.producer),
             ("disk.size_bytes", self.disk.size_bytes == opening.disk_len),
             ("span_len", self.span_len == opening.span_len),
+            ("parent", self.parent.is_some() == opening.header.is_delta()),
         ];
         fields.iter().find(|(_, agrees)| !agrees).map(|(field, _)| *field)
     }

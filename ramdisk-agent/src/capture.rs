@@ -5,6 +5,7 @@
 //! whatever the disk holds there, so equal filesystems give equal content. A capture that ends early leaves no image: the
 //! partial is removed, or, if the machine lost power, still carries `.partial` in its name.
 
+mod base;
 mod logical;
 pub(crate) mod plan;
 mod rescue;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use agent_api::{CaptureOptions, CaptureSummary, ErrorKind, Part, Stage};
-use image_format::{Header, ImageReader, ImageWriter};
+use image_format::{Header, ImageReader, ImageWriter, Manifest};
 use uuid::Uuid;
 
 pub use logical::PlannedLogicalVolume;
@@ -29,6 +30,7 @@ use crate::run;
 use crate::store::{self, StoreUrl, StoreWriter};
 use crate::telemetry;
 use crate::verify;
+use base::Base;
 use rescue::Rescue;
 use span::{Encoded, HoleRun, Spans, Worker};
 
@@ -48,6 +50,9 @@ pub fn plan(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
 }
 
 /// Captures `disk` to `url`.
+///
+/// # Errors
+/// Whatever goes wrong; there is no image then.
 pub fn run(
     disk: &Disk,
     url: &StoreUrl,
@@ -58,9 +63,13 @@ pub fn run(
     let start = Instant::now();
     let image_id = Uuid::new_v4();
     let producer = format!("imprint-agent {}", env!("CARGO_PKG_VERSION"));
+    let base = Base::open(options.base.as_deref(), url, &run::store_options(progress))?;
+    let header = match base {
+        Some(_) => Header::delta(image_id, producer),
+        None => Header::new(image_id, producer),
+    };
     let mut writer = store::create(url, image_id, &run::store_options(progress))?;
-    let result =
-        write_image(disk, &mut *writer, plan, options, &Header::new(image_id, producer), progress);
+    let result = write_image(disk, &mut *writer, plan, options, &header, base.as_ref(), progress);
     let (mut summary, root) = match result {
         Ok(done) => done,
         Err(error) => {
@@ -126,6 +135,7 @@ fn write_image(
     plan: &CapturePlan,
     options: &CaptureOptions,
     header: &Header,
+    base: Option<&Base>,
     progress: &Arc<Progress>,
 ) -> Result<(CaptureSummary, image_format::Root)> {
     let start = Instant::now();
@@ -147,7 +157,9 @@ fn write_image(
     let (pool_in, pool_out) = crossbeam_channel::bounded(depth + workers);
     let threads = (0..workers)
         .map(|_| {
-            let mut worker = Worker::new(disk, plan, rescue.as_ref(), progress, options.level)?;
+            let base = base.map(Base::reader).transpose()?;
+            let mut worker =
+                Worker::new(disk, plan, rescue.as_ref(), base, progress, options.level)?;
             let pool = pool_out.clone();
             Ok(move |span| worker.encode(span, pool.try_recv().unwrap_or_default()))
         })
@@ -178,7 +190,8 @@ fn write_image(
     })?;
     hole.write_to(&mut out)?;
     let bad = rescue.map(Rescue::finish).unwrap_or_default();
-    let manifest = plan.manifest(header, options, &bad);
+    let manifest =
+        Manifest { parent: base.map(Base::parent), ..plan.manifest(header, options, &bad) };
     let (_, written) = out.finish(&manifest)?;
     let summary = CaptureSummary {
         root: written.root.to_string(),

@@ -18,7 +18,8 @@ use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, Result};
 use crate::progress::{Face, Progress, Ticker};
 use crate::run::{
-    check_signature, describe, limit_of, open_image, open_own_image, open_target, parse_url, size,
+    check_signature, describe, limit_of, open_image, open_index, open_own_image, open_target,
+    parse_url, size,
 };
 use crate::{capture, damage, foreign, restore, run, store, verify};
 
@@ -56,6 +57,8 @@ enum Command {
     Restore(RestoreArgs),
     /// Make an image, a raw disk or a gzip stream of one out of an image of any format that is read
     Convert(ConvertArgs),
+    /// Make one whole image of a delta image and those beneath it
+    Flatten(FlattenArgs),
     /// Show what a capture or a restore would do
     #[command(subcommand)]
     Plan(PlanCommand),
@@ -125,6 +128,20 @@ struct ConvertArgs {
     options: ConvertOptions,
 }
 
+#[derive(Debug, Args)]
+struct FlattenArgs {
+    /// URL or path of the delta image
+    source: String,
+    /// Where the whole image goes: a path or URL that ends in .img.zst; must not exist
+    target: String,
+    /// zstd level, 1 to 19, 3 unless given
+    #[arg(long)]
+    level: Option<i32>,
+    /// Where the base of the delta image is, if not beside it
+    #[arg(long, value_name = "IMAGE")]
+    base: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 enum PlanCommand {
     /// What a capture of this disk would keep
@@ -158,6 +175,9 @@ struct VerifyArgs {
     /// Refuse the image unless this minisign public key has signed it: the key, or the file that it is in
     #[arg(long, value_name = "KEY")]
     require_signature: Option<String>,
+    /// Where the base of a delta image is, if not beside it
+    #[arg(long, value_name = "IMAGE")]
+    base: Option<String>,
 }
 
 /// Does what the command line says; the exit code.
@@ -184,7 +204,22 @@ fn dispatch(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Capture(args) => capture_command(args, cli.json, face, &progress)?,
         Command::Restore(args) => restore_command(args, cli.json, face, &progress)?,
-        Command::Convert(args) => convert_command(args, cli.json, face, &progress)?,
+        Command::Convert(args) => {
+            let ConvertArgs { source, target, options } = args;
+            convert_command(source, target, options, cli.json, face, &progress)?;
+        }
+        Command::Flatten(args) => {
+            let FlattenArgs { source, target, level, base } = args;
+            if !target.ends_with(convert::IMAGE_SUFFIX) {
+                return Err(Error::refused(format!(
+                    "{target} does not end in {}, as whole images do",
+                    convert::IMAGE_SUFFIX
+                )));
+            }
+            let (level, base) = (*level, base.clone());
+            let options = ConvertOptions { level, base, ..ConvertOptions::default() };
+            convert_command(source, target, &options, cli.json, face, &progress)?;
+        }
         Command::Plan(PlanCommand::Capture { disk, options }) => {
             let disk = Disk::open_source(&find(disk)?)?;
             let plan = capture::plan(&disk, options)?;
@@ -193,7 +228,8 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Plan(PlanCommand::Restore { image, disk, options }) => {
             let target = Disk::open_source(&find(disk)?)?;
             let url = parse_url(image)?;
-            let image = open_image(&url, limit_of(&target), &progress)?;
+            let base = options.base.as_deref();
+            let image = open_image(&url, base, limit_of(&target), &progress)?;
             check_signature(&*image, &url, options.require_signature.as_deref(), &progress)?;
             show(cli.json, &restore::plan(&*image, &target, options)?)?;
         }
@@ -302,7 +338,7 @@ fn restore_command(
     let url = parse_url(image)?;
     let target = open_target(&find(disk)?, &url)?;
     progress.watch(&target);
-    let image = open_image(&url, limit_of(&target), progress)?;
+    let image = open_image(&url, options.base.as_deref(), limit_of(&target), progress)?;
     check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
     let plan = restore::plan(&*image, &target, options)?;
     if !json {
@@ -323,15 +359,17 @@ fn restore_command(
 }
 
 fn convert_command(
-    args: &ConvertArgs,
+    source: &str,
+    target: &str,
+    options: &ConvertOptions,
     json: bool,
     face: Face,
     progress: &Arc<Progress>,
 ) -> Result<()> {
-    let (source, target) = (parse_url(&args.source)?, parse_url(&args.target)?);
+    let (source, target) = (parse_url(source)?, parse_url(target)?);
     cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
-    let result = convert::run(&source, &target, &args.options, progress);
+    let result = convert::run(&source, &target, options, progress);
     ticker.finish();
     show(json, &result?)
 }
@@ -365,7 +403,7 @@ fn verify_command(
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let url = parse_url(&args.image)?;
-    let image = open_image(&url, foreign::any_disk(), progress)?;
+    let image = open_image(&url, args.base.as_deref(), foreign::any_disk(), progress)?;
     check_signature(&*image, &url, args.require_signature.as_deref(), progress)?;
     restore::check_root(&*image, args.expect_root.as_deref())?;
     let ticker = Ticker::start(progress, face);
@@ -391,7 +429,7 @@ fn verify_command(
 }
 
 fn inspect_command(image: &str, json: bool, progress: &Arc<Progress>) -> Result<()> {
-    let image = open_image(&parse_url(image)?, foreign::any_disk(), progress)?;
+    let image = open_index(&parse_url(image)?, progress)?;
     let manifest = image.manifest();
     if json {
         return print_json(&serde_json::json!({
@@ -408,7 +446,7 @@ fn ls_command(folder: &str, json: bool, progress: &Arc<Progress>) -> Result<()> 
     let url = parse_url(folder)?;
     let entries = store::list(&url)?;
     let mut rows = Vec::new();
-    for entry in entries.iter().filter(|e| e.name.ends_with(".img.zst")) {
+    for entry in entries.iter().filter(|e| crate::image::has_image_name(&e.name)) {
         let image = open_own_image(&url.join(&entry.name), progress);
         rows.push(match &image {
             Ok(image) => serde_json::json!({

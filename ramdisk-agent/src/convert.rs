@@ -14,19 +14,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use agent_api::{DirtyPolicy, MAX_LEVEL, MIN_LEVEL};
-use image_format::{FrameEntry, FrameKind, ImageReader};
+use image_format::{FrameEntry, FrameKind};
 use serde::Serialize;
 
 use crate::capture;
 use crate::error::{Error, Result};
 use crate::foreign::{self, Access, ForeignImage, Limit, Opened};
-use crate::image::{DiskImage, Fetch};
+use crate::image::{DiskImage, Fetch, open as image_of_ours};
 use crate::progress::{Progress, millis};
-use crate::run::{size, store_options};
+use crate::run::{parse_url, size, store_options};
 use crate::store::StoreUrl;
 
 /// The level of gzip streams unless another is asked for; the one of gzip itself.
 const GZIP_LEVEL: u32 = 6;
+
+/// What the name of a whole image ends in.
+pub const IMAGE_SUFFIX: &str = ".img.zst";
 
 /// Options of a conversion.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -40,6 +43,9 @@ pub struct ConvertOptions {
     /// A text kept in the image's manifest
     #[arg(long)]
     pub description: Option<String>,
+    /// Where the base of a delta image is, if not beside it
+    #[arg(long, value_name = "IMAGE")]
+    pub base: Option<String>,
     /// Refuse a source whose disk is larger, in GiB
     #[arg(long, value_name = "GIB")]
     pub max_size: Option<u64>,
@@ -83,7 +89,7 @@ impl Format {
             }
             level => Ok(level),
         };
-        if name.ends_with(".img.zst") {
+        if name.ends_with(IMAGE_SUFFIX) {
             let level = range(MAX_LEVEL)?.unwrap_or(agent_api::CaptureOptions::default().level);
             return Ok(Self::Image { level });
         }
@@ -122,10 +128,12 @@ pub fn run(
     let opening = |e: Error| e.context(format!("opening {source}"));
     let mut summary = match foreign::open(source, &store_options(progress)).map_err(opening)? {
         Opened::Imprint(file) => {
-            let image = ImageReader::open(file).map_err(|e| opening(e.into()))?;
-            image.check_seek_table().map_err(|e| opening(e.into()))?;
-            let made = image::Made::again(&image, options);
-            make(&image, "Imprint image", target, format, progress, || Ok(made))?
+            let base = options.base.as_deref().map(parse_url).transpose()?;
+            let stores = store_options(progress);
+            let image = image_of_ours(file, source, base.as_ref(), &stores).map_err(opening)?;
+            image.check_index().map_err(opening)?;
+            let made = image::Made::again(&*image, options);
+            make(&*image, "Imprint image", target, format, progress, || Ok(made))?
         }
         Opened::Foreign(disk) => {
             let image = foreign::survey(disk, limit, progress).map_err(opening)?;

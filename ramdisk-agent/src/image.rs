@@ -3,18 +3,24 @@
 //! Restore, verify and plan work on a [`DiskImage`]: the frames of a disk in order, each with what is data, zero and free in it
 //! and the hash of its content, and a [`Fetch`] for each thread that gets that content. The contract that everything else rests
 //! on: content comes out of a [`Fetch`] only when what it was made from was found to be what the index says. [`ImageReader`], an
-//! image of our own format, is the first of them. [`ImageDisk`] is the disk in an image as `Read + Seek`, for parsers.
+//! image of our own format, is the first of them; a [`Chain`] is a delta image with the images beneath it. [`ImageDisk`] is the disk in an image as `Read + Seek`, for parsers.
 
+mod chain;
 mod disk;
 
 use image_format::{
-    Decoder, FrameEntry, FrameKind, ImageReader, Manifest, ReadAt, Root, StoredFrame,
+    Decoder, FrameBase, FrameEntry, FrameKind, ImageReader, Manifest, ReadAt, Root, StoredFrame,
 };
 
+pub use chain::{Chain, MAX_CHAIN_LEN};
 pub use disk::ImageDisk;
 pub(crate) use disk::disk_error;
 
 use crate::error::{Error, IoContext, Result};
+use crate::store::{self, ImageFile, StoreUrl};
+
+/// What the name of a delta image ends in.
+pub const DELTA_SUFFIX: &str = ".imgd";
 
 /// The image of a disk.
 pub trait DiskImage: Send + Sync {
@@ -30,7 +36,7 @@ pub trait DiskImage: Send + Sync {
     /// The most bytes that a data frame covers.
     fn span_len(&self) -> u32;
 
-    /// Length of the image's file, or of all its files, in bytes.
+    /// Length of the image's file, or of all its files, in bytes; of a delta image without those beneath it.
     fn stored_len(&self) -> u64;
 
     /// Reads and checks all that there is beside the frames themselves.
@@ -76,6 +82,33 @@ pub trait Fetch: Send {
     /// # Errors
     /// As [`Fetch::check`].
     fn check_deeply(&mut self, entry: &FrameEntry, content: &mut Vec<u8>) -> Result<u64>;
+}
+
+/// Whether a file is, by its name, an image of our own.
+#[must_use]
+pub fn has_image_name(name: &str) -> bool {
+    name.ends_with(".img.zst") || name.ends_with(DELTA_SUFFIX)
+}
+
+/// An image of our own in its file at `url`: with the images beneath it, if it is a delta. `base` is where the first of those is,
+/// if not beside it.
+///
+/// # Errors
+/// If one of the files is no image, or not the one that is wanted.
+pub fn open(
+    file: Box<dyn ImageFile>,
+    url: &StoreUrl,
+    base: Option<&StoreUrl>,
+    options: &store::Options,
+) -> Result<Box<dyn DiskImage>> {
+    let image = ImageReader::open(file)?;
+    if image.header().is_delta() {
+        return Ok(Box::new(Chain::open(image, url, base, options)?));
+    }
+    if base.is_some() {
+        return Err(Error::refused(format!("{url} is no delta image, it has no base")));
+    }
+    Ok(Box::new(image))
 }
 
 impl<R: ReadAt> DiskImage for ImageReader<R> {
@@ -125,7 +158,10 @@ struct FrameReader<'a, R> {
 
 impl<R: ReadAt> Fetch for FrameReader<'_, R> {
     fn check(&mut self, entry: &FrameEntry) -> Result<u64> {
-        self.image.read_stored(entry, &mut self.stored)?;
+        // Of a reference there is nothing to check here; with the images beneath it, a chain looks further.
+        if entry.base != FrameBase::Reference {
+            self.image.read_stored(entry, &mut self.stored)?;
+        }
         Ok(u64::from(entry.stored_len))
     }
 

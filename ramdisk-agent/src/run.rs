@@ -13,7 +13,7 @@ use image_format::ImageReader;
 use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, IoContext, Result};
 use crate::foreign::{self, Limit, Opened};
-use crate::image::DiskImage;
+use crate::image::{self, DiskImage};
 use crate::progress::{Face, Progress, Ticker};
 use crate::store::{self, StoreUrl};
 use crate::telemetry::Metered;
@@ -63,14 +63,14 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
         JobAction::Restore(options) => {
             let target = open_target(&path, &url)?;
             progress.watch(&target);
-            let image = open_image(&url, limit_of(&target), progress)?;
+            let image = open_image(&url, options.base.as_deref(), limit_of(&target), progress)?;
             check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
         }
         JobAction::Plan(options) => {
             let target = Disk::open_source(&path)?;
-            let image = open_image(&url, limit_of(&target), progress)?;
+            let image = open_image(&url, options.base.as_deref(), limit_of(&target), progress)?;
             check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Plan(PlanSummary {
@@ -87,13 +87,23 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
 /// An image opened from a store.
 pub type Image = Box<dyn DiskImage>;
 
-/// Opens an image and checks its index; a foreign image is read whole, and may hold no more than `limit`.
-pub fn open_image(url: &StoreUrl, limit: Limit, progress: &Arc<Progress>) -> Result<Image> {
+/// Opens an image and checks its index; a foreign image is read whole, and may hold no more than `limit`. A delta image is opened
+/// with those beneath it, the first of which is at `base`, or beside it.
+pub fn open_image(
+    url: &StoreUrl,
+    base: Option<&str>,
+    limit: Limit,
+    progress: &Arc<Progress>,
+) -> Result<Image> {
     let opening = |e: Error| e.context(format!("opening {url}"));
+    let base = base.map(parse_url).transpose()?;
     match foreign::open(url, &store_options(progress)).map_err(opening)? {
         Opened::Imprint(file) => {
-            let file = Metered::new(file, progress);
-            Ok(Box::new(ImageReader::open(file).map_err(|e| opening(e.into()))?))
+            let file = Box::new(Metered::new(file, progress));
+            image::open(file, url, base.as_ref(), &store_options(progress)).map_err(opening)
+        }
+        Opened::Foreign(_) if base.is_some() => {
+            Err(Error::refused(format!("{url} is no delta image, it has no base")))
         }
         Opened::Foreign(disk) => {
             Ok(Box::new(foreign::survey(disk, limit, progress).map_err(opening)?))
@@ -101,7 +111,17 @@ pub fn open_image(url: &StoreUrl, limit: Limit, progress: &Arc<Progress>) -> Res
     }
 }
 
-/// Opens an image of our own; any other file is an error.
+/// Opens an image for what it says of itself: a delta without the images beneath it.
+pub fn open_index(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
+    match open_own_image(url, progress) {
+        Err(error) if error.kind() == ErrorKind::ImageCorrupt => {
+            open_image(url, None, foreign::any_disk(), progress)
+        }
+        opened => opened,
+    }
+}
+
+/// Opens an image of our own, a delta without those beneath it; any other file is an error.
 pub fn open_own_image(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
     let file = store::open_with(url, &store_options(progress))?;
     let image = ImageReader::open(Metered::new(file, progress))

@@ -13,6 +13,7 @@ use agent_api::{Part, PartTimes, Stage, StageTimes};
 use image_format::ReadAt;
 
 use crate::progress::Progress;
+use crate::store::ImageFile;
 
 /// The parts that are measured, in the order in which they are listed.
 const PARTS: [Part; 7] = [
@@ -126,6 +127,12 @@ impl<F: ReadAt> ReadAt for Metered<F> {
 
     fn len(&self) -> io::Result<u64> {
         self.file.len()
+    }
+}
+
+impl ImageFile for Metered<Box<dyn ImageFile>> {
+    fn len_bytes(&self) -> u64 {
+        self.file.len_bytes()
     }
 }
 

@@ -337,15 +337,17 @@ async fn plan(
                     "approval is for restores: a capture changes nothing",
                 ));
             }
-            let options: CaptureOptions = options_of(request.action, request.options)?;
+            let mut options: CaptureOptions = options_of(request.action, request.options)?;
             options.check().map_err(ApiError::invalid)?;
             if let Some(description) = &options.description {
                 description.parse::<FreeText>()?;
             }
+            options.base = base_url(controller, options.base).await?;
+            let suffix = if options.base.is_some() { "imgd" } else { "img.zst" };
             let url = match (&request.url, &controller.store_url) {
                 (Some(url), _) => url.clone(),
                 (None, Some(store)) => {
-                    format!("{}/{}.img.zst", store.trim_end_matches('/'), request.image).parse()?
+                    format!("{}/{}.{suffix}", store.trim_end_matches('/'), request.image).parse()?
                 }
                 (None, None) => {
                     return Err(ApiError::invalid(
@@ -363,6 +365,7 @@ async fn plan(
             }
             let mut options: RestoreOptions = options_of(request.action, request.options)?;
             options.check().map_err(ApiError::invalid)?;
+            options.base = base_url(controller, options.base).await?;
             let image = controller.db.image(request.image.as_str()).await?;
             match &options.expect_root {
                 Some(wanted) if !wanted.eq_ignore_ascii_case(&image.root) => {
@@ -394,6 +397,15 @@ async fn plan(
         approval: request.approval,
         created_by: caller.name.clone(),
     })
+}
+
+/// Where the base of a delta image is: the catalogue knows it by its name.
+async fn base_url(
+    controller: &Controller,
+    base: Option<String>,
+) -> Result<Option<String>, ApiError> {
+    let Some(name) = base else { return Ok(None) };
+    Ok(Some(controller.db.image(name.parse::<ImageName>()?.as_str()).await?.url))
 }
 
 /// The options of an action. Agents ignore what they do not know; here a name that is not known is a mistake of the caller, and

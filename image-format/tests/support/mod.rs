@@ -3,7 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use image_format::{
-    Compression, Disk, Encoder, Header, ImageWriter, Manifest, PartitionTable, Run, RunKind, Runs,
+    Compression, Decoder, Disk, EncodedFrame, Encoder, FrameBase, FrameEntry, FrameKind, Hash,
+    Header, ImageReader, ImageWriter, Manifest, Parent, PartitionTable, Run, RunKind, Runs,
     Summary, TableKind, Taken, UNIT_LEN, Volume,
 };
 use uuid::Uuid;
@@ -79,6 +80,7 @@ pub fn manifest(image_id: Uuid, size_bytes: u64, span_len: u32) -> Manifest {
         producer: PRODUCER.to_owned(),
         name: Some("small".to_owned()),
         description: None,
+        parent: None,
         disk: Disk {
             model: Some("Test disk".to_owned()),
             size_bytes,
@@ -129,6 +131,88 @@ pub fn image(pieces: &[Piece], span_len: u32) -> (Vec<u8>, Summary) {
         }
     }
     writer.finish(&manifest(image_id, disk_len, span_len)).unwrap()
+}
+
+/// The number of the image that is the difference to another.
+pub const DELTA_ID: Uuid = Uuid::from_u128(0x2345_6789_abcd_4ef1_8123_4567_89ab_cdef);
+
+/// What a delta says of its parent.
+pub fn parent(image: &ImageReader<&[u8]>) -> Parent {
+    Parent {
+        root: image.root(),
+        image_id: image.header().image_id,
+        name: "v1-small.img.zst".to_owned(),
+    }
+}
+
+/// Writes the pieces as the difference to another image, whose frames are where the pieces are.
+pub fn delta(pieces: &[Piece], span_len: u32, base: &[u8]) -> (Vec<u8>, Summary) {
+    let base = ImageReader::open(base).unwrap();
+    let disk_len = disk_len(pieces);
+    let header = Header::delta(DELTA_ID, PRODUCER);
+    let mut writer = ImageWriter::create(Vec::new(), header, disk_len, span_len).unwrap();
+    let (mut encoder, mut stored) = (Encoder::new(3).unwrap(), Vec::new());
+    for piece in pieces {
+        let (bytes, runs) = match piece {
+            Piece::Span(bytes, runs) => (bytes, runs.clone()),
+            Piece::Hole(len, kind) => {
+                writer.append_hole(*len, *kind).unwrap();
+                continue;
+            }
+        };
+        let len = u32::try_from(bytes.len()).unwrap();
+        let beneath = (writer.covered() < base.disk_len())
+            .then(|| base.frame_at(writer.covered()).unwrap())
+            .filter(|entry| entry.kind == FrameKind::Data && entry.logical_len == len);
+        let frame = match beneath {
+            Some(entry) if entry.content_hash == Hash::of(bytes) => {
+                stored.clear();
+                EncodedFrame::reference(len, entry.content_hash, runs)
+            }
+            Some(entry) => {
+                let prefix = whole_content(&base, &entry);
+                encoder.encode_with_prefix(bytes, runs, &prefix, &mut stored).unwrap()
+            }
+            None => encoder.encode(bytes, runs, &mut stored).unwrap(),
+        };
+        writer.append(&frame, &stored).unwrap();
+    }
+    let manifest =
+        Manifest { parent: Some(parent(&base)), ..manifest(DELTA_ID, disk_len, span_len) };
+    writer.finish(&manifest).unwrap()
+}
+
+/// The content of a data frame that needs no parent.
+pub fn whole_content(image: &ImageReader<&[u8]>, entry: &FrameEntry) -> Vec<u8> {
+    let (mut stored, mut content) = (Vec::new(), vec![0; entry.logical_len as usize]);
+    let frame = image.read_stored(entry, &mut stored).unwrap();
+    Decoder::new().unwrap().decode(frame, &mut content).unwrap();
+    Decoder::check_content(entry, &content).unwrap();
+    content
+}
+
+/// The disk that a delta and its parent hold together.
+pub fn delta_content(delta: &[u8], base: &[u8]) -> Vec<u8> {
+    let (delta, base) = (ImageReader::open(delta).unwrap(), ImageReader::open(base).unwrap());
+    let (mut disk, mut stored) = (Vec::new(), Vec::new());
+    for entry in delta.frames().map(Result::unwrap) {
+        let beneath = || base.frame_at(entry.logical_offset).unwrap();
+        let content = match (entry.kind, entry.base) {
+            (FrameKind::Hole, _) => vec![0; entry.logical_len as usize],
+            (_, FrameBase::None) => whole_content(&delta, &entry),
+            (_, FrameBase::Reference) => whole_content(&base, &beneath()),
+            (_, FrameBase::Prefix) => {
+                let prefix = whole_content(&base, &beneath());
+                let mut content = vec![0; entry.logical_len as usize];
+                let frame = delta.read_stored(&entry, &mut stored).unwrap();
+                Decoder::decode_with_prefix(frame, &prefix, &mut content).unwrap();
+                content
+            }
+        };
+        Decoder::check_content(&entry, &content).unwrap();
+        disk.extend_from_slice(&content);
+    }
+    disk
 }
 
 /// What the image must decompress to. Only for disks that fit into memory.

@@ -337,6 +337,7 @@ impl CapturePlan {
             producer: header.producer.clone(),
             name: None,
             description: options.description.clone(),
+            parent: None,
             disk: image_format::Disk {
                 model: self.disk.model.clone(),
                 serial: self.disk.serial.clone(),
@@ -453,6 +454,9 @@ pub fn describe_manifest(manifest: &Manifest, root: Root, stored_bytes: u64) -> 
     line(&mut text, "created", format!("{} by {}", manifest.created, manifest.producer));
     if let Some(description) = &manifest.description {
         line(&mut text, "about", description.clone());
+    }
+    if let Some(parent) = &manifest.parent {
+        line(&mut text, "delta of", format!("{}, root {}", parent.name, parent.root));
     }
     line(&mut text, "stored", size(stored_bytes));
     let identity = format!(

@@ -6,6 +6,7 @@ use image_format::{
     is_zero,
 };
 
+use super::base::BaseReader;
 use super::plan::{BAD_SECTOR_ADVICE, CapturePlan};
 use super::rescue::Rescue;
 use crate::disk::{Disk, Unreadable, is_of_medium};
@@ -70,21 +71,23 @@ pub struct Worker<'a> {
     plan: &'a CapturePlan,
     rescue: Option<&'a Rescue<'a>>,
     progress: &'a Progress,
+    base: Option<BaseReader<'a>>,
     encoder: Encoder,
     buffer: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
-    /// With `rescue`, bad sectors do not end the capture.
+    /// With `rescue`, bad sectors do not end the capture; with `base`, only what differs from it is kept.
     pub fn new(
         disk: &'a Disk,
         plan: &'a CapturePlan,
         rescue: Option<&'a Rescue<'a>>,
+        base: Option<BaseReader<'a>>,
         progress: &'a Progress,
         level: i32,
     ) -> Result<Self> {
         let encoder = Encoder::new(level)?;
-        Ok(Self { disk, plan, rescue, progress, encoder, buffer: Vec::new() })
+        Ok(Self { disk, plan, rescue, progress, base, encoder, buffer: Vec::new() })
     }
 
     /// Reads, classifies, hashes and compresses a span. `stored` is a recycled buffer.
@@ -102,8 +105,9 @@ impl<'a> Worker<'a> {
         let meter = self.progress.meter();
         let used_bytes = used.iter().map(|extent| extent.len).sum();
         meter.time(Part::ReadSource, used_bytes, || self.read(span.offset, &used))?;
+        let base = self.base.as_mut();
         meter.time(Part::Compress, len, || {
-            encode_bytes(&mut self.encoder, &self.buffer, span.offset, &used, stored)
+            encode_bytes(&mut self.encoder, &self.buffer, span.offset, &used, base, stored)
         })
     }
 
@@ -128,12 +132,14 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Classifies, hashes and compresses the bytes of a span, of which those outside of `used` are zero.
+/// Classifies, hashes and compresses the bytes of a span, of which those outside of `used` are zero; as the difference to the
+/// base, if there is one.
 pub fn encode_bytes(
     encoder: &mut Encoder,
     bytes: &[u8],
     offset: u64,
     used: &[Extent],
+    base: Option<&mut BaseReader<'_>>,
     mut stored: Vec<u8>,
 ) -> Result<Encoded> {
     let len = bytes.len() as u64;
@@ -148,7 +154,11 @@ pub fn encode_bytes(
         return Ok(Encoded::Hole { len, runs });
     }
     stored.clear();
-    let frame = encoder.encode(bytes, Runs::new(runs), &mut stored)?;
+    let runs = Runs::new(runs);
+    let frame = match base {
+        Some(base) => base.encode(encoder, bytes, offset, runs, &mut stored)?,
+        None => encoder.encode(bytes, runs, &mut stored)?,
+    };
     Ok(Encoded::Data { frame, stored })
 }
 

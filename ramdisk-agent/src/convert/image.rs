@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use agent_api::{CaptureOptions, CaptureSummary, Stage};
 use image_format::{
-    Encoder, FrameEntry, FrameKind, Header, ImageReader, ImageWriter, MAX_RUNS, Manifest, ReadAt,
-    Run, RunKind, UNIT_LEN,
+    Encoder, FrameEntry, FrameKind, Header, ImageWriter, MAX_RUNS, Manifest, Run, RunKind, UNIT_LEN,
 };
 use uuid::Uuid;
 
@@ -45,7 +44,7 @@ impl Made {
     }
 
     /// Of one of our own images: all that it says of the disk stays.
-    pub fn again<R: ReadAt>(image: &ImageReader<R>, options: &ConvertOptions) -> Self {
+    pub fn again(image: &dyn DiskImage, options: &ConvertOptions) -> Self {
         let mut manifest = image.manifest().clone();
         if options.description.is_some() {
             manifest.description.clone_from(&options.description);
@@ -60,6 +59,8 @@ impl Made {
             producer: header.producer.clone(),
             span_len: image_format::DEFAULT_SPAN_LEN,
             compression: image_format::Compression::zstd(level),
+            // Whatever the source was the difference to, this image is whole.
+            parent: None,
             ..self.manifest.clone()
         }
     }
@@ -129,7 +130,7 @@ fn write_frames(
                 }
                 let used: Vec<Extent> = used.iter().copied().collect();
                 let stored = pool.try_recv().unwrap_or_default();
-                encode_bytes(&mut encoder, content, offset, &used, stored)
+                encode_bytes(&mut encoder, content, offset, &used, None, stored)
             })
         })
         .collect::<Result<Vec<_>>>()?;

@@ -238,6 +238,7 @@ pub(super) fn bare_manifest(header: &Header) -> Manifest {
         created: String::new(),
         producer: header.producer.clone(),
         name: None,
+        parent: None,
         description: None,
         disk: image_format::Disk::default(),
         span_len: image_format::DEFAULT_SPAN_LEN,

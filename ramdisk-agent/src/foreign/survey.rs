@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use agent_api::{ErrorKind, Stage};
 use image_format::{
-    FrameEntry, FrameKind, Hash, MAX_HOLE_LEN, MAX_RUNS, Root, Run, RunKind, Runs, UNIT_LEN,
-    is_zero,
+    FrameBase, FrameEntry, FrameKind, Hash, MAX_HOLE_LEN, MAX_RUNS, Root, Run, RunKind, Runs,
+    UNIT_LEN, is_zero,
 };
 
 use super::kept::{Keeper, Kept};
@@ -240,6 +240,7 @@ impl Survey {
         let frame = self.frames.get(index)?;
         Some(FrameEntry {
             index: index as u64,
+            base: FrameBase::None,
             kind: frame.kind,
             logical_offset: frame.offset,
             logical_len: frame.len,

@@ -9,6 +9,7 @@
 mod agent;
 mod damage;
 mod delta;
+mod deltas;
 mod devices;
 mod disks;
 mod faulty;

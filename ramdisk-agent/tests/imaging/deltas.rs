@@ -1,0 +1,201 @@
+//! Delta images as a user has them: captured on a base, restored, flattened, and refused without their base.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::agent::{Ran, agent, capture, restore, try_capture, try_restore};
+use crate::disks::{self, noise, noise_file};
+use crate::tools::{run, status};
+
+/// A disk in three states, captured: whole, as the difference to that, and as the difference to that one.
+struct Rig {
+    dir: tempfile::TempDir,
+    len: u64,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = disks::system(dir.path(), "gpt");
+        let rig = Self { dir, len: disk.len };
+        let partition = rig.path("root");
+        let text = partition.to_str().unwrap();
+        fs::copy(&disk.path, rig.path("d0")).unwrap();
+        capture(&rig.path("d0"), &rig.path("d0.img.zst"), &[]);
+        for step in 1..=2_u64 {
+            disks::take(&disk.path, disk.root, &partition);
+            let new = rig.path("new");
+            fs::write(&new, noise(1_500_000, 500 + step)).unwrap();
+            let command = format!("write {} /home/new{step}", new.display());
+            run("e2fsprogs", "debugfs", &["-w", "-R", &command, text]);
+            run("e2fsprogs", "debugfs", &["-w", "-R", &format!("rm /etc/file{step}"), text]);
+            let file = File::options().write(true).open(&disk.path).unwrap();
+            file.write_all_at(&fs::read(&partition).unwrap(), disk.root.start).unwrap();
+            fs::copy(&disk.path, rig.path(&format!("d{step}"))).unwrap();
+            let base = [rig.path("d0.img.zst"), rig.path("d1.imgd")];
+            let base = base[step as usize - 1].to_str().unwrap().to_owned();
+            let (from, to) = (rig.path(&format!("d{step}")), rig.path(&format!("d{step}.imgd")));
+            capture(&from, &to, &["--base", &base]);
+        }
+        rig
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn len_of(&self, name: &str) -> u64 {
+        fs::metadata(self.path(name)).unwrap().len()
+    }
+
+    /// What a whole image of this state restores to, on a disk of zeros.
+    fn expected(&self, state: u64) -> Vec<u8> {
+        let image = self.path(&format!("whole{state}.img.zst"));
+        capture(&self.path(&format!("d{state}")), &image, &[]);
+        self.content(&image, &[])
+    }
+
+    fn content(&self, image: &Path, flags: &[&str]) -> Vec<u8> {
+        let target = self.path("target");
+        noise_file(&target, self.len, 3);
+        restore(image, &target, &[&["--scrub-free"], flags].concat());
+        fs::read(&target).unwrap()
+    }
+}
+
+fn words(args: &[&dyn AsRef<Path>]) -> Ran {
+    agent(&args.iter().map(|arg| arg.as_ref().as_os_str()).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_chain_restores_and_flattens_to_what_was_captured() {
+    let rig = Rig::new();
+    for (image, state) in [("d1.imgd", 1), ("d2.imgd", 2)] {
+        assert!(rig.len_of(image) < rig.len_of("d0.img.zst") / 2, "{}", rig.len_of(image));
+        let expected = rig.expected(state);
+        assert!(rig.content(&rig.path(image), &[]) == expected, "{image}");
+        let flat = rig.path(&format!("flat{state}.img.zst"));
+        let ran = words(&[&"flatten", &rig.path(image), &flat]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert!(rig.content(&flat, &[]) == expected, "{image}, flattened");
+        // And stock zstd unpacks what was flattened.
+        run("zstd", "zstd", &["-tq", flat.to_str().unwrap()]);
+    }
+    for flags in [&["verify"][..], &["verify", "--deep"]] {
+        let image = rig.path("d2.imgd");
+        let all = [flags, &[image.to_str().unwrap()]].concat();
+        assert_eq!(agent(&all).code, 0);
+    }
+    let inspected = words(&[&"inspect", &rig.path("d2.imgd"), &"--json"]).json();
+    assert_eq!(inspected["manifest"]["parent"]["name"], "d1.imgd");
+    let listed = words(&[&"ls", &rig.dir.path(), &"--json"]).json();
+    let names: Vec<&str> =
+        listed.as_array().unwrap().iter().filter_map(|row| row["name"].as_str()).collect();
+    assert!(names.contains(&"d1.imgd") && names.contains(&"d0.img.zst"), "{names:?}");
+    let target = rig.path("target");
+    let plan = words(&[&"plan", &"restore", &rig.path("d2.imgd"), &target, &"--json"]).json();
+    assert_eq!(plan["root"], inspected["root"]);
+}
+
+#[test]
+fn restoring_a_delta_onto_its_base_moves_the_difference() {
+    let rig = Rig::new();
+    let expected = rig.expected(1);
+    let target = rig.path("target");
+    noise_file(&target, rig.len, 3);
+    restore(&rig.path("d0.img.zst"), &target, &["--scrub-free"]);
+    let summary: Value = restore(&rig.path("d1.imgd"), &target, &["--scrub-free", "--delta"]);
+    assert!(fs::read(&target).unwrap() == expected);
+    let whole = rig.len_of("whole1.img.zst");
+    assert!(summary["fetched_bytes"].as_u64().unwrap() < whole, "{summary}");
+}
+
+#[test]
+fn a_base_is_found_by_its_root_and_a_wrong_one_is_refused() {
+    let rig = Rig::new();
+    let root = |name: &str| {
+        let ran = words(&[&"inspect", &rig.path(name), &"--json"]).json();
+        ran["root"].as_str().unwrap().to_owned()
+    };
+    let (wanted, child) = (root("d0.img.zst"), rig.path("d1.imgd"));
+    let target = rig.path("target");
+    noise_file(&target, rig.len, 3);
+    let before = blake3::hash(&fs::read(&target).unwrap());
+
+    // Renamed beside it: found by its root. Another image under its name is not taken for it.
+    fs::rename(rig.path("d0.img.zst"), rig.path("other.img.zst")).unwrap();
+    assert_eq!(words(&[&"verify", &child]).code, 0);
+    capture(&rig.path("d2"), &rig.path("d0.img.zst"), &[]);
+    assert_eq!(words(&[&"verify", &child]).code, 0);
+
+    // Elsewhere: where it is said to be, and nowhere else.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let moved = elsewhere.path().join("base.img.zst");
+    fs::rename(rig.path("other.img.zst"), &moved).unwrap();
+    try_restore(&child, &target, &[]).refused("not_found", &["d0.img.zst", &wanted, "--base"]);
+    let wrong = rig.path("d0.img.zst");
+    try_restore(&child, &target, &["--base", wrong.to_str().unwrap()])
+        .refused("refused", &[&wanted, "not the image that is wanted"]);
+    assert_eq!(blake3::hash(&fs::read(&target).unwrap()), before, "it was written to");
+    let flags = ["--base", moved.to_str().unwrap()];
+    assert!(rig.content(&child, &flags) == rig.expected(1));
+    let flat = rig.path("flat.img.zst");
+    let ran = words(&[&"flatten", &child, &flat, &"--base", &moved]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    try_restore(&flat, &target, &flags).refused("refused", &["no delta image"]);
+}
+
+#[test]
+fn stock_zstd_does_not_take_a_delta_for_a_disk() {
+    let rig = Rig::new();
+    for flags in [&["-dc"][..], &["-t"], &["-l"]] {
+        let image = rig.path("d1.imgd");
+        let output = status("zstd", "zstd", &[flags, &[image.to_str().unwrap()]].concat());
+        assert!(!output.status.success(), "{flags:?}");
+        assert!(output.stdout.len() < 512, "{flags:?}: {} bytes came out", output.stdout.len());
+    }
+}
+
+#[test]
+fn names_say_what_an_image_is() {
+    let rig = Rig::new();
+    let base = rig.path("d0.img.zst");
+    let flags = ["--base", base.to_str().unwrap()];
+    try_capture(&rig.path("d1"), &rig.path("x.img.zst"), &flags).refused("refused", &[".imgd"]);
+    try_capture(&rig.path("d1"), &rig.path("x.imgd"), &[]).refused("refused", &["--base"]);
+    let ran = words(&[&"flatten", &rig.path("d1.imgd"), &rig.path("x.imgd")]);
+    ran.refused("refused", &[".img.zst"]);
+    let missing = rig.path("missing.img.zst");
+    let flags = ["--base", missing.to_str().unwrap()];
+    try_capture(&rig.path("d1"), &rig.path("x.imgd"), &flags).refused("not_found", &["missing"]);
+    assert!(!rig.path("x.imgd").exists() && !rig.path("x.imgd.partial").exists());
+}
+
+#[test]
+fn damage_anywhere_in_a_chain_is_noticed() {
+    let rig = Rig::new();
+    let target = rig.path("target");
+    noise_file(&target, rig.len, 3);
+    for name in ["d2.imgd", "d1.imgd", "d0.img.zst"] {
+        let good = fs::read(rig.path(name)).unwrap();
+        let places = noise(12 * 8, good.len() as u64);
+        for at in places.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())) {
+            let at = (at % good.len() as u64) as usize;
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            fs::write(rig.path(name), bad).unwrap();
+            let ran = words(&[&"verify", &rig.path("d2.imgd")]);
+            // A frame of the base that the deltas have replaced is not needed any more.
+            let unneeded = ran.code == 0 && name != "d2.imgd";
+            assert!(ran.code != 0 || unneeded, "byte {at} of {name}");
+            if unneeded {
+                assert!(rig.content(&rig.path("d2.imgd"), &[]).len() as u64 == rig.len);
+            }
+        }
+        fs::write(rig.path(name), good).unwrap();
+    }
+    assert_eq!(words(&[&"verify", &rig.path("d2.imgd")]).code, 0);
+}
