@@ -7,6 +7,7 @@
 
 pub mod accel;
 pub mod agent_build;
+pub mod bench;
 pub mod bmc;
 pub mod command;
 pub mod console;

@@ -32,6 +32,8 @@ enum Task {
     },
     /// Build the static agent: target/imprint/imprint-agent
     Agent,
+    /// Compare our speed with partclone's, qemu-img's and others', and write docs/performance.md
+    Bench(tests::bench::Options),
     /// Make the lab's template: a small Debian disk that has booted once
     Template,
     /// What a lab BMC calls to work its machine's power
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Task::Demo { uefi } => xtask::demo(uefi),
         Task::Test { only } => xtask::test(only),
         Task::Agent => xtask::agent(),
+        Task::Bench(options) => xtask::bench(&options),
         Task::Template => xtask::template(),
         Task::BmcChassis { machine, words } => xtask::bmc_chassis(&machine, &words),
     };

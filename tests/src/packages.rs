@@ -81,6 +81,23 @@ pub const LAB: &[Package] = &[
     ("zstd", "unpacks the image independently"),
 ];
 
+/// For the benchmarks: the programs that we are compared with.
+pub const BENCH: &[Package] = &[
+    ("partclone", "what Clonezilla and FOG capture with"),
+    ("zstd", "how they compress"),
+    ("pigz", "how they compressed before"),
+    ("lz4", "a faster way"),
+    ("qemu-utils", "qemu-img"),
+    ("e2fsprogs", "makes ext4; e2image"),
+    ("xfsprogs", "makes XFS"),
+    ("btrfs-progs", "makes btrfs"),
+    ("ntfs-3g", "makes and mounts NTFS; ntfsclone"),
+    ("fsarchiver", "saves files instead of blocks"),
+    ("fdisk", "sfdisk writes partition tables"),
+    ("gcc", "takes partclone's sleeps away"),
+    ("time", "what a program used"),
+];
+
 /// How often what is missing is installed: an installation may remove what was there before.
 const ROUNDS: usize = 2;
 

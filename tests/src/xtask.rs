@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use tests::machine::Firmware;
 use tests::suite::{self, Part};
-use tests::{agent_build, bmc, demo, packages, template};
+use tests::{agent_build, bench, bmc, demo, packages, template};
 
 /// The main job, on virtual machines.
 pub fn demo(uefi: bool) -> Result<ExitCode> {
@@ -26,6 +26,12 @@ pub fn test(only: Option<Part>) -> Result<ExitCode> {
 pub fn agent() -> Result<ExitCode> {
     let agent = agent_build::build()?;
     println!("{}", agent.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Compares speeds.
+pub fn bench(options: &bench::Options) -> Result<ExitCode> {
+    bench::run(options)?;
     Ok(ExitCode::SUCCESS)
 }
 
