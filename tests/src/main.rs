@@ -29,6 +29,9 @@ enum Task {
         /// Only this part
         #[arg(long, value_enum)]
         only: Option<Part>,
+        /// Instead: the long forms of the suites that have one (hours)
+        #[arg(long, conflicts_with = "only")]
+        long: bool,
     },
     /// Build the static agent: target/imprint/imprint-agent
     Agent,
@@ -49,7 +52,8 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo { uefi } => xtask::demo(uefi),
-        Task::Test { only } => xtask::test(only),
+        Task::Test { only, long: false } => xtask::test(only),
+        Task::Test { long: true, .. } => xtask::test_long(),
         Task::Agent => xtask::agent(),
         Task::Bench(options) => xtask::bench(&options),
         Task::Template => xtask::template(),

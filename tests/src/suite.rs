@@ -70,6 +70,56 @@ pub fn run(xtask: &Path, only: Option<Part>) -> Result<()> {
     Ok(())
 }
 
+/// The suites that have a long form: what asks for it, and cargo's words.
+const LONG: [(&str, &str, &str); 3] = [
+    (
+        "IMPRINT_MAP_ROUNDS",
+        "300",
+        "nextest run --profile long -p ramdisk-agent --test used_block_maps",
+    ),
+    (
+        "IMPRINT_MUTATIONS",
+        "10000",
+        "nextest run --profile long -p ramdisk-agent --test hostile_disks",
+    ),
+    (
+        "IMPRINT_POWER_CUTS",
+        "all",
+        "nextest run --profile long -p ramdisk-agent --test imaging power_cut::",
+    ),
+];
+
+/// Runs the long forms of the suites, one after the other, and prints what ran, how long, and how it ended.
+///
+/// # Errors
+/// If one failed, or cargo-nextest is not installed: their limits are in its profile `long`.
+pub fn run_long() -> Result<()> {
+    packages::ensure(&[packages::TESTS])?;
+    if !has("nextest") {
+        bail!("the long suites need cargo-nextest: cargo install --locked cargo-nextest");
+    }
+    let mut lines = Vec::new();
+    let mut failed = 0;
+    for (variable, value, words) in LONG {
+        let mut cargo = Command::new("cargo");
+        cargo.args(words.split(' ')).env(variable, value).current_dir(project::root());
+        let start = Instant::now();
+        let status = cargo.status().with_context(|| format!("starting cargo {words}"))?;
+        let result = if status.success() { "passed" } else { "FAILED" };
+        failed += usize::from(!status.success());
+        lines.push(format!(
+            "{result}  {:>6} s  {variable}={value} cargo {words}",
+            start.elapsed().as_secs()
+        ));
+    }
+    println!("{}", lines.join("\n"));
+    println!("steps: {} passed, {failed} failed", LONG.len() - failed);
+    if failed > 0 {
+        bail!("{failed} of the long suites failed");
+    }
+    Ok(())
+}
+
 struct Step {
     part: Part,
     command: Command,

@@ -22,6 +22,12 @@ pub fn test(only: Option<Part>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The long forms of the suites.
+pub fn test_long() -> Result<ExitCode> {
+    suite::run_long()?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Builds the agent.
 pub fn agent() -> Result<ExitCode> {
     let agent = agent_build::build()?;
