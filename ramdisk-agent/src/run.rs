@@ -113,11 +113,16 @@ pub fn open_image(
 
 /// Opens an image for what it says of itself: a delta without the images beneath it.
 pub fn open_index(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
-    match open_own_image(url, progress) {
-        Err(error) if error.kind() == ErrorKind::ImageCorrupt => {
-            open_image(url, None, foreign::any_disk(), progress)
+    let opening = |e: Error| e.context(format!("opening {url}"));
+    match foreign::open(url, &store_options(progress)).map_err(opening)? {
+        Opened::Imprint(file) => {
+            let image = ImageReader::open(Metered::new(file, progress));
+            Ok(Box::new(image.map_err(|e| opening(e.into()))?))
         }
-        opened => opened,
+        Opened::Foreign(disk) => {
+            let limit = foreign::any_disk();
+            Ok(Box::new(foreign::survey(disk, limit, progress).map_err(opening)?))
+        }
     }
 }
 

@@ -143,7 +143,9 @@ fn millis(duration: Duration) -> u64 {
 /// What limited the work, in words: the part that was busy for the greatest share of the longest stage.
 #[must_use]
 pub fn limited_by(stages: &[StageTimes]) -> Option<String> {
-    let longest = stages.iter().max_by_key(|stage| stage.elapsed_ms)?;
+    // Planning waits for nothing in particular.
+    let worked = stages.iter().filter(|stage| stage.stage != Stage::Planning);
+    let longest = worked.max_by_key(|stage| stage.elapsed_ms)?;
     if longest.elapsed_ms < millis(WORTH_SAYING) {
         return None;
     }
@@ -209,5 +211,7 @@ mod tests {
         let meter = Meter::default();
         meter.add(Part::Compress, 1, Duration::from_millis(100));
         assert_eq!(limited_by(&[meter.take(Stage::Capturing, Duration::from_millis(120))]), None);
+        meter.add(Part::ReadStore, 1, Duration::from_millis(1));
+        assert_eq!(limited_by(&[meter.take(Stage::Planning, Duration::from_secs(9))]), None);
     }
 }
