@@ -196,6 +196,9 @@ fn one_partition(dir: &Path, make: &[&str], mib: u64) -> PathBuf {
     run("mkfs", make[0], &[&make[1..], &[device.text()]].concat());
     let _mounted = Mounted::new(device.text(), &dir.join("mnt"), "rw");
     plant(&dir.join("mnt"));
+    // A mount namespace that another test makes just now keeps the filesystem mounted for a while: what was written is on the disk all
+    // the same.
+    run("coreutils", "sync", &["-f", dir.join("mnt").to_str().unwrap()]);
     path
 }
 
