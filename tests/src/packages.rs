@@ -49,6 +49,7 @@ pub const TESTS: &[Package] = &[
     ("nfs-ganesha", "NFS server"),
     ("nfs-ganesha-vfs", "its access to plain folders"),
     ("rpcbind", "its portmapper"),
+    ("libnfs-utils", "nfs-ls, another NFS client"),
     ("openipmi", "ipmi_sim, the BMC"),
     ("ipmitool", "speaks to BMCs"),
     ("dnsmasq-base", "DHCP and TFTP"),
