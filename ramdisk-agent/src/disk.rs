@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_api::{DiskInfo, ErrorKind};
+use rustix::fs::FallocateFlags;
 
 pub(crate) use bad::{BLOCK_LEN, copy_shared};
 pub use bad::{Unreadable, is_of_medium};
@@ -237,6 +238,9 @@ impl Disk {
                 return Ok(());
             }
         }
+        if !self.is_block && self.punch_hole(offset, len) {
+            return Ok(());
+        }
         let zeros = AlignedBuf::new(1 << 20);
         let mut at = offset;
         while at < offset + len {
@@ -246,6 +250,13 @@ impl Disk {
             at += piece;
         }
         Ok(())
+    }
+
+    /// Gives the blocks of a range of a disk file back, so that a file of a disk of terabytes takes what the disk holds. `false`:
+    /// the filesystem beneath has no holes, or something is wrong that writing zeros will meet too.
+    fn punch_hole(&self, offset: u64, len: u64) -> bool {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.file, flags, offset, len).is_ok()
     }
 
     /// Waits until everything written is on the medium, and the medium's own cache is flushed. After an error what was written
