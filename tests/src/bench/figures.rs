@@ -159,7 +159,7 @@ impl Bench<'_> {
         Ok(Table {
             title: "Memory".into(),
             conditions: self.conditions(
-                "Largest resident size of the agent. The machine of 512 MiB is a control group of that size, page cache included. One run; not",
+                "Largest resident size of the agent. The machine of 512 MiB is a control group of that size, page cache included. One run each, instead of",
             )?,
             entries: Vec::<Entry>::new(),
             figures,
