@@ -13,13 +13,14 @@ mod watch;
 mod window;
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_api::{DiskInfo, ErrorKind};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 
 pub(crate) use bad::{BLOCK_LEN, copy_shared};
 pub use bad::{Unreadable, is_of_medium};
@@ -239,12 +240,22 @@ impl Disk {
             }
         }
         if !self.is_block && self.punch_hole(offset, len) {
+            // Some filesystems say that they have and have not: what is left of the data is overwritten.
+            let mut at = offset;
+            while let Some(data) = self.next_data(at..offset + len)? {
+                self.write_zeros(data.clone())?;
+                at = data.end;
+            }
             return Ok(());
         }
+        self.write_zeros(offset..offset + len)
+    }
+
+    fn write_zeros(&self, range: Range<u64>) -> Result<()> {
         let zeros = AlignedBuf::new(1 << 20);
-        let mut at = offset;
-        while at < offset + len {
-            let piece = (offset + len - at).min(1 << 20);
+        let mut at = range.start;
+        while at < range.end {
+            let piece = (range.end - at).min(1 << 20);
             let piece_len = usize::try_from(piece).expect("at most a MiB");
             self.write_direct(&zeros.as_slice()[..piece_len], at)?;
             at += piece;
@@ -257,6 +268,19 @@ impl Disk {
     fn punch_hole(&self, offset: u64, len: u64) -> bool {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(&self.file, flags, offset, len).is_ok()
+    }
+
+    /// The first part of a range of a disk file that is no hole. Blocks that a hole covers only in part are among it.
+    fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>> {
+        let seek = |to| rustix::fs::seek(&self.file, to);
+        let doing = || format!("looking for data in {}", self.path.display());
+        let start = match seek(SeekFrom::Data(range.start)) {
+            Ok(at) if at >= range.end => return Ok(None),
+            Err(rustix::io::Errno::NXIO) => return Ok(None),
+            at => at.map_err(std::io::Error::from).on_disk(doing)?,
+        };
+        let end = seek(SeekFrom::Hole(start)).map_err(std::io::Error::from).on_disk(doing)?;
+        Ok(Some(start..end.min(range.end)))
     }
 
     /// Waits until everything written is on the medium, and the medium's own cache is flushed. After an error what was written

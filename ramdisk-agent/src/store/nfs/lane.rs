@@ -22,6 +22,8 @@ use super::watch::Watch;
 /// Pauses before a connection is tried again: doubled each time between these two.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// How often the watch may speak in a pause.
+const TICK: Duration = Duration::from_millis(500);
 /// So many connections in a row that carried garbage, and calls fail instead of waiting for the budget's end.
 const MAX_GARBAGE: u32 = 6;
 
@@ -275,8 +277,13 @@ fn reconnect(shared: &Arc<Shared>) -> Option<JoinHandle<()>> {
             if left.is_zero() {
                 break;
             }
+            let wait = left.min(TICK);
             state =
-                shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            // Whoever waits hears of the outage in time, however long the pauses have become.
+            drop(state);
+            shared.check();
+            state = shared.lock();
         }
     }
     if state.closed {
