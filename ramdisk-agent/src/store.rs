@@ -9,10 +9,12 @@
 //! Servers that go away are waited for within a budget ([`Options`]); an [`Observer`] hears of it. Deliberately absent: caches,
 //! writing in the middle, credentials in URLs. `docs/stores.md` is the user's side of this.
 
+mod connect;
 mod error;
 mod file;
 mod nfs;
 mod url;
+mod watch;
 
 use std::fmt;
 use std::sync::Arc;

@@ -12,9 +12,8 @@ use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Method, RequestBuilder, StatusCode, Url, redirect};
 use serde::de::DeserializeOwned;
 
-mod pin;
-
-pub use pin::{Pin, PinError};
+use crate::pin;
+pub use crate::pin::{Pin, PinError};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const CALL_LIMIT: Duration = Duration::from_secs(15);

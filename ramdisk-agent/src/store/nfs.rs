@@ -1,14 +1,13 @@
 //! The store that is a share of an NFS server, spoken to in user space (NFS version 3 over TCP).
 //!
 //! The kernel of a small initramfs need not know NFS, and its client cannot say what is durable, how long it will wait, or that
-//! it is waiting. From the wire up: [`xdr`] and [`rpc`] are pure codecs; [`connect`] makes sockets; [`lane`] is one connection
-//! with many calls in flight that heals itself, within what [`watch`] allows; [`mount`] finds ports and exports; [`client`] makes
+//! it is waiting. From the wire up: [`xdr`] and [`rpc`] are pure codecs; [`connect`](super::connect) makes sockets; [`lane`] is one connection
+//! with many calls in flight that heals itself, within what [`watch`](super::watch) allows; [`mount`] finds ports and exports; [`client`] makes
 //! calls over several lanes; [`session`] is a folder; [`reader`] and [`writer`] (with
 //! its [`window`]) are what the engine sees, [`publish`] their end.
 //! Threads, not an async runtime: a few sockets with few, large messages.
 
 mod client;
-mod connect;
 mod lane;
 mod mount;
 mod proto;
@@ -16,7 +15,6 @@ mod publish;
 mod reader;
 mod rpc;
 mod session;
-mod watch;
 mod window;
 mod writer;
 mod xdr;

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
+use super::super::watch::Watch;
 use super::super::{NfsUrl, Options, Result, StoreError};
 use super::lane::{Answer, Call, Lane, LaneError, Payload};
 use super::proto::{self, Handle, Outcome, Status};
 use super::rpc::{Credential, Pool, Procedure, RpcError, begin_call, finish_call, reply_results};
-use super::watch::Watch;
 use super::xdr::{Decoder, Encoder, XdrError};
 
 /// The smallest request that a server may ask for; with less nothing would get anywhere.

@@ -15,13 +15,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::connect::connect;
+use super::super::connect::connect_privileged;
+use super::super::watch::{Watch, pause};
 use super::rpc::{Pool, Procedure, Record, invalid, read_record, reply_xid};
-use super::watch::Watch;
 
-/// Pauses before a connection is tried again: doubled each time between these two.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// How often the watch may speak in a pause.
 const TICK: Duration = Duration::from_millis(500);
 /// So many connections in a row that carried garbage, and calls fail instead of waiting for the budget's end.
@@ -290,7 +287,7 @@ fn reconnect(shared: &Arc<Shared>) -> Option<JoinHandle<()>> {
         return None;
     }
     drop(state);
-    let connected = connect(shared.address);
+    let connected = connect_privileged(shared.address);
     let mut state = shared.lock();
     let started = connected.and_then(|stream| {
         if state.closed {
@@ -318,13 +315,6 @@ fn reconnect(shared: &Arc<Shared>) -> Option<JoinHandle<()>> {
             None
         }
     }
-}
-
-/// Half to the whole of a pause that doubles, so that many agents do not come back in step.
-fn pause(failures: u32) -> Duration {
-    let whole = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
-    let random = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
-    whole / 2 + whole / 2 * random / 255
 }
 
 fn send_call(shared: &Shared, mut stream: &TcpStream, call: &Call) -> io::Result<()> {

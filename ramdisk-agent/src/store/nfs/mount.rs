@@ -9,14 +9,14 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::connect::{connect_privileged, resolve};
+use super::super::watch::Watch;
 use super::super::{NfsUrl, Options, Result, StoreError};
-use super::connect::{connect, resolve};
 use super::proto::Handle;
 use super::rpc::{
     Credential, Pool, Procedure, Record, RpcError, begin_call, finish_call, invalid, read_record,
     reply_results,
 };
-use super::watch::Watch;
 use super::xdr::{Decoder, Encoder, XdrError};
 
 const GETPORT: Procedure = Procedure { program: 100_000, version: 2, number: 3 };
@@ -125,7 +125,7 @@ fn nfs_address(folder: &NfsUrl, host: IpAddr, credential: &Credential) -> io::Re
         return Ok(SocketAddr::new(host, port));
     }
     let usual = SocketAddr::new(host, NFS_PORT);
-    match connect(usual) {
+    match connect_privileged(usual) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             match getport(host, NFS_PROGRAM, credential) {
                 Ok(Some(port)) => Ok(SocketAddr::new(host, port)),
@@ -271,7 +271,7 @@ fn exchange(
     credential: &Credential,
     arguments: impl FnOnce(&mut Encoder),
 ) -> io::Result<Record> {
-    let mut stream = connect(server)?;
+    let mut stream = connect_privileged(server)?;
     let mut call = begin_call(uuid::Uuid::new_v4().as_fields().0, procedure, credential);
     arguments(&mut call);
     stream.write_all(&finish_call(call, 0))?;

@@ -5,12 +5,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::super::watch::Watch;
 use super::super::{NfsUrl, Options, Result, StoreError};
 use super::client::{Client, Place};
 use super::mount::{Mounted, mount};
 use super::proto::{self, Attributes, CreateHow, FileKind, Handle, Outcome, Status};
 use super::rpc::Procedure;
-use super::watch::Watch;
 use super::xdr::{Decoder, Encoder, XdrError};
 
 /// The most entries of a folder that are listed.
@@ -32,10 +32,15 @@ pub(super) struct Found {
     pub(super) attributes: Attributes,
 }
 
+/// The patience with a folder's server.
+fn watch_of(folder: &NfsUrl, options: &Options) -> Watch {
+    Watch::new(format!("nfs server {}", folder.server()), options)
+}
+
 impl Session {
     /// Mounts the folder of this URL.
     pub(super) fn open(folder: NfsUrl, options: &Options) -> Result<Self> {
-        let watch = Arc::new(Watch::new(&folder.server(), options));
+        let watch = Arc::new(watch_of(&folder, options));
         let Mounted { address, root, below } = mount(&folder, options, &watch)?;
         let client = Client::start(&folder, address, &root, options, watch)?;
         let session =
@@ -78,7 +83,7 @@ impl Session {
         if !matches!(first.0, Err(status) if status.is_stale()) {
             return Ok(first);
         }
-        let watch = Watch::new(&self.folder.server(), &self.options);
+        let watch = watch_of(&self.folder, &self.options);
         let Mounted { root, below, .. } = mount(&self.folder, &self.options, &watch)?;
         let folder = self.walk(root, &below)?;
         self.set_handle(folder.clone());

@@ -1,4 +1,5 @@
-//! TCP connections to a server: addresses, time limits, and the privileged source port that `secure` exports ask for.
+//! TCP connections to a server, whatever it speaks: addresses, time limits, and the privileged source port that an NFS server's
+//! `secure` exports ask for.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _};
@@ -10,7 +11,7 @@ use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, connect as connect_socket, ipproto, socket_with,
 };
 
-use super::super::StoreError;
+use super::StoreError;
 
 /// How long one attempt to connect may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,8 +35,13 @@ pub(super) fn resolve(host: &str) -> Result<Vec<IpAddr>, StoreError> {
     if addresses.is_empty() { Err(failed(None)) } else { Ok(addresses) }
 }
 
-/// Connects, from a privileged port if this process may have one.
+/// Connects.
 pub(super) fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+    connect_from(None, to).map_err(describe_timeout)
+}
+
+/// Connects, from a privileged port if this process may have one.
+pub(super) fn connect_privileged(to: SocketAddr) -> io::Result<TcpStream> {
     let ports = u16::try_from(PRIVILEGED.len()).expect("the range has 359 ports");
     let first = random_u16() % ports;
     for step in 0..ports {
@@ -46,7 +52,7 @@ pub(super) fn connect(to: SocketAddr) -> io::Result<TcpStream> {
             other => return other.map_err(describe_timeout),
         }
     }
-    connect_from(None, to).map_err(describe_timeout)
+    connect(to)
 }
 
 fn describe_timeout(errno: Errno) -> io::Error {
@@ -96,7 +102,7 @@ mod tests {
     #[test]
     fn root_connects_from_a_privileged_port() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let _stream = connect(listener.local_addr().unwrap()).unwrap();
+        let _stream = connect_privileged(listener.local_addr().unwrap()).unwrap();
         let (_, from) = listener.accept().unwrap();
         let privileged = nix::unistd::geteuid().is_root();
         assert_eq!(from.port() < 1024, privileged, "{from}");
@@ -107,7 +113,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        assert_eq!(connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        for connect in [connect, connect_privileged] {
+            assert_eq!(connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        }
     }
 
     #[test]

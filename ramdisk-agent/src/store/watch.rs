@@ -1,4 +1,4 @@
-//! How long a server may make no progress, and who is told.
+//! How long a server may make no progress, who is told, and how long to pause before it is tried again.
 //!
 //! One watch belongs to all connections of an open image or writer: an answer on any of them is progress. It runs only while
 //! requests are outstanding.
@@ -6,10 +6,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::super::{Observer, Options};
+use super::{Observer, Options};
 
 /// Silence that is worth telling, and how often it is told again.
 const TELL_AFTER: Duration = Duration::from_secs(5);
+/// Pauses before a connection is tried again: doubled each time between these two.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 pub(super) struct Watch {
     /// "nfs server 10.0.0.5".
@@ -26,18 +29,14 @@ struct State {
 }
 
 impl Watch {
-    pub(super) fn new(server: &str, options: &Options) -> Self {
+    pub(super) fn new(server: String, options: &Options) -> Self {
         let state = State {
             budget: options.connect_budget,
             outstanding: 0,
             progress: Instant::now(),
             told: None,
         };
-        Self {
-            server: format!("nfs server {server}"),
-            observer: options.observer.clone(),
-            state: Mutex::new(state),
-        }
+        Self { server, observer: options.observer.clone(), state: Mutex::new(state) }
     }
 
     pub(super) fn set_budget(&self, budget: Duration) {
@@ -112,9 +111,11 @@ impl Watch {
             state.told = Some(Instant::now());
         }
         let expired = (without >= state.budget).then_some(without);
+        let what =
+            tell.then(|| format!("{} does not answer ({} s)", self.server, without.as_secs()));
         drop(state);
-        if tell && let Some(observer) = &self.observer {
-            observer.stalled(&format!("{} does not answer ({} s)", self.server, without.as_secs()));
+        if let (Some(what), Some(observer)) = (what, &self.observer) {
+            observer.stalled(&what);
         }
         expired
     }
@@ -122,6 +123,13 @@ impl Watch {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Half to the whole of a pause that doubles, so that many agents do not come back in step.
+pub(super) fn pause(failures: u32) -> Duration {
+    let whole = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
+    let random = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
+    whole / 2 + whole / 2 * random / 255
 }
 
 #[cfg(test)]
@@ -150,7 +158,7 @@ mod tests {
     fn tells_and_expires_only_while_a_request_waits() {
         let count = Arc::new(Count::default());
         let options = Options { observer: Some(Arc::clone(&count) as _), ..Options::default() };
-        let watch = Watch::new("10.0.0.5", &options);
+        let watch = Watch::new("nfs server 10.0.0.5".into(), &options);
         let an_hour_ago = Instant::now() - Duration::from_secs(3600);
         watch.lock().progress = an_hour_ago;
         assert_eq!(watch.check(), None, "nothing is outstanding");
