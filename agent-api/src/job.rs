@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CaptureOptions, ErrorKind, RestoreOptions};
+use crate::{CaptureOptions, ErrorKind, RestoreOptions, StoreAccess};
 
 /// The answer to `GET /v1/agent/work`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct JobSpec {
     pub disk: Option<String>,
     /// URL of the image, such as `nfs://10.0.0.5/images/debian-12.img.zst`.
     pub image_url: String,
+    /// What lets the agent into the stores of this job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub access: Vec<StoreAccess>,
     /// What to do.
     #[serde(flatten)]
     pub action: JobAction,
@@ -317,6 +320,7 @@ mod tests {
             id: "j1".into(),
             disk: Some("serial=VBLK01".into()),
             image_url: "nfs://10.0.0.5/images/a.img.zst".into(),
+            access: vec![StoreAccess::default()],
             action: JobAction::Restore(RestoreOptions::default()),
         };
         let work = Work::Job(Box::new(job));

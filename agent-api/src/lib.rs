@@ -16,11 +16,13 @@
 //!
 //! All but the first carry `Authorization: Bearer` with the credential of [`Session`].
 
+mod access;
 mod error_kind;
 mod job;
 mod options;
 mod session;
 
+pub use access::{SecretText, StoreAccess};
 pub use error_kind::ErrorKind;
 pub use job::{
     CaptureSummary, Failure, Finish, JobAction, JobSpec, Outcome, Part, PartTimes, PlanSummary,

@@ -209,7 +209,13 @@ impl Job {
     }
 
     fn with(&self, disk: Option<String>, action: JobAction) -> JobSpec {
-        JobSpec { id: self.id.to_string(), disk, image_url: self.image_url.clone(), action }
+        JobSpec {
+            id: self.id.to_string(),
+            disk,
+            image_url: self.image_url.clone(),
+            access: Vec::new(),
+            action,
+        }
     }
 
     /// Whether boot files may be handed out at all: the job is under way, nobody has to look at it first, its work is not done,

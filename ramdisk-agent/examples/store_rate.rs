@@ -85,7 +85,7 @@ fn main() -> Result<()> {
     .context("reading")?;
     let read = rate(start);
     writer.publish().context("publishing")?;
-    store::remove(&url).context("removing")?;
+    store::remove(&url, &options).context("removing")?;
     println!(
         "append {appended:.0} MiB/s, with commit {durable:.0} MiB/s (last commit {:.2} s), read {read:.0} MiB/s",
         commit.as_secs_f64()

@@ -4,6 +4,7 @@
 //! standard error, and an exit code for the kind of failure (`docs/agent-cli.md`). Nothing is written before the plan was shown
 //! and agreed to.
 
+mod credentials;
 mod trust;
 
 use std::io::{IsTerminal, Write};
@@ -35,6 +36,9 @@ pub struct Cli {
     /// How to show progress
     #[arg(long, global = true, value_enum, default_value_t = ProgressFace::Auto)]
     progress: ProgressFace,
+    /// A file with user=, password=, domain= or token= for the store, under [URL] lines for several
+    #[arg(long, global = true, value_name = "FILE", env = credentials::FILE_VARIABLE)]
+    credentials: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -87,6 +91,27 @@ enum Command {
         #[arg(value_parser = ["-"])]
         job: String,
     },
+}
+
+impl Command {
+    /// The images and folders that the command line names by themselves, which credentials without a server are for.
+    fn images(&self) -> Vec<&str> {
+        match self {
+            Self::Capture(args) => args.places.last().map(String::as_str).into_iter().collect(),
+            Self::Restore(args) => args.places.first().map(String::as_str).into_iter().collect(),
+            Self::Convert(ConvertArgs { source, target, .. })
+            | Self::Flatten(FlattenArgs { source, target, .. }) => vec![source, target],
+            Self::Plan(PlanCommand::Restore { image, .. })
+            | Self::Verify(VerifyArgs { image, .. })
+            | Self::Sign(trust::SignArgs { image, .. })
+            | Self::Inspect { image }
+            | Self::Ls { folder: image } => vec![image],
+            Self::Plan(PlanCommand::Capture { .. })
+            | Self::Keygen(_)
+            | Self::Disks
+            | Self::Run { .. } => Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -201,6 +226,11 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         ProgressFace::Json => Face::JsonLines,
         ProgressFace::None => Face::Quiet,
     };
+    // A job brings its own.
+    if !matches!(cli.command, Command::Run { .. }) {
+        let access = credentials::read(cli.credentials.as_deref(), &cli.command.images())?;
+        progress.set_access(access);
+    }
     match &cli.command {
         Command::Capture(args) => capture_command(args, cli.json, face, &progress)?,
         Command::Restore(args) => restore_command(args, cli.json, face, &progress)?,
@@ -444,7 +474,7 @@ fn inspect_command(image: &str, json: bool, progress: &Arc<Progress>) -> Result<
 
 fn ls_command(folder: &str, json: bool, progress: &Arc<Progress>) -> Result<()> {
     let url = parse_url(folder)?;
-    let entries = store::list(&url)?;
+    let entries = store::list(&url, &run::store_options(progress))?;
     let mut rows = Vec::new();
     for entry in entries.iter().filter(|e| crate::image::has_image_name(&e.name)) {
         let image = open_own_image(&url.join(&entry.name), progress);

@@ -176,7 +176,7 @@ pub fn open(url: &StoreUrl, options: &store::Options) -> EngineResult<Opened> {
 
 /// What cannot be opened as a file may be a folder.
 fn open_folder(url: &StoreUrl, options: &store::Options) -> Option<EngineResult<Opened>> {
-    let entries = store::list(url).ok()?;
+    let entries = store::list(url, options).ok()?;
     let opening = |name: &str| -> Result<Arc<dyn ReadAt>> {
         let failed = |e: store::StoreError| ForeignError::read("folder")(e.into());
         Ok(Arc::new(store::open_with(&url.join(name), options).map_err(failed)?))

@@ -5,7 +5,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::disk::{Disk, Watch};
 use crate::error::{Error, Result};
+use crate::store::Access;
 use crate::telemetry::Meter;
 
 /// How often bars and lines are brought up to date.
@@ -21,7 +22,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// How often a JSON line is printed.
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
-/// Counters of the running stage, shared by every thread of a job.
+/// Counters of the running stage, and what else every thread of a job shares.
 #[derive(Debug)]
 pub struct Progress {
     stage: Mutex<(Stage, Instant)>,
@@ -36,6 +37,7 @@ pub struct Progress {
     meter: Meter,
     /// Where the time of the stages went that have ended.
     times: Mutex<Vec<StageTimes>>,
+    access: OnceLock<Arc<Access>>,
 }
 
 impl Default for Progress {
@@ -51,6 +53,7 @@ impl Default for Progress {
             ended: Mutex::new(Vec::new()),
             meter: Meter::default(),
             times: Mutex::new(Vec::new()),
+            access: OnceLock::new(),
         }
     }
 }
@@ -112,6 +115,19 @@ impl Progress {
     /// Says what the work waits for, or that it goes on.
     pub fn set_stalled(&self, what: Option<String>) {
         *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    /// Says what lets this job into its stores. Once, before the first is opened.
+    pub fn set_access(&self, access: Access) {
+        // A second time would be a defect of the caller, and what is open already keeps the first.
+        debug_assert!(self.access.get().is_none(), "a job has one list of credentials");
+        let _ = self.access.set(Arc::new(access));
+    }
+
+    /// What lets this job into its stores.
+    #[must_use]
+    pub fn access(&self) -> Arc<Access> {
+        self.access.get().cloned().unwrap_or_default()
     }
 
     /// From now on a disk that does not answer is told.

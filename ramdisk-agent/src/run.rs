@@ -15,7 +15,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::foreign::{self, Limit, Opened};
 use crate::image::{self, DiskImage};
 use crate::progress::{Face, Progress, Ticker};
-use crate::store::{self, StoreUrl};
+use crate::store::{self, Access, StoreUrl};
 use crate::telemetry::Metered;
 use crate::trust::{self, PublicKey};
 use crate::{capture, restore};
@@ -53,6 +53,7 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
     };
     let path = disk::resolve(&selector, &disk::inventory())?;
     let url = parse_url(&job.image_url)?;
+    progress.set_access(Access::new(job.access.clone(), std::slice::from_ref(&url))?);
     match &job.action {
         JobAction::Capture(options) => {
             let disk = Disk::open_source(&path)?;
@@ -173,7 +174,7 @@ pub fn parse_url(text: &str) -> Result<StoreUrl> {
         .map_err(|e: store::UrlError| Error::refused(format!("'{text}' names no image")).because(e))
 }
 
-/// The patience of stores, with stalls shown in the progress.
+/// The patience of stores, with the job's credentials, and with stalls shown in the progress.
 #[must_use]
 pub fn store_options(progress: &Arc<Progress>) -> store::Options {
     struct Show(Arc<Progress>);
@@ -186,6 +187,7 @@ pub fn store_options(progress: &Arc<Progress>) -> store::Options {
         }
     }
     store::Options {
+        access: progress.access(),
         observer: Some(Arc::new(Show(Arc::clone(progress)))),
         ..store::Options::default()
     }

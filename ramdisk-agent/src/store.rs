@@ -9,6 +9,7 @@
 //! Servers that go away are waited for within a budget ([`Options`]); an [`Observer`] hears of it. Deliberately absent: caches,
 //! writing in the middle, credentials in URLs. `docs/stores.md` is the user's side of this.
 
+mod access;
 mod connect;
 mod error;
 mod file;
@@ -20,8 +21,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_api::StoreAccess;
 use uuid::Uuid;
 
+pub use access::Access;
 pub use error::StoreError;
 pub use image_format::ReadAt;
 pub use url::{NfsUrl, StoreUrl, UrlError};
@@ -96,6 +99,8 @@ pub struct Options {
     pub requests_in_flight: usize,
     /// The largest read or write request in bytes; the server may want smaller ones.
     pub request_bytes: u32,
+    /// What lets the agent in.
+    pub access: Arc<Access>,
     /// Hears of stalls.
     pub observer: Option<Arc<dyn Observer>>,
 }
@@ -109,8 +114,17 @@ impl Default for Options {
             connections: 2,
             requests_in_flight: 16,
             request_bytes: 1 << 20,
+            access: Arc::default(),
             observer: None,
         }
+    }
+}
+
+impl Options {
+    /// The credentials for this URL.
+    #[must_use]
+    pub fn access_for(&self, url: &StoreUrl) -> Option<&StoreAccess> {
+        self.access.of(url)
     }
 }
 
@@ -160,19 +174,19 @@ pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<d
 }
 
 /// Lists the files of a folder, `.partial` ones included, by name.
-pub fn list(folder: &StoreUrl) -> Result<Vec<Entry>> {
+pub fn list(folder: &StoreUrl, options: &Options) -> Result<Vec<Entry>> {
     let mut entries = match folder {
         StoreUrl::File(path) => file::list(path),
-        StoreUrl::Nfs(nfs) => nfs::list(nfs),
+        StoreUrl::Nfs(nfs) => nfs::list(nfs, options),
     }?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 
 /// Removes an image.
-pub fn remove(url: &StoreUrl) -> Result<()> {
+pub fn remove(url: &StoreUrl, options: &Options) -> Result<()> {
     match url {
         StoreUrl::File(path) => file::remove(path),
-        StoreUrl::Nfs(nfs) => nfs::remove(nfs),
+        StoreUrl::Nfs(nfs) => nfs::remove(nfs, options),
     }
 }

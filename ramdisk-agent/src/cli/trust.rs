@@ -31,7 +31,7 @@ pub(super) struct KeygenArgs {
 #[derive(Debug, Args)]
 pub(super) struct SignArgs {
     /// URL or path of the image
-    image: String,
+    pub(super) image: String,
     /// The secret key
     #[arg(short, long, value_name = "FILE", default_value = "imprint.key")]
     secret_key: PathBuf,

@@ -145,8 +145,8 @@ fn beside(
         return Ok(found);
     }
     // It was renamed, or its name belongs to another image by now.
-    let others =
-        store::list(&folder).map_err(|e| wanted("which was looked for".into()).because(e))?;
+    let others = store::list(&folder, options)
+        .map_err(|e| wanted("which was looked for".into()).because(e))?;
     others
         .iter()
         .map(|entry| entry.name.as_str())

@@ -49,16 +49,16 @@ pub(super) fn create(
 }
 
 /// Lists a folder's regular files.
-pub(super) fn list(folder: &NfsUrl) -> Result<Vec<Entry>> {
-    let session = Session::open(folder.clone(), &Options::default())?;
+pub(super) fn list(folder: &NfsUrl, options: &Options) -> Result<Vec<Entry>> {
+    let session = Session::open(folder.clone(), options)?;
     let files = session.list()?;
     Ok(files.into_iter().map(|(name, len_bytes)| Entry { name, len_bytes }).collect())
 }
 
 /// Removes an image.
-pub(super) fn remove(url: &NfsUrl) -> Result<()> {
+pub(super) fn remove(url: &NfsUrl, options: &Options) -> Result<()> {
     let (folder, name) = folder_of(url)?;
-    let session = Session::open(folder, &Options::default())?;
+    let session = Session::open(folder, options)?;
     if session.remove(Place { doing: "removing", url }, &name)? {
         Ok(())
     } else {

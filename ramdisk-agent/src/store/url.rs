@@ -129,6 +129,38 @@ impl StoreUrl {
     }
 }
 
+/// Where on which server something is, in a form that can be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place<'a> {
+    pub(super) scheme: &'static str,
+    pub(super) host: &'a str,
+    pub(super) port: u16,
+    pub(super) path: &'a str,
+}
+
+impl StoreUrl {
+    /// `None` for what is on this machine.
+    pub(super) fn place(&self) -> Option<Place<'_>> {
+        match self {
+            Self::File(_) => None,
+            Self::Nfs(url) => Some(Place {
+                scheme: "nfs",
+                host: &url.host,
+                port: url.port.unwrap_or(nfs::PORT),
+                path: &url.path,
+            }),
+        }
+    }
+
+    /// The whole server; `None` for what is on this machine.
+    pub(super) fn server_root(&self) -> Option<Self> {
+        match self {
+            Self::File(_) => None,
+            Self::Nfs(url) => Some(Self::Nfs(NfsUrl { path: "/".to_owned(), ..url.clone() })),
+        }
+    }
+}
+
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

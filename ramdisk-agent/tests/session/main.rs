@@ -53,6 +53,7 @@ fn job(id: &str) -> Work {
         id: id.into(),
         disk: None,
         image_url: "/nowhere/a.img.zst".into(),
+        access: Vec::new(),
         action: agent_api::JobAction::Restore(RestoreOptions::default()),
     }))
 }

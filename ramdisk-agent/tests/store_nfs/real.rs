@@ -39,7 +39,7 @@ fn round_trip_of_256_mib_and_libnfs_sees_the_same() {
     writer.publish().unwrap();
 
     assert!(std::fs::read(server.exported().join("debian-12.img.zst")).unwrap() == data);
-    let entries = store::list(&url.parent().unwrap()).unwrap();
+    let entries = store::list(&url.parent().unwrap(), &options()).unwrap();
     assert_eq!(entries.len(), 1, "{entries:?}");
     assert_eq!(
         (entries[0].name.as_str(), entries[0].len_bytes),
@@ -56,8 +56,8 @@ fn round_trip_of_256_mib_and_libnfs_sees_the_same() {
         .arg("nfs://127.0.0.1/images/debian-12.img.zst?version=3")
         .arg(&copy));
     assert!(std::fs::read(&copy).unwrap() == data, "libnfs reads other bytes");
-    store::remove(&url).unwrap();
-    assert!(matches!(store::remove(&url), Err(StoreError::NotFound { .. })));
+    store::remove(&url, &options()).unwrap();
+    assert!(matches!(store::remove(&url, &options()), Err(StoreError::NotFound { .. })));
 }
 
 #[test]

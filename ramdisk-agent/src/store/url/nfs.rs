@@ -4,6 +4,9 @@ use std::fmt;
 
 use super::{UrlError, authority, malformed, parse_authority, parse_path, parse_port, write_path};
 
+/// Where the NFS program usually is.
+pub(super) const PORT: u16 = 2049;
+
 /// The parts of an `nfs://` URL.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NfsUrl {

@@ -1,0 +1,73 @@
+//! What lets the agent into a store.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A text that no log, error or `{:?}` shows. On the wire it is the plain text: only what is inside TLS carries it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretText(String);
+
+impl SecretText {
+    /// The text itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for SecretText {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText(…)")
+    }
+}
+
+/// Credentials for one store, or for one server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreAccess {
+    /// The URL of the server, share or folder that they are for, with everything beneath. Empty: the server of the job's own image.
+    pub prefix: String,
+    /// Who the agent is to the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The Windows domain or workgroup of the user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// The user's password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretText>,
+    /// A bearer token (HTTPS), in place of user and password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<SecretText>,
+    /// HTTPS: the server is the one with this key, whoever vouches for it or not: lower-case hex SHA-256 of the certificate's
+    /// SubjectPublicKeyInfo, as in [`KERNEL_PARAM_PIN`](crate::KERNEL_PARAM_PIN).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_cross_the_wire_and_do_not_show() {
+        let access = StoreAccess {
+            prefix: "smb://nas/images".into(),
+            user: Some("imprint".into()),
+            password: Some(SecretText::from("hunter2".to_owned())),
+            token: Some(SecretText::from("hunter3".to_owned())),
+            ..StoreAccess::default()
+        };
+        let text = serde_json::to_string(&access).unwrap();
+        assert_eq!(serde_json::from_str::<StoreAccess>(&text).unwrap(), access);
+        assert!(!format!("{access:?}").contains("hunter"));
+    }
+}

@@ -1,0 +1,145 @@
+//! Credentials for stores on the command line: from a file, or from the environment, since what is an argument is in every process
+//! list.
+//!
+//! The file is what `mount.cifs` reads, with sections where it is for several servers:
+//!
+//! ```text
+//! user=imprint
+//! password=…
+//! [https://images.example/]
+//! token=…
+//! ```
+
+use std::io::Read;
+use std::path::Path;
+
+use agent_api::{SecretText, StoreAccess};
+
+use crate::error::{Error, Result};
+use crate::store::{Access, StoreUrl};
+
+/// The variable that names the file.
+pub const FILE_VARIABLE: &str = "IMPRINT_CREDENTIALS";
+
+/// More than anybody has servers for.
+const MAX_FILE_LEN: u64 = 64 << 10;
+
+/// The credentials that a command has been given: those of the file, then those of the environment.
+pub fn read(file: Option<&Path>, images: &[&str]) -> Result<Access> {
+    let mut list = match file {
+        Some(path) => {
+            parse(&read_file(path)?).map_err(|e| e.context(path.display().to_string()))?
+        }
+        None => Vec::new(),
+    };
+    let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let access = StoreAccess {
+        user: variable("IMPRINT_STORE_USER"),
+        domain: variable("IMPRINT_STORE_DOMAIN"),
+        password: variable("IMPRINT_STORE_PASSWORD").map(SecretText::from),
+        token: variable("IMPRINT_STORE_TOKEN").map(SecretText::from),
+        ..StoreAccess::default()
+    };
+    if access != StoreAccess::default() {
+        list.push(access);
+    }
+    // What is no URL is refused where it is opened.
+    let own: Vec<StoreUrl> = images.iter().filter_map(|text| text.parse().ok()).collect();
+    Access::new(list, &own)
+}
+
+fn read_file(path: &Path) -> Result<String> {
+    let failed = |e: std::io::Error| {
+        Error::refused(format!("reading the credentials in {}", path.display())).because(e)
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut text = String::new();
+    file.take(MAX_FILE_LEN + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_FILE_LEN {
+        return Err(Error::refused(format!(
+            "{} is longer than {MAX_FILE_LEN} bytes: it holds no credentials",
+            path.display()
+        )));
+    }
+    Ok(text)
+}
+
+/// Errors name the line and never quote it.
+fn parse(text: &str) -> Result<Vec<StoreAccess>> {
+    let mut list = vec![StoreAccess::default()];
+    for (index, line) in text.lines().enumerate() {
+        let bad = |what: &str| Error::refused(format!("line {} {what}", index + 1));
+        let start = line.trim_start();
+        if start.is_empty() || start.starts_with(['#', ';']) {
+            continue;
+        }
+        if let Some(section) = start.strip_prefix('[') {
+            let prefix = section.trim_end().strip_suffix(']').unwrap_or_default();
+            if prefix.is_empty() {
+                return Err(bad("begins with [ and is no [URL]"));
+            }
+            list.push(StoreAccess { prefix: prefix.to_owned(), ..StoreAccess::default() });
+            continue;
+        }
+        // A password may begin or end with blanks.
+        let (key, value) =
+            start.split_once('=').ok_or_else(|| bad("is no key=value and no [URL]"))?;
+        let access = list.last_mut().expect("it began with one");
+        let taken = match key.trim_end() {
+            "user" | "username" => access.user.replace(value.to_owned()).is_some(),
+            "domain" | "workgroup" => access.domain.replace(value.to_owned()).is_some(),
+            "password" => access.password.replace(SecretText::from(value.to_owned())).is_some(),
+            "token" => access.token.replace(SecretText::from(value.to_owned())).is_some(),
+            "tls_key" => access.tls_key.replace(value.trim().to_lowercase()).is_some(),
+            _ => return Err(bad("has none of the keys user, domain, password, token, tls_key")),
+        };
+        if taken {
+            return Err(bad("says again what an earlier line of its section says"));
+        }
+    }
+    list.retain(|access| {
+        *access != StoreAccess { prefix: access.prefix.clone(), ..StoreAccess::default() }
+    });
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_mount_cifs_reads_and_sections() {
+        let text = "# for images\nusername=me\n password= p=w \r\n\n[https://h/x]\ntoken=t\ntls_key=AB\n[smb://e/]\n";
+        let list = parse(text).unwrap();
+        assert_eq!(list.len(), 2, "a section without a line is none");
+        assert_eq!(list[0].user.as_deref(), Some("me"));
+        assert_eq!(list[0].password.as_ref().unwrap().expose(), " p=w ");
+        assert_eq!(
+            (list[1].prefix.as_str(), list[1].tls_key.as_deref()),
+            ("https://h/x", Some("ab"))
+        );
+        assert_eq!(list[1].token.as_ref().unwrap().expose(), "t");
+    }
+
+    #[test]
+    fn errors_name_the_line_and_do_not_quote_it() {
+        for (text, line) in [
+            ("user=a\nhunter2", "line 2"),
+            ("passwort=hunter2", "line 1"),
+            ("[hunter2\n", "line 1"),
+            ("\npassword=hunter2\npassword=hunter2", "line 3"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(line) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_list_or_an_error(text in "[\\[\\]=#a-z \\n]{0,60}") {
+            let _ = parse(&text);
+        }
+    }
+}
