@@ -14,8 +14,10 @@ mod connect;
 mod error;
 mod file;
 mod nfs;
+mod pool;
 mod url;
 mod watch;
+mod window;
 
 use std::fmt;
 use std::sync::Arc;

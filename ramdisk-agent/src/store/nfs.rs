@@ -4,7 +4,7 @@
 //! it is waiting. From the wire up: [`xdr`] and [`rpc`] are pure codecs; [`connect`](super::connect) makes sockets; [`lane`] is one connection
 //! with many calls in flight that heals itself, within what [`watch`](super::watch) allows; [`mount`] finds ports and exports; [`client`] makes
 //! calls over several lanes; [`session`] is a folder; [`reader`] and [`writer`] (with
-//! its [`window`]) are what the engine sees, [`publish`] their end.
+//! its [`window`](super::window)) are what the engine sees, [`publish`] their end.
 //! Threads, not an async runtime: a few sockets with few, large messages.
 
 mod client;
@@ -15,7 +15,6 @@ mod publish;
 mod reader;
 mod rpc;
 mod session;
-mod window;
 mod writer;
 mod xdr;
 

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Observer, Options};
+use super::{Observer, Options, Result, StoreError};
 
 /// Silence that is worth telling, and how often it is told again.
 const TELL_AFTER: Duration = Duration::from_secs(5);
@@ -15,7 +15,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 pub(super) struct Watch {
-    /// "nfs server 10.0.0.5".
+    /// Who is waited for: "nfs server 10.0.0.5".
     server: String,
     observer: Option<Arc<dyn Observer>>,
     state: Mutex<State>,
@@ -26,6 +26,14 @@ struct State {
     outstanding: usize,
     progress: Instant,
     told: Option<Instant>,
+}
+
+/// Waiting for a server that says "try later".
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    since: Option<Instant>,
+    told: Option<Instant>,
+    pauses: u32,
 }
 
 impl Watch {
@@ -74,28 +82,42 @@ impl Watch {
         state.outstanding = state.outstanding.saturating_sub(1);
     }
 
-    /// The server answers, but has only said "try later" since `since`; `Some` with the time once that is above the budget.
-    pub(super) fn says_later(
-        &self,
-        since: Instant,
-        told: &mut Option<Instant>,
-    ) -> Option<Duration> {
-        let without = since.elapsed();
-        if without >= TELL_AFTER && told.is_none_or(|told| told.elapsed() >= TELL_AFTER) {
-            *told = Some(Instant::now());
+    /// Pauses because the server said "try later"; fails when it has said nothing else for longer than the budget.
+    pub(super) fn wait(&self, doing: &str, patience: &mut Patience) -> Result<()> {
+        let without = patience.since.get_or_insert_with(Instant::now).elapsed();
+        if without >= TELL_AFTER && patience.told.is_none_or(|told| told.elapsed() >= TELL_AFTER) {
+            patience.told = Some(Instant::now());
             if let Some(observer) = &self.observer {
                 let seconds = without.as_secs();
                 observer.stalled(&format!("{} says \"try later\" ({seconds} s)", self.server));
             }
         }
-        (without >= self.lock().budget).then_some(without)
+        if without >= self.lock().budget {
+            let what = format!("{} says \"try later\" to {doing}", self.server);
+            return Err(StoreError::Unreachable { what, seconds: without.as_secs(), source: None });
+        }
+        patience.pauses += 1;
+        std::thread::sleep(pause(patience.pauses));
+        Ok(())
     }
 
-    /// What [`Self::says_later`] told is over.
-    pub(super) fn tell_resumed(&self) {
-        if let Some(observer) = &self.observer {
+    /// The server did what it was asked for.
+    pub(super) fn calm(&self, patience: &mut Patience) {
+        if std::mem::take(patience).told.is_some()
+            && let Some(observer) = &self.observer
+        {
             observer.resumed();
         }
+    }
+
+    /// What is said when the budget is spent.
+    pub(super) fn unreachable(
+        &self,
+        without: Duration,
+        source: Option<std::io::Error>,
+    ) -> StoreError {
+        let what = format!("{} made no progress", self.server);
+        StoreError::Unreachable { what, seconds: without.as_secs(), source }
     }
 
     /// Tells the observer if it is time; `Some` with the time without progress once that is above the budget.

@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::super::watch::Watch;
+use super::super::pool::Pool;
+use super::super::watch::{Patience, Watch};
 use super::super::{NfsUrl, Options, Result, StoreError};
 use super::lane::{Answer, Call, Lane, LaneError, Payload};
 use super::proto::{self, Handle, Outcome, Status};
-use super::rpc::{Credential, Pool, Procedure, RpcError, begin_call, finish_call, reply_results};
+use super::rpc::{Credential, Procedure, RpcError, begin_call, finish_call, reply_results};
 use super::xdr::{Decoder, Encoder, XdrError};
 
 /// The smallest request that a server may ask for; with less nothing would get anywhere.
@@ -24,9 +25,6 @@ const MAX_REQUEST_BYTES: u32 = 1 << 20;
 /// More than this in flight brings nothing, measured at 0 and 1 ms (docs/stores.md).
 const IN_FLIGHT_BYTES: u32 = 8 << 20;
 const MIN_IN_FLIGHT: usize = 4;
-/// Pauses when a server says "try later", doubled each time between these two.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 /// What is being done to what, for messages.
 #[derive(Debug, Clone, Copy)]
@@ -158,14 +156,9 @@ impl Client {
                 let source = source
                     .as_ref()
                     .map(|error| std::io::Error::new(error.kind(), error.to_string()));
-                Err(self.unreachable(*without, source))
+                Err(self.watch.unreachable(*without, source))
             }
         }
-    }
-
-    fn unreachable(&self, without: Duration, source: Option<std::io::Error>) -> StoreError {
-        let what = format!("{} made no progress", self.watch.server());
-        StoreError::Unreachable { what, seconds: without.as_secs(), source }
     }
 
     /// Calls and waits for the answer; the flag says that the call was sent more than once.
@@ -195,21 +188,12 @@ impl Client {
 
     /// Pauses because the server said "try later"; fails when it has said nothing else for longer than the budget.
     pub(super) fn wait(&self, place: Place<'_>, patience: &mut Patience) -> Result<()> {
-        let since = *patience.since.get_or_insert_with(Instant::now);
-        if let Some(without) = self.watch.says_later(since, &mut patience.told) {
-            let what = format!("{} says \"try later\" to {}", self.watch.server(), place.doing);
-            return Err(StoreError::Unreachable { what, seconds: without.as_secs(), source: None });
-        }
-        std::thread::sleep(patience.pause);
-        patience.pause = (patience.pause * 2).min(LONGEST_PAUSE);
-        Ok(())
+        self.watch.wait(place.doing, patience)
     }
 
     /// The server did what it was asked for.
     pub(super) fn calm(&self, patience: &mut Patience) {
-        if std::mem::take(patience).told.is_some() {
-            self.watch.tell_resumed();
-        }
+        self.watch.calm(patience);
     }
 
     /// A status in words.
@@ -247,20 +231,6 @@ fn in_flight(request_bytes: u32, options: &Options) -> usize {
     let useful =
         usize::try_from(IN_FLIGHT_BYTES / request_bytes).expect("u32 fits usize on every target");
     useful.max(MIN_IN_FLIGHT).min(options.requests_in_flight).max(1)
-}
-
-/// Waiting for a server that says "try later".
-#[derive(Debug)]
-pub(super) struct Patience {
-    since: Option<Instant>,
-    told: Option<Instant>,
-    pause: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self { since: None, told: None, pause: FIRST_PAUSE }
-    }
 }
 
 #[cfg(test)]

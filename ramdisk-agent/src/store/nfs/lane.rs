@@ -16,8 +16,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::super::connect::connect_privileged;
+use super::super::pool::Pool;
 use super::super::watch::{Watch, pause};
-use super::rpc::{Pool, Procedure, Record, invalid, read_record, reply_xid};
+use super::rpc::{Procedure, Record, invalid, read_record, reply_xid};
 
 /// How often the watch may speak in a pause.
 const TICK: Duration = Duration::from_millis(500);

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::connect::{connect_privileged, resolve};
+use super::super::pool::Pool;
 use super::super::watch::Watch;
 use super::super::{NfsUrl, Options, Result, StoreError};
 use super::proto::Handle;
 use super::rpc::{
-    Credential, Pool, Procedure, Record, RpcError, begin_call, finish_call, invalid, read_record,
+    Credential, Procedure, Record, RpcError, begin_call, finish_call, invalid, read_record,
     reply_results,
 };
 use super::xdr::{Decoder, Encoder, XdrError};

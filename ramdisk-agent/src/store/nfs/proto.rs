@@ -2,6 +2,7 @@
 //!
 //! Arguments are written and results read with the codec of [`super::xdr`]; the names are the RFC's.
 
+use super::super::window::Written;
 use super::rpc::Procedure;
 use super::xdr::{Decoder, Encoder, XdrError};
 
@@ -247,13 +248,6 @@ pub(super) fn put_write(call: &mut Encoder, file: &Handle, offset: u64, count: u
 }
 
 /// `WRITE3resok`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Written {
-    pub(super) count: u32,
-    pub(super) stable: bool,
-    pub(super) verifier: [u8; 8],
-}
-
 pub(super) fn read_written(decoder: &mut Decoder<'_>) -> Result<Written, XdrError> {
     skip_wcc(decoder)?;
     let (count, stable) = (decoder.u32()?, decoder.u32()? != UNSTABLE);

@@ -9,8 +9,9 @@ use std::io;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::super::watch::Patience;
 use super::super::{ImageFile, NfsUrl, ReadAt, Result, StoreError};
-use super::client::{Patience, Place};
+use super::client::Place;
 use super::lane::Answer;
 use super::proto::{self, Handle, Status};
 use super::session::{Found, Session};

@@ -1,11 +1,12 @@
 //! ONC RPC version 2 (RFC 5531): the call header with AUTH_UNIX, the reply header, record marking over TCP.
 //!
 //! A record may come in several fragments; its length is limited before anything is allocated. Large records come in buffers
-//! that are used again, because fresh memory costs more than the copy.
+//! that are used again.
 
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use super::super::pool::Pool;
 use super::xdr::{Decoder, Encoder, XdrError};
 
 /// The longest record that a server may send: the largest read that is ever asked for, and ample room for its header.
@@ -125,28 +126,6 @@ pub(super) fn reply_results(record: &[u8], procedure: Procedure) -> Result<&[u8]
         4 => Err(RpcError::GarbageArguments),
         5 => Err(RpcError::System),
         value => Err(XdrError::Value { value }.into()),
-    }
-}
-
-/// Buffers of large records, for use again.
-#[derive(Debug, Default)]
-pub(super) struct Pool {
-    spare: Mutex<Vec<Vec<u8>>>,
-}
-
-impl Pool {
-    /// More than this many are let go.
-    const MAX_SPARE: usize = 32;
-
-    fn take(&self) -> Vec<u8> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
-    }
-
-    fn give_back(&self, buffer: Vec<u8>) {
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < Self::MAX_SPARE {
-            spare.push(buffer);
-        }
     }
 }
 

@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use super::super::watch::Patience;
+use super::super::window::{Window, WindowError, bytes};
 use super::super::{ImageFile, NfsUrl, Options, PARTIAL_SUFFIX, Result, StoreError, StoreWriter};
-use super::client::{Patience, Place};
+use super::client::Place;
 use super::lane::{Answer, Payload};
 use super::proto::{self, FileKind, Handle, Status};
 use super::publish::publish;
 use super::reader::NfsImage;
 use super::session::Session;
-use super::window::{Window, WindowError, bytes};
 use super::xdr::Encoder;
 
 /// The most that is kept in memory until it is durable, the piece being filled included.

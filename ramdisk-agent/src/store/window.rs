@@ -1,7 +1,7 @@
 //! What a writer keeps in memory until it is durable: which parts of it the server acknowledged, and under which verifier.
 //!
-//! A pure state machine. The rule: a piece is durable once a COMMIT that was sent after the piece was acknowledged comes back
-//! with the verifier of that acknowledgement. Another verifier, in whatever reply, means that the server restarted: everything
+//! A pure state machine, in the words of NFS; the verifier of an SMB share is the number of the session. The rule: a piece is
+//! durable once a COMMIT that was sent after the piece was acknowledged comes back with the verifier of that acknowledgement. Another verifier, in whatever reply, means that the server restarted: everything
 //! that was acknowledged under an earlier one is sent again. When that happens over and over, the window becomes careful and
 //! sends one piece at a time, each with its COMMIT.
 
@@ -9,14 +9,22 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::proto::Written;
-
 /// So many restarts in a row without anything becoming durable make the window careful.
 const CAREFUL_AFTER: u32 = 4;
 /// So many are too many.
 pub(super) const MAX_FORGOTTEN: u32 = 20;
 
 type Verifier = [u8; 8];
+
+/// What a server says of a write that it carried out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Written {
+    pub(super) count: u32,
+    /// It is on stable storage already.
+    pub(super) stable: bool,
+    /// Changes when the server may have forgotten what was not committed.
+    pub(super) verifier: Verifier,
+}
 
 /// A part of the file that is not durable yet.
 #[derive(Debug)]
