@@ -9,13 +9,14 @@ mod base;
 mod logical;
 pub(crate) mod plan;
 mod rescue;
+pub(crate) mod sink;
 pub(crate) mod span;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use agent_api::{CaptureOptions, CaptureSummary, ErrorKind, Part, Stage};
-use image_format::{Header, ImageReader, ImageWriter, Manifest};
+use agent_api::{CaptureOptions, CaptureSummary, ErrorKind, Stage};
+use image_format::{Header, ImageReader, Manifest};
 use uuid::Uuid;
 
 pub use logical::PlannedLogicalVolume;
@@ -32,7 +33,8 @@ use crate::telemetry;
 use crate::verify;
 use base::Base;
 use rescue::Rescue;
-use span::{Encoded, HoleRun, Spans, Worker};
+use sink::FrameSink;
+use span::{Spans, Worker};
 
 /// Makes the plan and checks that the capture may go ahead. Reads metadata only.
 pub fn plan(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
@@ -142,7 +144,7 @@ fn write_image(
     progress.begin(Stage::Capturing, plan.disk_bytes);
     let workers = cores();
     progress.meter().set_threads(workers);
-    let depth = workers * 2 + 2;
+    let depth = sink::depth();
     let spans = Spans::new(&plan.used, plan.disk_bytes, image_format::DEFAULT_SPAN_LEN);
     // A cold disk is read by the kernel ahead of the compressors: one span for each that may be under way.
     let ahead = u64::from(image_format::DEFAULT_SPAN_LEN) * (depth as u64 + 2);
@@ -154,45 +156,21 @@ fn write_image(
         Ok(span)
     });
     let rescue = options.rescue.then(|| Rescue::new(disk)).transpose()?;
-    let (pool_in, pool_out) = crossbeam_channel::bounded(depth + workers);
+    let mut sink = FrameSink::create(store, header, plan.disk_bytes, progress)?;
     let threads = (0..workers)
         .map(|_| {
             let base = base.map(Base::reader).transpose()?;
             let mut worker =
                 Worker::new(disk, plan, rescue.as_ref(), base, progress, options.level)?;
-            let pool = pool_out.clone();
-            Ok(move |span| worker.encode(span, pool.try_recv().unwrap_or_default()))
+            let buffers = sink.buffers();
+            Ok(move |span| worker.encode(span, buffers.try_recv().unwrap_or_default()))
         })
         .collect::<Result<Vec<_>>>()?;
-    let mut out = ImageWriter::create(
-        StoreSink { store, progress },
-        header.clone(),
-        plan.disk_bytes,
-        image_format::DEFAULT_SPAN_LEN,
-    )?;
-    let mut hole = HoleRun::default();
-    pipeline::run(jobs, threads, depth, |encoded| {
-        let (disk_bytes, stored_bytes) = match encoded {
-            Encoded::Hole { len, runs } => {
-                hole.add(len, &runs, &mut out)?;
-                (len, 0)
-            }
-            Encoded::Data { frame, stored } => {
-                hole.write_to(&mut out)?;
-                out.append(&frame, &stored)?;
-                let lens = (u64::from(frame.logical_len), stored.len() as u64);
-                // A full pool only means that this buffer is not needed again.
-                let _ = pool_in.try_send(stored);
-                lens
-            }
-        };
-        progress.advance(disk_bytes, stored_bytes)
-    })?;
-    hole.write_to(&mut out)?;
+    pipeline::run(jobs, threads, depth, |encoded| sink.append(encoded))?;
     let bad = rescue.map(Rescue::finish).unwrap_or_default();
     let manifest =
         Manifest { parent: base.map(Base::parent), ..plan.manifest(header, options, &bad) };
-    let (_, written) = out.finish(&manifest)?;
+    let written = sink.finish(&manifest)?;
     let summary = CaptureSummary {
         root: written.root.to_string(),
         image_id: header.image_id.to_string(),
@@ -213,23 +191,4 @@ fn write_image(
 #[must_use]
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
-}
-
-/// Lets the image writer append to a store.
-pub(crate) struct StoreSink<'a> {
-    pub store: &'a mut dyn StoreWriter,
-    pub progress: &'a Progress,
-}
-
-impl std::io::Write for StoreSink<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let append = || self.store.append(bytes);
-        let appended = self.progress.meter().time(Part::WriteStore, bytes.len() as u64, append);
-        appended.map_err(std::io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }

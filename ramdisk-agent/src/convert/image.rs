@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use agent_api::{CaptureOptions, CaptureSummary, Stage};
 use image_format::{
-    Encoder, FrameEntry, FrameKind, Header, ImageWriter, MAX_RUNS, Manifest, Run, RunKind, UNIT_LEN,
+    Encoder, FrameEntry, FrameKind, Header, MAX_RUNS, Manifest, Run, RunKind, UNIT_LEN,
 };
 use uuid::Uuid;
 
 use super::{ConvertOptions, ConvertSummary, fetch};
-use crate::capture::span::{Encoded, HoleRun, encode_bytes};
-use crate::capture::{self, CapturePlan, StoreSink};
+use crate::capture::sink::{self, FrameSink};
+use crate::capture::span::{Encoded, encode_bytes};
+use crate::capture::{self, CapturePlan};
 use crate::error::Result;
 use crate::extents::{Extent, Extents};
 use crate::image::DiskImage;
@@ -107,14 +108,12 @@ fn write_frames(
     progress: &Arc<Progress>,
 ) -> Result<image_format::Summary> {
     progress.begin(Stage::Capturing, image.disk_len());
-    let workers = capture::cores();
-    let depth = workers * 2 + 2;
-    let (pool_in, pool_out) = crossbeam_channel::bounded::<Vec<u8>>(depth + workers);
-    let threads = (0..workers)
+    let mut sink = FrameSink::create(store, header, image.disk_len(), progress)?;
+    let threads = (0..capture::cores())
         .map(|_| {
             let mut fetcher = image.fetcher()?;
             let mut encoder = Encoder::new(level)?;
-            let (mut content, pool) = (Vec::new(), pool_out.clone());
+            let (mut content, buffers) = (Vec::new(), sink.buffers());
             Ok(move |entry: FrameEntry| {
                 let used = made.used_in(&entry);
                 if entry.kind == FrameKind::Hole {
@@ -129,39 +128,13 @@ fn write_frames(
                     content[index(free.start)..index(free.end())].fill(0);
                 }
                 let used: Vec<Extent> = used.iter().copied().collect();
-                let stored = pool.try_recv().unwrap_or_default();
+                let stored = buffers.try_recv().unwrap_or_default();
                 encode_bytes(&mut encoder, content, offset, &used, None, stored)
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    let span_len = image_format::DEFAULT_SPAN_LEN;
-    let mut out = ImageWriter::create(
-        StoreSink { store, progress },
-        header.clone(),
-        image.disk_len(),
-        span_len,
-    )?;
-    let mut gathered = HoleRun::default();
-    pipeline::run(image.frames(), threads, depth, |encoded| {
-        let (disk_bytes, stored_bytes) = match encoded {
-            Encoded::Hole { len, runs } => {
-                gathered.add(len, &runs, &mut out)?;
-                (len, 0)
-            }
-            Encoded::Data { frame, stored } => {
-                gathered.write_to(&mut out)?;
-                out.append(&frame, &stored)?;
-                let lens = (u64::from(frame.logical_len), stored.len() as u64);
-                // A full pool only means that this buffer is not needed again.
-                let _ = pool_in.try_send(stored);
-                lens
-            }
-        };
-        progress.advance(disk_bytes, stored_bytes)
-    })?;
-    gathered.write_to(&mut out)?;
-    let (_, written) = out.finish(&made.manifest(header, level))?;
-    Ok(written)
+    pipeline::run(image.frames(), threads, sink::depth(), |encoded| sink.append(encoded))?;
+    sink.finish(&made.manifest(header, level))
 }
 
 impl Made {
