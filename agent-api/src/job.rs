@@ -127,6 +127,8 @@ pub enum Part {
     WriteTarget,
     /// Restore: reading the target, to compare it.
     ReadTarget,
+    /// Waiting because of the job's limit; not part of the time that reading from or writing to the store took.
+    Limit,
     /// A part that a newer agent knows.
     #[serde(other)]
     Unknown,

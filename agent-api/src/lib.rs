@@ -20,6 +20,7 @@ mod access;
 mod error_kind;
 mod job;
 mod options;
+mod rate;
 mod session;
 
 pub use access::{SecretText, StoreAccess};
@@ -29,6 +30,7 @@ pub use job::{
     Report, RestoreSummary, Stage, StageProgress, StageTimes, Summary, Work,
 };
 pub use options::{CaptureOptions, DirtyPolicy, Grow, MAX_LEVEL, MIN_LEVEL, RestoreOptions};
+pub use rate::Rate;
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};
 
 /// The longest time in seconds that the controller holds a `GET /v1/agent/work` before it answers [`Work::Idle`].

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Rate;
+
 /// The lowest zstd level that is offered; negative levels trade too much size.
 pub const MIN_LEVEL: i32 = 1;
 /// The highest; 20 to 22 need windows that the reader's memory limit forbids.
@@ -32,6 +34,9 @@ pub struct CaptureOptions {
     /// Keep only the difference to this image, which a restore then needs too; the image's name ends in .imgd
     #[arg(long, value_name = "IMAGE")]
     pub base: Option<String>,
+    /// Move no more bytes a second to and from stores than this: K, M and G are powers of 1024, as in 400M
+    #[arg(long, value_name = "RATE")]
+    pub limit: Option<Rate>,
 }
 
 fn level() -> clap::builder::RangedI64ValueParser<i32> {
@@ -46,6 +51,7 @@ impl Default for CaptureOptions {
             rescue: false,
             description: None,
             base: None,
+            limit: None,
         }
     }
 }
@@ -102,6 +108,9 @@ pub struct RestoreOptions {
     /// Grow a partition, and its filesystem, into the space of a larger disk: `last` (the last one but swap) or a number
     #[arg(long, value_name = "last|N")]
     pub grow: Option<Grow>,
+    /// Move no more bytes a second to and from stores than this: K, M and G are powers of 1024, as in 400M
+    #[arg(long, value_name = "RATE")]
+    pub limit: Option<Rate>,
 }
 
 /// Which partition is to take the space of a larger disk; in text `last` or the partition's number.

@@ -11,7 +11,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_api::{CaptureOptions, ErrorKind, RestoreOptions, Summary};
+use agent_api::{CaptureOptions, ErrorKind, Rate, RestoreOptions, Summary};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::convert::{self, ConvertOptions};
@@ -203,6 +203,9 @@ struct VerifyArgs {
     /// Where the base of a delta image is, if not beside it
     #[arg(long, value_name = "IMAGE")]
     base: Option<String>,
+    /// Read no more bytes a second than this: K, M and G are powers of 1024, as in 400M
+    #[arg(long, value_name = "RATE")]
+    limit: Option<Rate>,
 }
 
 /// Does what the command line says; the exit code.
@@ -256,6 +259,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
             show(cli.json, &plan)?;
         }
         Command::Plan(PlanCommand::Restore { image, disk, options }) => {
+            progress.set_limit(options.limit);
             let target = Disk::open_source(&find(disk)?)?;
             let url = parse_url(image)?;
             let base = options.base.as_deref();
@@ -336,6 +340,7 @@ fn capture_command(
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let options = &args.options;
+    progress.set_limit(options.limit);
     let (disk, image) = match (args.places.as_slice(), &args.disk) {
         ([disk, image], None) | ([image], Some(disk)) => (disk, image),
         _ => wrong_places("capture DISK IMAGE, or capture --disk DISK IMAGE"),
@@ -361,6 +366,7 @@ fn restore_command(
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let options = &args.options;
+    progress.set_limit(options.limit);
     let (image, disk) = match (args.places.as_slice(), &args.disk) {
         ([image, disk], None) | ([image], Some(disk)) => (image, disk),
         _ => wrong_places("restore IMAGE DISK, or restore IMAGE --disk DISK"),
@@ -432,6 +438,7 @@ fn verify_command(
     face: Face,
     progress: &Arc<Progress>,
 ) -> Result<()> {
+    progress.set_limit(args.limit);
     let url = parse_url(&args.image)?;
     let image = open_image(&url, args.base.as_deref(), foreign::any_disk(), progress)?;
     check_signature(&*image, &url, args.require_signature.as_deref(), progress)?;

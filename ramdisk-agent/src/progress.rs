@@ -9,12 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use agent_api::{ErrorKind, Stage, StageProgress, StageTimes};
+use agent_api::{ErrorKind, Part, Rate, Stage, StageProgress, StageTimes};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::disk::{Disk, Watch};
 use crate::error::{Error, Result};
-use crate::store::Access;
+use crate::store::{Access, Limiter, Way};
 use crate::telemetry::Meter;
 
 /// How often bars and lines are brought up to date.
@@ -34,7 +34,9 @@ pub struct Progress {
     cancelled: Arc<AtomicBool>,
     /// The last state of stages that have ended and were not printed yet: some are shorter than a tick.
     ended: Mutex<Vec<StageProgress>>,
-    meter: Meter,
+    meter: Arc<Meter>,
+    /// What holds the job's bytes back, if it has a limit.
+    limiter: OnceLock<Arc<Limiter>>,
     /// Where the time of the stages went that have ended.
     times: Mutex<Vec<StageTimes>>,
     access: OnceLock<Arc<Access>>,
@@ -51,7 +53,8 @@ impl Default for Progress {
             disk: Mutex::new(None),
             cancelled: Arc::new(AtomicBool::new(false)),
             ended: Mutex::new(Vec::new()),
-            meter: Meter::default(),
+            meter: Arc::default(),
+            limiter: OnceLock::new(),
             times: Mutex::new(Vec::new()),
             access: OnceLock::new(),
         }
@@ -128,6 +131,28 @@ impl Progress {
     #[must_use]
     pub fn access(&self) -> Arc<Access> {
         self.access.get().cloned().unwrap_or_default()
+    }
+
+    /// From now on the job's stores move no more bytes than this; the first limit of a job stays.
+    pub fn set_limit(&self, rate: Option<Rate>) {
+        let Some(rate) = rate else { return };
+        let meter = Arc::clone(&self.meter);
+        let told = move |way, waited| {
+            let part = match way {
+                Way::Read => Part::ReadStore,
+                Way::Write => Part::WriteStore,
+            };
+            meter.add_limited(part, waited);
+        };
+        self.limiter.get_or_init(|| {
+            Arc::new(Limiter::new(rate.bytes_per_second(), self.cancel_flag(), Box::new(told)))
+        });
+    }
+
+    /// What holds the job's bytes back, if it has a limit.
+    #[must_use]
+    pub fn limiter(&self) -> Option<Arc<Limiter>> {
+        self.limiter.get().cloned()
     }
 
     /// From now on a disk that does not answer is told.

@@ -56,12 +56,14 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
     progress.set_access(Access::new(job.access.clone(), std::slice::from_ref(&url))?);
     match &job.action {
         JobAction::Capture(options) => {
+            progress.set_limit(options.limit);
             let disk = Disk::open_source(&path)?;
             progress.watch(&disk);
             let plan = capture::plan(&disk, options)?;
             Ok(Summary::Capture(capture::run(&disk, &url, &plan, options, progress)?))
         }
         JobAction::Restore(options) => {
+            progress.set_limit(options.limit);
             let target = open_target(&path, &url)?;
             progress.watch(&target);
             let image = open_image(&url, options.base.as_deref(), limit_of(&target), progress)?;
@@ -70,6 +72,7 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
             Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
         }
         JobAction::Plan(options) => {
+            progress.set_limit(options.limit);
             let target = Disk::open_source(&path)?;
             let image = open_image(&url, options.base.as_deref(), limit_of(&target), progress)?;
             check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
@@ -189,6 +192,7 @@ pub fn store_options(progress: &Arc<Progress>) -> store::Options {
     store::Options {
         access: progress.access(),
         observer: Some(Arc::new(Show(Arc::clone(progress)))),
+        limiter: progress.limiter(),
         ..store::Options::default()
     }
 }

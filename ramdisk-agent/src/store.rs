@@ -13,6 +13,7 @@ mod access;
 mod connect;
 mod error;
 mod file;
+mod limit;
 mod nfs;
 mod pool;
 mod url;
@@ -29,6 +30,7 @@ use uuid::Uuid;
 pub use access::Access;
 pub use error::StoreError;
 pub use image_format::ReadAt;
+pub use limit::{Limiter, Told, Way};
 pub use url::{NfsUrl, StoreUrl, UrlError};
 
 /// What this module's functions return.
@@ -105,6 +107,8 @@ pub struct Options {
     pub access: Arc<Access>,
     /// Hears of stalls.
     pub observer: Option<Arc<dyn Observer>>,
+    /// What holds the bytes back that are read and written.
+    pub limiter: Option<Arc<Limiter>>,
 }
 
 impl Default for Options {
@@ -118,6 +122,7 @@ impl Default for Options {
             request_bytes: 1 << 20,
             access: Arc::default(),
             observer: None,
+            limiter: None,
         }
     }
 }
@@ -159,20 +164,22 @@ pub fn open(url: &StoreUrl) -> Result<Box<dyn ImageFile>> {
 
 /// Opens an image for reading.
 pub fn open_with(url: &StoreUrl, options: &Options) -> Result<Box<dyn ImageFile>> {
-    match url {
+    let file = match url {
         StoreUrl::File(path) => file::open(path),
         StoreUrl::Nfs(nfs) => nfs::open(nfs, options),
-    }
+    }?;
+    Ok(limit::image(file, options.limiter.as_ref()))
 }
 
 /// Starts to write an image: refuses when the name is taken, or when somebody else is writing it.
 ///
 /// `image_id` tells this writer's file from another's after a cut-off.
 pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<dyn StoreWriter>> {
-    match url {
+    let writer = match url {
         StoreUrl::File(path) => file::create(path),
         StoreUrl::Nfs(nfs) => nfs::create(nfs, image_id, options),
-    }
+    }?;
+    Ok(limit::writer(writer, options.limiter.as_ref()))
 }
 
 /// Lists the files of a folder, `.partial` ones included, by name.

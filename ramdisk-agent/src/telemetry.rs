@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::store::ImageFile;
 
 /// The parts that are measured, in the order in which they are listed.
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     Part::ReadSource,
     Part::Compress,
     Part::WriteStore,
@@ -24,6 +24,7 @@ const PARTS: [Part; 7] = [
     Part::Decompress,
     Part::WriteTarget,
     Part::ReadTarget,
+    Part::Limit,
 ];
 
 /// Stages shorter than this have no bottleneck worth a line.
@@ -33,6 +34,9 @@ const WORTH_SAYING: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub struct Meter {
     counters: [Counter; PARTS.len()],
+    /// How long reads of the store, and writes to it, waited because of the job's limit.
+    limited_reads_ns: AtomicU64,
+    limited_writes_ns: AtomicU64,
     threads: AtomicU32,
 }
 
@@ -59,10 +63,19 @@ impl Meter {
     /// Counts time and bytes.
     pub fn add(&self, part: Part, bytes: u64, busy: Duration) {
         if let Some(counter) = self.counter(part) {
-            let ns = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
-            counter.busy_ns.fetch_add(ns, Ordering::Relaxed);
+            counter.busy_ns.fetch_add(nanos(busy), Ordering::Relaxed);
             counter.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
+    }
+
+    /// Counts time that a read of the store or a write to it waited because of the job's limit. It is within the time that is
+    /// counted for the read or write itself, and taken off there.
+    pub fn add_limited(&self, part: Part, waited: Duration) {
+        let counter = match part {
+            Part::WriteStore => &self.limited_writes_ns,
+            _ => &self.limited_reads_ns,
+        };
+        counter.fetch_add(nanos(waited), Ordering::Relaxed);
     }
 
     /// The time that has been counted for a part.
@@ -82,17 +95,26 @@ impl Meter {
         let mut parts = Vec::new();
         // Whoever decompresses or compares counts the whole call: the reads within it are known, and taken off here.
         let within = self.busy(Part::ReadStore) + self.busy(Part::ReadTarget);
+        let taken = |ns: &AtomicU64| Duration::from_nanos(ns.swap(0, Ordering::Relaxed));
+        let limited_reads = taken(&self.limited_reads_ns);
+        let limited_writes = taken(&self.limited_writes_ns);
         for (part, counter) in PARTS.iter().zip(&self.counters) {
             let mut busy = Duration::from_nanos(counter.busy_ns.swap(0, Ordering::Relaxed));
             let bytes = counter.bytes.swap(0, Ordering::Relaxed);
-            if *part == Part::Decompress {
-                busy = busy.saturating_sub(within);
+            match part {
+                Part::Decompress => busy = busy.saturating_sub(within),
+                Part::ReadStore => busy = busy.saturating_sub(limited_reads),
+                Part::WriteStore => busy = busy.saturating_sub(limited_writes),
+                Part::Limit => busy = limited_reads + limited_writes,
+                _ => {}
             }
             if busy.is_zero() {
                 continue;
             }
             // The store is written by one thread, in order; everything else by all of them.
-            let there = if *part == Part::WriteStore { elapsed } else { elapsed * threads };
+            let by_one =
+                *part == Part::WriteStore || *part == Part::Limit && limited_reads.is_zero();
+            let there = if by_one { elapsed } else { elapsed * threads };
             parts.push(PartTimes {
                 part: *part,
                 bytes,
@@ -136,6 +158,10 @@ impl ImageFile for Metered<Box<dyn ImageFile>> {
     }
 }
 
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -166,6 +192,7 @@ pub fn limited_by(stages: &[StageTimes]) -> Option<String> {
         Part::Decompress => ("the processors", "hashing and decompressing"),
         Part::WriteTarget => ("the target disk", "waiting to write"),
         Part::ReadTarget => ("the target disk", "waiting to read back"),
+        Part::Limit => ("the limit that was given", "waiting because of it"),
         Part::Unknown => return None,
     };
     Some(format!("{who}: {} % of the time {doing} while {}", percent(part), longest.stage.as_str()))
@@ -203,6 +230,29 @@ mod tests {
         let flushing = meter.take(Stage::Flushing, Duration::from_millis(700));
         let text = limited_by(&[capturing, flushing]).unwrap();
         assert_eq!(text, "the store: 90 % of the time waiting to write to it while capturing");
+    }
+
+    #[test]
+    fn waiting_because_of_the_limit_is_told_from_waiting_for_the_store() {
+        let meter = Meter::default();
+        meter.set_threads(4);
+        meter.add(Part::Decompress, 1, Duration::from_millis(3_900));
+        meter.add(Part::ReadStore, 1, Duration::from_millis(3_800));
+        meter.add_limited(Part::ReadStore, Duration::from_millis(3_600));
+        let times = meter.take(Stage::Restoring, Duration::from_secs(1));
+        let busy: Vec<_> = times.parts.iter().map(|part| (part.part, part.busy_ms)).collect();
+        assert_eq!(busy, [(Part::ReadStore, 200), (Part::Decompress, 100), (Part::Limit, 3_600)]);
+        let text =
+            "the limit that was given: 90 % of the time waiting because of it while restoring";
+        assert_eq!(limited_by(&[times]).unwrap(), text);
+
+        meter.set_threads(2);
+        meter.add(Part::WriteStore, 1, Duration::from_millis(950));
+        meter.add_limited(Part::WriteStore, Duration::from_millis(900));
+        let times = meter.take(Stage::Capturing, Duration::from_secs(1));
+        let text =
+            "the limit that was given: 90 % of the time waiting because of it while capturing";
+        assert_eq!(limited_by(&[times]).unwrap(), text);
     }
 
     #[test]

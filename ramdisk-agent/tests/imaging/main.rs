@@ -14,6 +14,7 @@ mod devices;
 mod disks;
 mod faulty;
 mod grow;
+mod limit;
 mod lvm;
 mod power_cut;
 mod refusals;

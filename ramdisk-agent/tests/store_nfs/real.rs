@@ -2,12 +2,12 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use agent_api::ErrorKind;
-use ramdisk_agent::store::{self, Observer, Options, ReadAt as _, StoreError};
+use ramdisk_agent::store::{self, Limiter, Observer, Options, ReadAt as _, StoreError};
 use uuid::Uuid;
 
 use crate::ganesha::{Ganesha, MOUNT_PORT, NFS_PORT, isolate};
@@ -98,6 +98,30 @@ fn folders_below_the_export_and_a_name_as_host() {
     assert!(error.to_string().contains("exports are /images"), "{error}");
 }
 
+#[test]
+fn a_limit_is_kept_over_the_wire() {
+    const RATE: u64 = 4 << 20;
+    let server = Ganesha::start();
+    let limiter = Limiter::new(RATE, Arc::default(), Box::new(|_, _| {}));
+    let options = Options { limiter: Some(Arc::new(limiter)), ..options() };
+    let data = pattern(12 << 20, 12);
+    // Never faster; slower may be this machine's load.
+    let shortest = Duration::from_secs_f64(data.len() as f64 / RATE as f64 / 1.1);
+    let start = Instant::now();
+    let mut writer = store::create(&server.url("x"), Uuid::new_v4(), &options).unwrap();
+    data.chunks(1_000_000).for_each(|piece| writer.append(piece).unwrap());
+    writer.commit().unwrap();
+    assert!(start.elapsed() >= shortest, "written in {:?}", start.elapsed());
+    let image = writer.reader().unwrap();
+    let mut back = vec![0; data.len()];
+    let start = Instant::now();
+    image.read_exact_at(&mut back, 0).unwrap();
+    assert!(start.elapsed() >= shortest, "read in {:?}", start.elapsed());
+    assert!(start.elapsed() < shortest * 2, "read in {:?}", start.elapsed());
+    assert!(back == data);
+    writer.publish().unwrap();
+}
+
 #[derive(Default)]
 struct Told {
     stalled: Mutex<Vec<String>>,
@@ -119,7 +143,7 @@ const OUTAGE: Duration = Duration::from_secs(7);
 #[test]
 fn writing_goes_on_after_the_server_was_killed() {
     let mut server = Ganesha::start();
-    let told = std::sync::Arc::new(Told::default());
+    let told = Arc::new(Told::default());
     let options = Options { observer: Some(told.clone()), ..Options::default() };
     let url = server.url("x.img.zst");
     let data = pattern(192 << 20, 3);
