@@ -76,7 +76,7 @@ pub enum Stage {
     Capturing,
     /// Delta restore: comparing what the target holds with the image.
     Comparing,
-    /// Restore: growing filesystems, before the disk is made bootable.
+    /// Restore: growing filesystems and changing the restored system, before the disk is made bootable.
     Finishing,
     /// Restore: fetching, checking, writing.
     Restoring,
@@ -304,6 +304,45 @@ pub struct RestoreSummary {
     pub limited_by: Option<String>,
     /// What is not as in the image: partitions and filesystems that grew, swap that became smaller.
     pub changes: Vec<String>,
+    /// What was changed in the restored system, file by file, in the order in which it was done.
+    pub files: Vec<FileChange>,
+}
+
+/// A file of the restored system that is not as in the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileChange {
+    /// Its path in that system; a folder's ends in a slash.
+    pub path: String,
+    /// What was done.
+    pub action: FileAction,
+}
+
+/// What was done with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileAction {
+    /// It was not there.
+    Created,
+    /// It has other content.
+    Replaced,
+    /// It is not there any more.
+    Removed,
+    /// Something that a newer agent does.
+    #[serde(other)]
+    Unknown,
+}
+
+impl FileAction {
+    /// The text form, as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Replaced => "replaced",
+            Self::Removed => "removed",
+            Self::Unknown => "changed",
+        }
+    }
 }
 
 #[cfg(test)]

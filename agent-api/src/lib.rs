@@ -26,10 +26,13 @@ mod session;
 pub use access::{SecretText, StoreAccess};
 pub use error_kind::ErrorKind;
 pub use job::{
-    CaptureSummary, Failure, Finish, JobAction, JobSpec, Outcome, Part, PartTimes, PlanSummary,
-    Report, RestoreSummary, Stage, StageProgress, StageTimes, Summary, Work,
+    CaptureSummary, Failure, FileAction, FileChange, Finish, JobAction, JobSpec, Outcome, Part,
+    PartTimes, PlanSummary, Report, RestoreSummary, Stage, StageProgress, StageTimes, Summary,
+    Work,
 };
-pub use options::{CaptureOptions, DirtyPolicy, Grow, MAX_LEVEL, MIN_LEVEL, RestoreOptions};
+pub use options::{
+    CaptureOptions, Customisation, DirtyPolicy, Grow, MAX_LEVEL, MIN_LEVEL, RestoreOptions,
+};
 pub use rate::Rate;
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};
 

@@ -4,9 +4,13 @@
 //! Each field has a default, is in the JSON whatever its value (the controller tells a misspelt option by that), and says here
 //! what `--help` says. Values that clap refuses on a command line are refused by [`CaptureOptions::check`] elsewhere.
 
+mod customisation;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Rate;
+
+pub use customisation::Customisation;
 
 /// The lowest zstd level that is offered; negative levels trade too much size.
 pub const MIN_LEVEL: i32 = 1;
@@ -111,6 +115,10 @@ pub struct RestoreOptions {
     /// Move no more bytes a second to and from stores than this: K, M and G are powers of 1024, as in 400M
     #[arg(long, value_name = "RATE")]
     pub limit: Option<Rate>,
+    /// What to change in the restored system.
+    #[serde(flatten)]
+    #[command(flatten)]
+    pub customise: Customisation,
 }
 
 /// Which partition is to take the space of a larger disk; in text `last` or the partition's number.
@@ -163,7 +171,7 @@ impl RestoreOptions {
                 "require_signature {} is no minisign public key: those are {PUBLIC_KEY_LEN} characters of base64 that begin with RW",
                 key.escape_debug()
             )),
-            _ => Ok(()),
+            _ => self.customise.check(),
         }
     }
 }

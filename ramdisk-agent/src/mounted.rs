@@ -36,13 +36,15 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(disk: &Disk, start: u64, len: u64) -> io::Result<Self> {
+    fn new(disk: &Disk, start: u64, len: u64, access: Access) -> io::Result<Self> {
         let control = OpenOptions::new().read(true).write(true).open(CONTROL)?;
         let mut left = ATTEMPTS;
         loop {
             let number = sys::loops::free_number(&control)?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
-            let device = OpenOptions::new().read(true).write(true).open(&path)?;
+            // A device that is set up by a descriptor for reading is read-only for everybody.
+            let device =
+                OpenOptions::new().read(true).write(access == Access::Write).open(&path)?;
             let sector = disk.logical_sector_bytes();
             match sys::loops::configure(&device, disk.file(), start, len, sector) {
                 // Kernels may refuse to mount what is open for writing.
@@ -60,6 +62,15 @@ impl Loop {
     }
 }
 
+/// What a filesystem is mounted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Only to look at it: not a byte changes, and a journal is not replayed.
+    Read,
+    /// To change it.
+    Write,
+}
+
 /// A mounted filesystem.
 #[derive(Debug)]
 pub struct Mounted {
@@ -68,21 +79,30 @@ pub struct Mounted {
     what: String,
 }
 
-/// The kernel's name for a filesystem that it can mount, and the option that it needs.
-fn kernel_type(kind: FsKind) -> Option<(&'static str, Option<&'static str>)> {
-    match kind {
-        FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => Some(("ext4", None)),
+/// The kernel's name for a filesystem that it can mount, and the options that it needs.
+fn kernel_type(kind: FsKind, access: Access) -> Option<(&'static str, &'static [&'static str])> {
+    match (kind, access) {
+        (FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4, Access::Write) => Some(("ext4", &[])),
+        (FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4, Access::Read) => {
+            Some(("ext4", &["ro", "noload"]))
+        }
         // The disk that the image was taken from may be mounted on this machine.
-        FsKind::Xfs => Some(("xfs", Some("nouuid"))),
-        FsKind::Btrfs => Some(("btrfs", None)),
-        FsKind::Fat12 | FsKind::Fat16 | FsKind::Fat32 => Some(("vfat", None)),
+        (FsKind::Xfs, Access::Write) => Some(("xfs", &["nouuid"])),
+        (FsKind::Xfs, Access::Read) => Some(("xfs", &["ro", "nouuid", "norecovery"])),
+        (FsKind::Btrfs, Access::Write) => Some(("btrfs", &[])),
+        (FsKind::Btrfs, Access::Read) => Some(("btrfs", &["ro"])),
         _ => None,
     }
 }
 
+/// Whether a filesystem of that kind can be mounted at all, given a kernel that has it.
+pub fn is_mountable(kind: FsKind) -> bool {
+    kernel_type(kind, Access::Write).is_some()
+}
+
 /// Refuses what this machine could not mount, before anything depends on it.
 pub fn check(kind: FsKind) -> Result<()> {
-    let Some((name, _)) = kernel_type(kind) else {
+    let Some((name, _)) = kernel_type(kind, Access::Write) else {
         return Err(Error::refused(format!("{kind} cannot be mounted here")));
     };
     if let Err(e) = OpenOptions::new().read(true).write(true).open(CONTROL) {
@@ -104,15 +124,15 @@ pub fn check(kind: FsKind) -> Result<()> {
 }
 
 impl Mounted {
-    /// Mounts the filesystem in a part of a disk for writing.
-    pub fn new(disk: &Disk, start: u64, len: u64, kind: FsKind) -> Result<Self> {
+    /// Mounts the filesystem in a part of a disk.
+    pub fn new(disk: &Disk, start: u64, len: u64, kind: FsKind, access: Access) -> Result<Self> {
         let what = format!("the {kind} at byte {start} of {}", disk.path().display());
-        let (name, option) = kernel_type(kind).ok_or_else(|| {
+        let (name, options) = kernel_type(kind, access).ok_or_else(|| {
             Error::new(ErrorKind::Internal, format!("{what} is of no kind that can be mounted"))
         })?;
-        let device =
-            Loop::new(disk, start, len).internal(|| format!("making a loop device for {what}"))?;
-        let root = attach(name, option, &device)
+        let device = Loop::new(disk, start, len, access)
+            .internal(|| format!("making a loop device for {what}"))?;
+        let root = attach(name, options, &device)
             .map_err(|e| Error::new(ErrorKind::Disk, format!("mounting {what}")).because(e))?;
         Ok(Self { root, device, what })
     }
@@ -153,14 +173,14 @@ impl Mounted {
 }
 
 /// Mounts a device without a place in the tree.
-fn attach(name: &str, option: Option<&str>, device: &Loop) -> io::Result<OwnedFd> {
+fn attach(name: &str, options: &[&str], device: &Loop) -> io::Result<OwnedFd> {
     let context = mount::fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let source = CString::new(device.path.as_os_str().as_encoded_bytes())
         .expect("the name of a loop device");
     let made = mount::fsconfig_set_string(context.as_fd(), "source", &source)
-        .and_then(|()| match option {
-            Some(option) => mount::fsconfig_set_flag(context.as_fd(), option),
-            None => Ok(()),
+        .and_then(|()| {
+            let set = |option: &&str| mount::fsconfig_set_flag(context.as_fd(), *option);
+            options.iter().try_for_each(set)
         })
         .and_then(|()| mount::fsconfig_create(context.as_fd()));
     if let Err(e) = made {

@@ -9,11 +9,12 @@
 //! also how a restore that was cut off goes on.
 //!
 //! Where the image's bytes go is for the plan to say (`restore/layout.rs`); filesystems that have got more room grow between the
-//! read-back and the commit.
+//! read-back and the commit, and then the restored system is changed as asked (`restore/customise.rs`).
 
 mod approval;
 mod arrangement;
 mod commit;
+mod customise;
 mod delta;
 mod grow;
 mod layout;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use agent_api::{ErrorKind, Part, RestoreOptions, RestoreSummary, Stage};
+use agent_api::{ErrorKind, FileChange, Part, RestoreOptions, RestoreSummary, Stage};
 use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 
 pub use commit::Piece;
@@ -89,7 +90,8 @@ pub fn run(
             })?;
         compared.compared_bytes = difference.compared_bytes;
         compared.compare_ms = millis(start);
-        if difference.is_empty() {
+        // An image that is there already may still have to be changed.
+        if difference.is_empty() && plan.customises.is_none() {
             return Ok(finished(compared, start, progress));
         }
         work.difference = Some(difference);
@@ -157,10 +159,12 @@ impl Work<'_> {
         let (bare, partitions): (Vec<&Growth>, Vec<&Growth>) =
             self.plan.growths.iter().partition(|growth| growth.number.is_none());
         self.grow(&partitions, &mut changes)?;
+        let mut files = self.customise(false)?;
         self.progress.begin(Stage::Committing, 0);
         self.committing.store(true, Ordering::Relaxed);
         let committed = commit::commit(self.target, self.plan, nodes)?;
         self.grow(&bare, &mut changes)?;
+        files.extend(self.customise(true)?);
         written_bytes += committed;
         readback_bytes += committed;
         Ok(RestoreSummary {
@@ -171,8 +175,21 @@ impl Work<'_> {
             flush_ms,
             verify_ms,
             changes,
+            files,
             ..summary
         })
+    }
+
+    /// Changes the restored system, if that is asked for and its turn is now: in front of the commit or behind it.
+    fn customise(&self, behind_commit: bool) -> Result<Vec<FileChange>> {
+        match &self.plan.customises {
+            Some(changes) if changes.is_bare() == behind_commit => {
+                self.progress.begin(Stage::Finishing, 0);
+                self.progress.check()?;
+                customise::carry_out(self.target, changes, &self.options.customise)
+            }
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// Grows filesystems, and says how large they are then.

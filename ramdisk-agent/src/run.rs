@@ -263,6 +263,9 @@ fn describe_restore(s: &RestoreSummary) -> String {
         text.push_str("\nchanged    ");
         text.push_str(change);
     }
+    for file in &s.files {
+        text.push_str(&format!("\n{:10} {}", file.action.as_str(), file.path));
+    }
     text
 }
 

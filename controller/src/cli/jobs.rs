@@ -346,18 +346,27 @@ pub(super) fn summary_text(summary: &Summary) -> String {
             text
         }
         Summary::Plan(plan) => format!("{}\n", plan.text),
-        Summary::Restore(done) => format!(
-            "restored {} onto a disk of {}: fetched {}, read back {} in {} (writing {}, flushing {}, reading back {})\nroot     {}\n{}",
-            size(done.written_bytes),
-            size(done.target_bytes),
-            size(done.fetched_bytes),
-            size(done.readback_bytes),
-            seconds(done.total_ms),
-            seconds(done.restore_ms),
-            seconds(done.flush_ms),
-            seconds(done.verify_ms),
-            done.root,
-            limited(&done.limited_by),
-        ),
+        Summary::Restore(done) => {
+            let mut text = format!(
+                "restored {} onto a disk of {}: fetched {}, read back {} in {} (writing {}, flushing {}, reading back {})\nroot     {}\n{}",
+                size(done.written_bytes),
+                size(done.target_bytes),
+                size(done.fetched_bytes),
+                size(done.readback_bytes),
+                seconds(done.total_ms),
+                seconds(done.restore_ms),
+                seconds(done.flush_ms),
+                seconds(done.verify_ms),
+                done.root,
+                limited(&done.limited_by),
+            );
+            for change in &done.changes {
+                text.push_str(&format!("changed  {change}\n"));
+            }
+            for file in &done.files {
+                text.push_str(&format!("{:8} {}\n", file.action.as_str(), file.path));
+            }
+            text
+        }
     }
 }

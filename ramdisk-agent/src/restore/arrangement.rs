@@ -13,6 +13,7 @@ use crate::fs::{self, FsKind};
 use crate::image::{ImageDisk, disk_error};
 use crate::probe;
 use crate::restore::commit::Piece;
+use crate::restore::customise::Volume;
 use crate::restore::grow::{self, Growth};
 use crate::restore::layout::{self, Movable};
 use crate::restore::placement::{Placement, Segment};
@@ -170,6 +171,30 @@ fn is_swap(disk: &mut ImageDisk<'_>, partition: &Partition) -> Result<bool> {
 fn kind_of(disk: &mut ImageDisk<'_>, start: u64, len: u64) -> Result<FsKind> {
     let found = probe::whole(&mut probe::Part::new(disk, start, len), len).map_err(image_error)?;
     Ok(found.map_or(FsKind::Unknown, |found| found.kind))
+}
+
+/// What lies where on the target, once an image with this table is on it.
+pub fn volumes(
+    disk: &mut ImageDisk<'_>,
+    disk_bytes: u64,
+    table: &Table,
+    arranged: &Arrangement,
+    target: &Disk,
+) -> Result<Vec<Volume>> {
+    if table.kind == TableKind::None {
+        let (kind, len_bytes) = (kind_of(disk, 0, disk_bytes)?, target.len_bytes());
+        return Ok(vec![Volume { number: None, kind, start_bytes: 0, len_bytes }]);
+    }
+    let volume = |slot: &Slot| {
+        let there = table.partitions.iter().find(|p| p.number == slot.number);
+        let kind = match there {
+            Some(old) => kind_of(disk, old.start_bytes, old.len_bytes)?,
+            None => FsKind::Unknown,
+        };
+        let Slot { number, start_bytes, len_bytes } = *slot;
+        Ok(Volume { number: Some(number), kind, start_bytes, len_bytes })
+    };
+    arranged.slots.iter().map(volume).collect()
 }
 
 /// `None` if nobody here can grow such a filesystem.

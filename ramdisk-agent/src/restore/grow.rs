@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::fs::FsKind;
-use crate::mounted::{self, Mounted};
+use crate::mounted::{self, Access, Mounted};
 use crate::run::size;
 use crate::sys::resize;
 
@@ -32,7 +32,7 @@ pub struct Growth {
     pub len_bytes: u64,
 }
 
-fn as_text<S: serde::Serializer>(
+pub fn as_text<S: serde::Serializer>(
     kind: &FsKind,
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
@@ -84,7 +84,7 @@ pub fn grow(target: &Disk, growth: &Growth) -> Result<String> {
     };
     let volume = Volume { target, kind, start: start_bytes };
     let before = volume.size()?;
-    let mounted = Mounted::new(target, start_bytes, len_bytes, kind)
+    let mounted = Mounted::new(target, start_bytes, len_bytes, kind, Access::Write)
         .map_err(|e| e.context(format!("growing {name}")))?;
     let root = mounted.open_root()?;
     let resized = match kind {

@@ -15,6 +15,7 @@ use crate::probe;
 use crate::restore::approval;
 use crate::restore::arrangement::{self, Arrangement, HEAD_LEN};
 use crate::restore::commit::Piece;
+use crate::restore::customise::{self, Changes};
 use crate::restore::grow::Growth;
 use crate::restore::placement::Placement;
 use crate::run::size;
@@ -55,6 +56,8 @@ pub struct RestorePlan {
     /// The filesystems that the kernel is to grow.
     #[serde(rename = "grows")]
     pub growths: Vec<Growth>,
+    /// What is to be changed in the restored system.
+    pub customises: Option<Changes>,
     /// Made anew and written beside the frames.
     pub fresh: Vec<Piece>,
     /// Written last, in this order.
@@ -123,6 +126,8 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
         }
     };
     let arranged = arrangement::arrange(&mut disk, image.disk_len(), &table, target, options)?;
+    let volumes = arrangement::volumes(&mut disk, image.disk_len(), &table, &arranged, target)?;
+    let customises = customise::plan(volumes, &options.customise)?;
     let found = found_on(target)?;
     let wipes = wipes(image.disk_len(), target.len_bytes(), &arranged, &found);
     let mut notes = table.warnings.clone();
@@ -141,6 +146,7 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
         notes,
         changes: arranged.notes,
         growths: arranged.growths,
+        customises,
         wipes,
         fresh: arranged.fresh,
         commit: arranged.commit,
@@ -286,6 +292,9 @@ impl fmt::Display for RestorePlan {
             let number = growth.number.map(|n| format!("partition {n}: ")).unwrap_or_default();
             let Growth { kind, len_bytes, .. } = growth;
             writeln!(f, "grows      {number}{kind} to {}, by the kernel", size(*len_bytes))?;
+        }
+        for line in self.customises.iter().flat_map(Changes::lines) {
+            writeln!(f, "changes    {line}")?;
         }
         for note in &self.notes {
             writeln!(f, "note       {note}")?;

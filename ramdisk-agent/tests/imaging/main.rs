@@ -7,6 +7,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "disks of some MiB, on hosts of 64 bits")]
 
 mod agent;
+mod custom;
 mod damage;
 mod delta;
 mod deltas;

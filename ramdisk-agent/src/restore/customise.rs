@@ -1,0 +1,131 @@
+//! Changes to the restored system, before the disk can boot: all of them, or the restore fails.
+//!
+//! They are made after everything was written, read back and grown, through the kernel's own filesystems on a mount that nobody else
+//! sees, and before the commit; only a volume without a partition table is changed behind it, as there is nothing to mount before, and
+//! is destroyed again where that fails. An image is not trusted: see [`system`]. What can be refused is refused by the plan, which
+//! has a line for every change.
+
+mod fstab;
+mod hosts;
+mod identity;
+mod root;
+mod system;
+
+use agent_api::{Customisation, ErrorKind, FileChange};
+use serde::Serialize;
+
+use self::root::Place;
+use self::system::System;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::fs::FsKind;
+
+pub use self::root::Place as Volume;
+
+/// What is to be changed, and where that may be.
+#[derive(Debug, Clone, Serialize)]
+pub struct Changes {
+    /// The volumes that may hold the system.
+    candidates: Vec<Place>,
+    /// What is to be done, in words.
+    steps: Vec<String>,
+}
+
+/// What a restore is asked to change in an image with these volumes; `None`: nothing. Refuses what is known to be impossible.
+pub fn plan(volumes: Vec<Place>, asked: &Customisation) -> Result<Option<Changes>> {
+    asked.check().map_err(|e| Error::refused(format!("{e}; nothing was written")))?;
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    let candidates = root::candidates(volumes, asked.root_partition)?;
+    Ok(Some(Changes { candidates, steps: steps(asked) }))
+}
+
+fn steps(asked: &Customisation) -> Vec<String> {
+    let mut steps = Vec::new();
+    if let Some(name) = &asked.hostname {
+        steps.push(format!("the system is named {name}"));
+    }
+    if asked.clear_machine_id {
+        steps.push("the machine-id is emptied".into());
+    }
+    if asked.remove_ssh_host_keys {
+        steps.push("SSH host keys are removed".into());
+    }
+    steps
+}
+
+impl Changes {
+    /// Lines for people: what is changed, and where.
+    pub fn lines(&self) -> Vec<String> {
+        let names: Vec<String> = self.candidates.iter().map(Place::name).collect();
+        let place = match names.as_slice() {
+            [only] => format!("in {only}"),
+            _ => format!("in whichever of {} holds the system", names.join(", ")),
+        };
+        self.steps.iter().map(|step| format!("{step}, {place}")).collect()
+    }
+
+    /// Whether the target has no partition table: then the volume is complete only behind the commit.
+    pub fn is_bare(&self) -> bool {
+        self.candidates.iter().any(|place| place.number.is_none())
+    }
+}
+
+/// Makes all changes. The filesystem is unmounted and on the medium afterwards.
+pub fn carry_out(
+    target: &Disk,
+    changes: &Changes,
+    asked: &Customisation,
+) -> Result<Vec<FileChange>> {
+    let failed = |e: Error| e.context("changing the restored system failed");
+    let (place, mounted, folder) = root::mount(target, &changes.candidates).map_err(failed)?;
+    let inside = |e: Error| e.context(format!("changing the restored system in {}", place.name()));
+    let mut system = System::new(folder).map_err(inside)?;
+    change(&mut system, asked).map_err(inside)?;
+    let done = system.into_changes();
+    mounted.close().map_err(inside)?;
+    target.flush()?;
+    target.drop_cache();
+    check_clean(target, place).map_err(inside)?;
+    Ok(done)
+}
+
+fn change(system: &mut System, asked: &Customisation) -> Result<()> {
+    if asked.clear_machine_id {
+        identity::clear_machine_id(system)?;
+    }
+    if asked.remove_ssh_host_keys {
+        identity::remove_ssh_host_keys(system)?;
+    }
+    if let Some(name) = &asked.hostname {
+        identity::set_host_name(system, name)?;
+    }
+    Ok(())
+}
+
+/// Where an ext's superblock has its state and the features that a journal in use is one of (`fs/ext4/ext4.h`).
+const EXT_STATE: u64 = 1024 + 0x3A;
+const EXT_INCOMPAT: u64 = 1024 + 0x60;
+const EXT_VALID: u16 = 1;
+const EXT_ERROR: u16 = 2;
+const EXT_RECOVER: u32 = 4;
+
+/// An ext says of itself that it was unmounted in order; XFS and btrfs are consistent at any time.
+fn check_clean(target: &Disk, place: &Place) -> Result<()> {
+    if !matches!(place.kind, FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4) {
+        return Ok(());
+    }
+    let (mut state, mut features) = ([0; 2], [0; 4]);
+    target.read_exact_at(&mut state, place.start_bytes + EXT_STATE)?;
+    target.read_exact_at(&mut features, place.start_bytes + EXT_INCOMPAT)?;
+    let (state, features) = (u16::from_le_bytes(state), u32::from_le_bytes(features));
+    if state & EXT_VALID != 0 && state & EXT_ERROR == 0 && features & EXT_RECOVER == 0 {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Disk,
+        "the filesystem says that it was not unmounted cleanly, or that the kernel found errors in it; check it on the machine that \
+         the image was taken from",
+    ))
+}
