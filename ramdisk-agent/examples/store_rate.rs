@@ -1,16 +1,12 @@
 //! Measures a store: writes an image of random bytes, commits, reads it again, publishes, removes it.
 //!
 //! `store_rate URL MIB [connections=N] [in_flight=N] [request_kib=N] [delay_us=N]`; with a delay, the NFS port of the URL is
-//! reached by way of a proxy that holds every byte back for that long, each way.
-
-#[path = "../tests/store_nfs/proxy.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
-#[allow(clippy::unwrap_used, reason = "a proxy for tests")]
-mod proxy;
+//! reached by way of a proxy on this machine that holds every byte back for that long, each way; the server is an address then.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use fault_proxy::{Proxy, Script};
 use ramdisk_agent::store::{self, Options, ReadAt as _, StoreUrl};
 use uuid::Uuid;
 
@@ -36,11 +32,16 @@ fn main() -> Result<()> {
             _ => bail!("unknown option {name}"),
         }
     }
-    if let StoreUrl::Nfs(nfs) = &mut url
-        && !delay.is_zero()
-    {
-        nfs.port = Some(proxy::Proxy::start(nfs.port.unwrap_or(2049), delay, []).port);
-    }
+    let proxy = match &mut url {
+        StoreUrl::Nfs(nfs) if !delay.is_zero() => {
+            let server = std::net::SocketAddr::new(nfs.host.parse()?, nfs.port.unwrap_or(2049));
+            let proxy = Proxy::start(server, [])?;
+            proxy.set_rest(Script { delay, ..Script::default() });
+            (nfs.host, nfs.port) = ("127.0.0.1".to_owned(), Some(proxy.port()));
+            Some(proxy)
+        }
+        _ => None,
+    };
 
     let mut frame = vec![0; FRAME_BYTES];
     blake3::Hasher::new().finalize_xof().fill(&mut frame);
@@ -86,6 +87,7 @@ fn main() -> Result<()> {
     let read = rate(start);
     writer.publish().context("publishing")?;
     store::remove(&url, &options).context("removing")?;
+    drop(proxy);
     println!(
         "append {appended:.0} MiB/s, with commit {durable:.0} MiB/s (last commit {:.2} s), read {read:.0} MiB/s",
         commit.as_secs_f64()

@@ -168,12 +168,13 @@ fn steps() -> Vec<Step> {
 }
 
 /// Test programs beside the unit tests.
-const INTEGRATION: [&str; 5] = [
+const INTEGRATION: [&str; 6] = [
     "-p image-format --tests",
     "-p initramfs --tests",
     "-p controller --tests",
     "-p ramdisk-agent --tests",
     "-p agent-api --tests",
+    "-p fault-proxy --tests",
 ];
 
 /// Whether cargo has a subcommand.

@@ -4,7 +4,7 @@
 //! own, with its own `/run`, and everything it starts is there with it. Ports are the usual ones.
 
 use std::fmt::Write as _;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -141,6 +141,11 @@ impl Ganesha {
             }
             listens(NFS_PORT) && listens(MOUNT_PORT)
         });
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, NFS_PORT).into()
     }
 
     /// Where the exported files lie on this machine.

@@ -5,7 +5,6 @@
 mod fake;
 mod ganesha;
 mod misbehaving;
-mod proxy;
 mod real;
 
 /// Bytes that do not repeat within a request.

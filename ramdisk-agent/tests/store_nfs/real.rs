@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use agent_api::ErrorKind;
+use fault_proxy::{Ending, Proxy, Script, Way};
 use ramdisk_agent::store::{self, Limiter, Observer, Options, ReadAt as _, StoreError};
 use uuid::Uuid;
 
 use crate::ganesha::{Ganesha, MOUNT_PORT, NFS_PORT, isolate};
 use crate::misbehaving::{options, write};
 use crate::pattern;
-use crate::proxy::{Cut, Proxy, Way};
 
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -242,34 +242,34 @@ fn connections_cut_anywhere() {
             // Replies to writes are short.
             let after_bytes =
                 if way == Way::ToClient { after_bytes % 1_021 + 1 } else { after_bytes };
-            cuts.push(Cut { way, after_bytes: after_bytes + index });
+            cuts.push(Script::ends(way, (after_bytes + index) as u64, Ending::Close));
         }
     }
     let count = cuts.len();
-    let proxy = Proxy::start(NFS_PORT, Duration::ZERO, cuts);
+    let proxy = Proxy::start(server.address(), cuts).unwrap();
     let options = Options { budget: Duration::from_secs(120), ..options() };
-    let url = server.url_at(proxy.port, "x");
+    let url = server.url_at(proxy.port(), "x");
     write(&url, &data, &options).unwrap();
     assert!(std::fs::read(server.exported().join("x")).unwrap() == data);
-    assert_eq!(proxy.cuts_left(), 0, "not all cuts happened");
+    assert_eq!(proxy.faults(), count, "not all cuts happened");
     assert!(proxy.connections() > count);
 
-    let cuts = (0..30).map(|n| Cut { way: Way::ToClient, after_bytes: 7 + n * n * 2_003 });
-    let proxy = Proxy::start(NFS_PORT, Duration::ZERO, cuts);
-    let image = store::open_with(&server.url_at(proxy.port, "x"), &options).unwrap();
+    let cuts = (0..30).map(|n| Script::ends(Way::ToClient, 7 + n * n * 2_003, Ending::Close));
+    let proxy = Proxy::start(server.address(), cuts).unwrap();
+    let image = store::open_with(&server.url_at(proxy.port(), "x"), &options).unwrap();
     let mut back = vec![0; data.len()];
     image.read_exact_at(&mut back, 0).unwrap();
     assert!(back == data);
-    assert!(proxy.cuts_left() < 10, "{} cuts did not happen", proxy.cuts_left());
+    assert!(proxy.faults() > 20, "only {} cuts happened", proxy.faults());
 }
 
 #[test]
 fn a_silent_connection_is_replaced() {
     let server = Ganesha::start();
-    let proxy = Proxy::start(NFS_PORT, Duration::ZERO, []);
+    let proxy = Proxy::start(server.address(), []).unwrap();
     let data = pattern(4 << 20, 7);
     let mut writer =
-        store::create(&server.url_at(proxy.port, "x"), Uuid::new_v4(), &options()).unwrap();
+        store::create(&server.url_at(proxy.port(), "x"), Uuid::new_v4(), &options()).unwrap();
     let before = proxy.connections();
     std::thread::scope(|scope| {
         proxy.set_silent(true);
