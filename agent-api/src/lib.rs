@@ -31,8 +31,7 @@ pub use job::{
     Work,
 };
 pub use options::{
-    CaptureOptions, CloudInitSeed, Content, Customisation, DirtyPolicy, FileMode, Grow,
-    MAX_CONTENT, MAX_LEVEL, MIN_LEVEL, NewFile, RestoreOptions,
+    CaptureOptions, Customisation, DirtyPolicy, Grow, MAX_LEVEL, MIN_LEVEL, RestoreOptions,
 };
 pub use rate::Rate;
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};

@@ -173,8 +173,9 @@ pub fn open_target(path: &std::path::Path, image: &StoreUrl) -> Result<Disk> {
 
 /// Parses a store's URL.
 pub fn parse_url(text: &str) -> Result<StoreUrl> {
-    text.parse()
-        .map_err(|e: store::UrlError| Error::refused(format!("'{text}' names no image")).because(e))
+    text.parse().map_err(|e: store::UrlError| {
+        Error::refused(format!("'{}' names no image", store::shown(text))).because(e)
+    })
 }
 
 /// The patience of stores, with the job's credentials, and with stalls shown in the progress.

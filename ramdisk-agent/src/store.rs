@@ -1,7 +1,7 @@
 //! Stores: where images lie.
 //!
-//! A store is a folder-like place named by a URL ([`StoreUrl`]): a path, or a share of an NFS server. Everything here blocks and
-//! is positional: [`open`] gives an [`ImageFile`] that several threads read at once, [`create`] a [`StoreWriter`] that only
+//! A store is a folder-like place named by a URL ([`StoreUrl`]): a path, a share of an NFS server, or a place on a web server (reading
+//! only). Everything here blocks and is positional: [`open`] gives an [`ImageFile`] that several threads read at once, [`create`] a [`StoreWriter`] that only
 //! appends. A writer writes `NAME.partial`; only [`StoreWriter::publish`] gives it its name, and never over something that is
 //! there. What [`StoreWriter::commit`] reports is on stable storage as far as the server tells the truth;
 //! [`StoreWriter::reader`] reads it again so that a caller can see for itself.
@@ -13,6 +13,7 @@ mod access;
 mod connect;
 mod error;
 mod file;
+mod http;
 mod limit;
 mod nfs;
 mod pool;
@@ -31,7 +32,7 @@ pub use access::Access;
 pub use error::StoreError;
 pub use image_format::ReadAt;
 pub use limit::{Limiter, Told, Way};
-pub use url::{NfsUrl, StoreUrl, UrlError};
+pub use url::{HttpUrl, NfsUrl, StoreUrl, UrlError, shown};
 
 /// What this module's functions return.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -167,6 +168,7 @@ pub fn open_with(url: &StoreUrl, options: &Options) -> Result<Box<dyn ImageFile>
     let file = match url {
         StoreUrl::File(path) => file::open(path),
         StoreUrl::Nfs(nfs) => nfs::open(nfs, options),
+        StoreUrl::Http(http) => http::open(http, options),
     }?;
     Ok(limit::image(file, options.limiter.as_ref()))
 }
@@ -178,6 +180,7 @@ pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<d
     let writer = match url {
         StoreUrl::File(path) => file::create(path),
         StoreUrl::Nfs(nfs) => nfs::create(nfs, image_id, options),
+        StoreUrl::Http(http) => http::create(http),
     }?;
     Ok(limit::writer(writer, options.limiter.as_ref()))
 }
@@ -187,6 +190,7 @@ pub fn list(folder: &StoreUrl, options: &Options) -> Result<Vec<Entry>> {
     let mut entries = match folder {
         StoreUrl::File(path) => file::list(path),
         StoreUrl::Nfs(nfs) => nfs::list(nfs, options),
+        StoreUrl::Http(http) => http::list(http),
     }?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
@@ -197,5 +201,6 @@ pub fn remove(url: &StoreUrl, options: &Options) -> Result<()> {
     match url {
         StoreUrl::File(path) => file::remove(path),
         StoreUrl::Nfs(nfs) => nfs::remove(nfs, options),
+        StoreUrl::Http(http) => http::remove(http),
     }
 }

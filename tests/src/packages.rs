@@ -50,6 +50,8 @@ pub const TESTS: &[Package] = &[
     ("nfs-ganesha-vfs", "its access to plain folders"),
     ("rpcbind", "its portmapper"),
     ("libnfs-utils", "nfs-ls, another NFS client"),
+    ("nginx-light", "web server"),
+    ("curl", "another client of it"),
     ("openipmi", "ipmi_sim, the BMC"),
     ("ipmitool", "speaks to BMCs"),
     ("dnsmasq-base", "DHCP and TFTP"),

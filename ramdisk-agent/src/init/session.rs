@@ -23,6 +23,7 @@ use super::controller::{CallError, Controller};
 use super::net::{Mac, chain};
 use super::worker::{self, WorkerCommand};
 use super::{clock, hooks, machine};
+use crate::store::shown;
 
 /// Between two attempts to reach the controller; the last repeats.
 const PAUSES: [Duration; 4] = [
@@ -249,7 +250,7 @@ impl Session {
         unprepared: Option<&Failure>,
     ) -> Result<Option<Failure>, Refusal> {
         let log = &shared.log;
-        log.say(format!("job {}: {}", job.id, job.image_url));
+        log.say(format!("job {}: {}", job.id, shown(&job.image_url)));
         shared.job.send_replace(Some(job.id.clone()));
         let worker::Ended { outcome, is_alive } = match unprepared {
             Some(failure) => {

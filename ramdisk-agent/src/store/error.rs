@@ -1,7 +1,7 @@
 //! What can go wrong with a store, in words for people and a kind for machines.
 //!
-//! Every message names the image or server, the cause and what to do. URLs hold no secrets (the parser refuses them), so they
-//! may be shown.
+//! Every message names the image or server, the cause and what to do. URLs hold no secrets, or do not
+//! show them, so they may be shown.
 
 use std::io;
 
@@ -30,7 +30,7 @@ pub enum StoreError {
         url: String,
     },
     /// Nothing of that name.
-    #[error("{url} does not exist; `imprint-agent ls` of its folder shows what is there")]
+    #[error("{url} does not exist; {}", where_to_look(url))]
     NotFound {
         /// The image or folder.
         url: String,
@@ -43,6 +43,22 @@ pub enum StoreError {
         /// The image, folder or server.
         url: String,
         /// Why, and what to do.
+        reason: String,
+    },
+    /// The server is not who it should be, as far as can be told.
+    #[error("{server} cannot be trusted: {reason}")]
+    Untrusted {
+        /// The server.
+        server: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// This kind of store, or this server, cannot do that.
+    #[error("{url}: {reason}")]
+    Unsupported {
+        /// The image, folder or server.
+        url: String,
+        /// What is missing, and what to do.
         reason: String,
     },
     /// No room, or over quota.
@@ -147,9 +163,12 @@ impl StoreError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Url(_) | Self::Exists { .. } | Self::Busy { .. } | Self::Denied { .. } => {
-                ErrorKind::Refused
-            }
+            Self::Url(_)
+            | Self::Exists { .. }
+            | Self::Busy { .. }
+            | Self::Denied { .. }
+            | Self::Untrusted { .. }
+            | Self::Unsupported { .. } => ErrorKind::Refused,
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::NoSpace { .. } => ErrorKind::NoSpace,
             Self::Unreachable { .. } | Self::Resolve { .. } => ErrorKind::Network,
@@ -186,12 +205,24 @@ impl StoreError {
     }
 }
 
+/// Where somebody who misses an image finds out more.
+fn where_to_look(url: &str) -> &'static str {
+    if url.starts_with("http") {
+        "check its address: a web server's folders cannot be listed"
+    } else {
+        "`imprint-agent ls` of its folder shows what is there"
+    }
+}
+
 impl From<StoreError> for io::Error {
     fn from(error: StoreError) -> Self {
         let kind = match &error {
             StoreError::NotFound { .. } => io::ErrorKind::NotFound,
             StoreError::NoSpace { .. } => io::ErrorKind::StorageFull,
-            StoreError::Denied { .. } => io::ErrorKind::PermissionDenied,
+            StoreError::Denied { .. } | StoreError::Untrusted { .. } => {
+                io::ErrorKind::PermissionDenied
+            }
+            StoreError::Unsupported { .. } => io::ErrorKind::Unsupported,
             StoreError::PastEnd { .. } => io::ErrorKind::UnexpectedEof,
             StoreError::Unreachable { .. } => io::ErrorKind::TimedOut,
             StoreError::Io { source, .. } => source.kind(),

@@ -4,12 +4,14 @@
 //! Credentials are refused, since URLs end up in process lists and logs; unknown schemes and options are errors that name the known
 //! ones.
 
+mod http;
 mod nfs;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use http::HttpUrl;
 pub use nfs::NfsUrl;
 
 /// The longest URL that is accepted, in bytes.
@@ -22,6 +24,8 @@ pub enum StoreUrl {
     File(PathBuf),
     /// A share of an NFS server, spoken to in user space.
     Nfs(NfsUrl),
+    /// A file of a web server.
+    Http(HttpUrl),
 }
 
 /// Why a text is not a store URL.
@@ -35,7 +39,7 @@ pub enum UrlError {
     TooLong,
     /// A scheme that this version does not speak.
     #[error(
-        "{scheme}:// is not a store of this version; known are paths, file:// and nfs:// (mount an SMB share and give its path)"
+        "{scheme}:// is not a store of this version; known are paths, file://, nfs:// and http(s):// (mount an SMB share and give its path)"
     )]
     Scheme {
         /// The scheme.
@@ -43,7 +47,7 @@ pub enum UrlError {
     },
     /// `user@` or `user:password@`.
     #[error(
-        "the store URL names a user or a password; URLs are visible to everybody, so they may not: NFS takes ?uid= and ?gid="
+        "the store URL names a user or a password; URLs are visible to everybody, so they may not: NFS takes ?uid= and ?gid=, web servers --credentials"
     )]
     Credentials,
     /// A part that does not fit; the text says which.
@@ -76,6 +80,8 @@ impl FromStr for StoreUrl {
             return match scheme.to_ascii_lowercase().as_str() {
                 "file" => parse_file(text, rest),
                 "nfs" => nfs::parse(text, rest).map(Self::Nfs),
+                "http" => http::parse(text, rest, false).map(Self::Http),
+                "https" => http::parse(text, rest, true).map(Self::Http),
                 scheme => Err(UrlError::Scheme { scheme: scheme.to_owned() }),
             };
         }
@@ -93,6 +99,7 @@ impl StoreUrl {
         match self {
             Self::File(path) => path.file_name()?.to_str(),
             Self::Nfs(nfs) => nfs.path.rsplit('/').next().filter(|name| !name.is_empty()),
+            Self::Http(http) => Some(http.name()).filter(|name| !name.is_empty()),
         }
     }
 
@@ -105,6 +112,7 @@ impl StoreUrl {
                 let path = format!("{}/{name}", nfs.path.trim_end_matches('/'));
                 Self::Nfs(NfsUrl { path, ..nfs.clone() })
             }
+            Self::Http(http) => Self::Http(http.join(name)),
         }
     }
 
@@ -125,6 +133,7 @@ impl StoreUrl {
                 let path = if parent.is_empty() { "/" } else { parent };
                 Some(Self::Nfs(NfsUrl { path: path.to_owned(), ..nfs.clone() }))
             }
+            Self::Http(http) => http.parent().map(Self::Http),
         }
     }
 }
@@ -149,6 +158,12 @@ impl StoreUrl {
                 port: url.port.unwrap_or(nfs::PORT),
                 path: &url.path,
             }),
+            Self::Http(url) => Some(Place {
+                scheme: url.scheme(),
+                host: &url.host,
+                port: url.port(),
+                path: url.path(),
+            }),
         }
     }
 
@@ -157,6 +172,7 @@ impl StoreUrl {
         match self {
             Self::File(_) => None,
             Self::Nfs(url) => Some(Self::Nfs(NfsUrl { path: "/".to_owned(), ..url.clone() })),
+            Self::Http(url) => Some(Self::Http(url.server_root())),
         }
     }
 }
@@ -166,8 +182,15 @@ impl fmt::Display for StoreUrl {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::Nfs(nfs) => nfs.fmt(f),
+            Self::Http(http) => http.fmt(f),
         }
     }
+}
+
+/// A URL of any kind as it may be shown: without user and password, and without what is behind the question mark.
+#[must_use]
+pub fn shown(url: &str) -> String {
+    http::shown(url)
 }
 
 fn is_scheme(text: &str) -> bool {
@@ -299,7 +322,7 @@ fn percent_decode(url: &str, text: &str) -> Result<String, UrlError> {
 }
 
 fn malformed(url: &str, reason: &'static str) -> UrlError {
-    UrlError::Malformed { url: url.to_owned(), reason }
+    UrlError::Malformed { url: shown(url), reason }
 }
 
 #[cfg(test)]
@@ -331,7 +354,7 @@ mod tests {
         assert!(!refused("file://user:secret@host/x").contains("secret"));
         assert!(refused("nfs://host/x?password=secret").contains("user or a password"));
         assert!(refused("smb://host/share/x").contains("smb:// is not a store of this version"));
-        assert!(refused("https://host/x").contains("nfs://"));
+        assert!(refused("gopher://host/x").contains("nfs://"));
         assert!(refused("nfs://host/x?mntport=1").contains("mountport, uid and gid"));
         assert!(refused("nfs:///x").contains("no valid host"));
         assert!(refused("nfs://host:0/x").contains("1 to 65535"));

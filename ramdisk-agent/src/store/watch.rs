@@ -26,6 +26,7 @@ struct State {
     outstanding: usize,
     progress: Instant,
     told: Option<Instant>,
+    trouble: Option<String>,
 }
 
 /// Waiting for a server that says "try later".
@@ -43,6 +44,7 @@ impl Watch {
             outstanding: 0,
             progress: Instant::now(),
             told: None,
+            trouble: None,
         };
         Self { server, observer: options.observer.clone(), state: Mutex::new(state) }
     }
@@ -68,12 +70,27 @@ impl Watch {
     pub(super) fn answered(&self) {
         let mut state = self.lock();
         state.outstanding = state.outstanding.saturating_sub(1);
+        self.note_progress(state);
+    }
+
+    /// A part of an answer came that need not be asked for again.
+    pub(super) fn progressed(&self) {
+        self.note_progress(self.lock());
+    }
+
+    fn note_progress(&self, mut state: MutexGuard<'_, State>) {
         state.progress = Instant::now();
+        state.trouble = None;
         let was_told = state.told.take().is_some();
         drop(state);
         if was_told && let Some(observer) = &self.observer {
             observer.resumed();
         }
+    }
+
+    /// What the server does instead of answering, for those who are told of it: "answers 503".
+    pub(super) fn troubled(&self, what: String) {
+        self.lock().trouble = Some(what);
     }
 
     /// A request was given up.
@@ -133,8 +150,10 @@ impl Watch {
             state.told = Some(Instant::now());
         }
         let expired = (without >= state.budget).then_some(without);
-        let what =
-            tell.then(|| format!("{} does not answer ({} s)", self.server, without.as_secs()));
+        let what = tell.then(|| {
+            let trouble = state.trouble.as_deref().unwrap_or("does not answer");
+            format!("{} {trouble} ({} s)", self.server, without.as_secs())
+        });
         drop(state);
         if let (Some(what), Some(observer)) = (what, &self.observer) {
             observer.stalled(&what);

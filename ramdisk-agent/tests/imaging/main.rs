@@ -8,7 +8,6 @@
 
 mod agent;
 mod custom;
-mod custom_files;
 mod damage;
 mod delta;
 mod deltas;
