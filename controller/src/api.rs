@@ -1,16 +1,21 @@
 //! The HTTPS interface: `/v1/…` for people and programs, `/v1/agent/…` for agents.
 //!
 //! Handlers check and store, then ring a job's bell; they never talk to a machine, except that a new job and `power` ask a BMC.
-//! Every answer that is not a success is an RFC 9457 problem with a stable `code`. Bodies are JSON and at most 1 MiB.
+//! Every answer that is not a success is an RFC 9457 problem with a stable `code`. Bodies are JSON and at most 1 MiB,
+//! but for the files of the controller's own store.
 
 pub mod agent;
 mod auth;
 mod error;
 pub mod events;
+pub mod files;
 pub mod hosts;
 pub mod images;
 pub mod jobs;
+mod range;
+pub mod stores;
 pub mod tokens;
+pub mod uploads;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +50,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(150);
     tags(
         (name = "hosts", description = "Machines and their power"),
         (name = "images", description = "The catalogue"),
+        (name = "stores", description = "Where images lie; files of the controller's own store"),
         (name = "jobs", description = "Captures and restores"),
         (name = "tokens", description = "Who may use this interface"),
         (name = "agent", description = "For agents only; messages are those of the crate agent-api"),
@@ -53,6 +59,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(150);
 )]
 struct Description;
 
+/// Everything that is answered within [`ANSWER_LIMIT`].
 fn routes(controller: Arc<Controller>) -> OpenApiRouter {
     let people = OpenApiRouter::new()
         .routes(routes!(hosts::list, hosts::add))
@@ -67,6 +74,10 @@ fn routes(controller: Arc<Controller>) -> OpenApiRouter {
         .routes(routes!(jobs::approve))
         .routes(routes!(jobs::resume))
         .routes(routes!(events::stream))
+        .routes(routes!(stores::list, stores::add))
+        .routes(routes!(stores::show, stores::remove))
+        .routes(routes!(files::list))
+        .routes(routes!(files::remove))
         .routes(routes!(tokens::list, tokens::add))
         .routes(routes!(tokens::remove))
         .routes(routes!(metrics))
@@ -86,11 +97,26 @@ fn routes(controller: Arc<Controller>) -> OpenApiRouter {
         .with_state(controller)
 }
 
+/// Files of the controller's own store, which take as long as they take: what has to move is watched where it moves.
+fn file_routes(controller: Arc<Controller>) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(files::read))
+        .routes(routes!(uploads::begin, uploads::state, uploads::append, uploads::abort))
+        .routes(routes!(uploads::commit))
+        .routes(routes!(uploads::publish))
+        .layer(middleware::from_fn_with_state(Arc::clone(&controller), auth::require_store_caller))
+        .with_state(controller)
+}
+
 /// The routes of the HTTPS listener.
 pub fn router(controller: Arc<Controller>) -> Router {
-    let (router, description) = routes(controller).split_for_parts();
-    let description = with_security(description);
+    let (files, description) = file_routes(Arc::clone(&controller)).split_for_parts();
+    let (router, mut all) = routes(controller).split_for_parts();
+    all.merge(description);
+    let description = with_security(all);
     router
+        .layer(middleware::from_fn(limit_time))
+        .merge(files)
         .route(
             "/openapi.json",
             axum::routing::get(move || std::future::ready(Json(description.clone()))),
@@ -106,7 +132,7 @@ pub fn router(controller: Arc<Controller>) -> Router {
             ))
         })
         .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(middleware::from_fn(limit_time))
+        .layer(middleware::from_fn(forbid_caches))
 }
 
 fn with_security(mut description: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
@@ -122,13 +148,7 @@ fn with_security(mut description: utoipa::openapi::OpenApi) -> utoipa::openapi::
 async fn limit_time(request: Request, next: Next) -> Response {
     // Event streams answer at once and then go on: only the time to the first byte is limited.
     match tokio::time::timeout(ANSWER_LIMIT, next.run(request)).await {
-        Ok(mut response) => {
-            response
-                .headers_mut()
-                .entry(header::CACHE_CONTROL)
-                .or_insert(HeaderValue::from_static("no-store"));
-            response
-        }
+        Ok(response) => response,
         Err(_) => ApiError::new(
             StatusCode::GATEWAY_TIMEOUT,
             "timeout",
@@ -136,6 +156,13 @@ async fn limit_time(request: Request, next: Next) -> Response {
         )
         .into_response(),
     }
+}
+
+async fn forbid_caches(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let no_store = HeaderValue::from_static("no-store");
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(no_store);
+    response
 }
 
 /// Says that the controller runs and its database answers.

@@ -6,6 +6,7 @@ pub mod connect;
 mod hosts;
 mod images;
 mod jobs;
+mod stores;
 mod table;
 mod tokens;
 mod watch;
@@ -46,6 +47,9 @@ enum Command {
     /// Show, enter and remove images
     #[command(subcommand)]
     Image(images::ImageCommand),
+    /// Name, show and forget stores, where images lie
+    #[command(subcommand)]
+    Store(stores::StoreCommand),
     /// List jobs
     Jobs(jobs::ListArgs),
     /// Show, cancel and resume jobs
@@ -124,6 +128,7 @@ async fn ask(client: &Client, command: Command) -> anyhow::Result<ExitCode> {
         Command::Host(command) => hosts::run(client, command).await?,
         Command::Images(args) => images::list(client, &args).await?,
         Command::Image(command) => images::run(client, command).await?,
+        Command::Store(command) => stores::run(client, command).await?,
         Command::Jobs(args) => jobs::list(client, &args).await?,
         Command::Token(command) => tokens::run(client, command).await?,
         Command::Job(command) => jobs::run(client, command).await?,

@@ -8,6 +8,7 @@ use crate::db::Db;
 use crate::dhcp::Dhcp;
 use crate::live::Live;
 use crate::names::KernelArgs;
+use crate::store::Stores;
 
 /// Kernel and initramfs of the agent.
 #[derive(Debug, Clone)]
@@ -48,8 +49,8 @@ pub struct Controller {
     pub boot: BootSettings,
     /// Its DHCP entries, if it serves DHCP.
     pub dhcp: Option<Arc<Dhcp>>,
-    /// URL under which images are kept when a capture names none.
-    pub store_url: Option<String>,
+    /// Where images lie.
+    pub stores: Stores,
     /// Time limits of jobs.
     pub limits: crate::reconcile::Limits,
 }

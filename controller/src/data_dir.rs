@@ -1,8 +1,8 @@
 //! The one folder with everything that the controller remembers.
 //!
-//! `imprint.db` (SQLite, with `-wal` and `-shm` beside it), `secret.key` (opens the BMC passwords in the database), `tls.key` and
-//! `tls.crt` (the controller's identity), `client.json` (what the command line needs to talk to it). The folder is 0700, every file
-//! in it 0600. A lock held on `lock` keeps a second controller away. What is made anew at each start (DHCP entries, TFTP files)
+//! `imprint.db` (SQLite, with `-wal` and `-shm` beside it), `secret.key` (opens the passwords in the database), `tls.key` and
+//! `tls.crt` (the controller's identity), `client.json` (what the command line needs to talk to it), `images/` (the controller's own store). Folders are 0700, every
+//! file in them 0600. A lock held on `lock` keeps a second controller away. What is made anew at each start (DHCP entries, TFTP files)
 //! is not here; see [`crate::dhcp`].
 
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -34,7 +34,7 @@ pub enum DataDirError {
     Locked(PathBuf),
     /// The key file is damaged.
     #[error(
-        "{path} does not hold {KEY_LEN} bytes: put the key file of this folder back from a backup, or remove it and enter the BMC passwords again",
+        "{path} does not hold {KEY_LEN} bytes: put the key file of this folder back from a backup, or remove it and enter the passwords of BMCs and stores again",
         path = .0.display()
     )]
     Key(PathBuf),
@@ -101,6 +101,12 @@ impl DataDir {
             .open(&path)
             .map_err(io_error("opening", &path))?;
         Ok(path)
+    }
+
+    /// Folder of the controller's own store.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.path.join("images")
     }
 
     /// The sealer with this folder's key, made at the first start.

@@ -10,8 +10,10 @@ mod images;
 mod jobs;
 mod power;
 mod sessions;
+mod stores;
 mod tokens;
 mod transitions;
+mod uploads;
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,8 +26,10 @@ pub use images::{Image, NewImage};
 pub use jobs::{Event, Idempotency, JobFilter, NewJobOutcome};
 pub use power::PowerAction;
 pub use sessions::{Redemption, Session};
+pub use stores::{LOCAL, StoreRow};
 pub use tokens::Token;
 pub use transitions::JOB_PAUSED;
+pub use uploads::UploadRow;
 
 /// How long a writer waits for another one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 pub use approval::Approval;
 pub use state::State;
 
-use crate::names::{DiskSelector, HostName, ImageName, ImageUrl};
+use crate::names::{DiskSelector, HostName, ImageName};
+use crate::store::Place;
 
 /// How often the agent's boot files are handed out for one job.
 pub const BOOT_BUDGET: i64 = 3;
@@ -104,7 +105,7 @@ pub struct NewJob {
     /// The image.
     pub image: ImageName,
     /// Where it lies or will lie.
-    pub image_url: ImageUrl,
+    pub place: Place,
     /// The disk.
     pub disk: Option<DiskSelector>,
     /// Capture or restore.
@@ -128,7 +129,7 @@ pub struct Job {
     pub host: String,
     /// The image's name.
     pub image: String,
-    /// The image's URL.
+    /// The image's place, as text.
     pub image_url: String,
     /// The disk.
     pub disk: Option<String>,
@@ -177,7 +178,7 @@ impl Job {
         self.options.action()
     }
 
-    /// What the agent gets.
+    /// What the agent gets, but for what [`crate::store::Stores::hand_out`] adds.
     #[must_use]
     pub fn spec(&self) -> JobSpec {
         let mut disk = self.disk.clone();

@@ -21,6 +21,7 @@ pub mod net;
 pub mod reconcile;
 pub mod secret;
 pub mod serve;
+pub mod store;
 pub mod tls;
 
 /// An error and its causes in one line.

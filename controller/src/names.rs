@@ -14,6 +14,8 @@ pub const KERNEL_ARGS_MAX: usize = 512;
 pub const URL_MAX: usize = 1024;
 /// Longest disk selector, in bytes.
 pub const SELECTOR_MAX: usize = 256;
+/// What the name of a file ends in while it is being written.
+pub const PARTIAL_SUFFIX: &str = ".partial";
 /// Longest free text (notes, descriptions), in bytes.
 pub const TEXT_MAX: usize = 2048;
 
@@ -103,6 +105,20 @@ text_type! {
     ImageName, "name",
     "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit, without '..'",
     |text| is_name(text, 64, b"._-")
+}
+
+text_type! {
+    /// Name of a store.
+    StoreName, "store name",
+    "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit, without '..'",
+    |text| is_name(text, 64, b"._-")
+}
+
+text_type! {
+    /// Name of a finished file in a store: an image's, or of what belongs to one.
+    FileName, "file name",
+    "1 to 128 of letters, digits, '.', '_' and '-', beginning with a letter or digit, without '..', not ending in .partial",
+    |text| is_name(&text.to_ascii_lowercase(), 128, b"._-") && !text.ends_with(PARTIAL_SUFFIX)
 }
 
 text_type! {
@@ -297,6 +313,12 @@ mod tests {
             assert!(text.parse::<HostName>().is_ok(), "{text:?}");
         }
         assert!("debian-12_a.b".parse::<ImageName>().is_ok());
+        for text in HOSTILE.iter().filter(|text| **text != "A") {
+            assert!(text.parse::<StoreName>().is_err(), "{text:?}");
+            assert!(text.parse::<FileName>().is_err(), "{text:?}");
+        }
+        assert!("a.img.zst.partial".parse::<FileName>().is_err());
+        assert!("Debian-12.img.zst".parse::<FileName>().is_ok());
     }
 
     #[test]

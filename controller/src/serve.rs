@@ -18,12 +18,13 @@ use crate::bmc::Bmcs;
 use crate::cli::connect::ClientFile;
 use crate::context::{BootFiles, BootSettings, Controller};
 use crate::data_dir::{DataDir, write_private};
-use crate::db::Db;
+use crate::db::{Db, LOCAL};
 use crate::dhcp::{self, Dhcp};
 use crate::live::Live;
-use crate::names::KernelArgs;
+use crate::names::{KernelArgs, StoreName};
 use crate::net::{Subnet, interface_of_address, subnet_of_interface};
 use crate::secret::{Secret, hex, is_hex, sha256};
+use crate::store::{DefaultStore, Stores};
 use crate::tls::Identity;
 use crate::{api, boot, reconcile};
 
@@ -67,8 +68,11 @@ pub struct ServeArgs {
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     kernel_args: KernelArgs,
     /// Where captures go that name no URL, such as nfs://10.0.0.5/images
-    #[arg(long)]
+    #[arg(long, conflicts_with = "default_store")]
     store_url: Option<String>,
+    /// Store of images whose capture names none (see `imprint store list`)
+    #[arg(long, value_name = "NAME", default_value = LOCAL)]
+    default_store: StoreName,
     /// Serve no DHCP and TFTP: another server sends machines to the boot script
     #[arg(long)]
     no_dhcp: bool,
@@ -165,13 +169,28 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         tracing::warn!("no --boot-dir: jobs are refused; see `imprint initramfs build`");
     }
     let dhcp = dhcp.map(Arc::new);
+    let default = match &args.store_url {
+        Some(url) => DefaultStore::Url(url.clone()),
+        None => DefaultStore::Named(args.default_store.clone()),
+    };
+    db.store(args.default_store.as_str()).await.context("looking for the --default-store")?;
+    let stores = Stores::new(
+        data.images(),
+        db.clone(),
+        data.sealer()?,
+        https_url.clone(),
+        identity.pin.clone(),
+        default,
+    )
+    .with_context(|| format!("making the folder {}", data.images().display()))?;
+    stores.embedded.sweep().await.context("tidying up the store")?;
     let controller = Arc::new(Controller {
         bmcs: Bmcs::new(args.ipmitool.clone(), db.clone(), data.sealer()?),
         db: db.clone(),
         live: Live::default(),
         boot,
         dhcp: dhcp.clone(),
-        store_url: args.store_url.clone(),
+        stores,
         limits: reconcile::Limits::default(),
     });
 

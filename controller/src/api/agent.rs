@@ -192,7 +192,8 @@ async fn work_now(controller: &Controller, session: &Session) -> Result<Work, Ap
         _ => {
             controller.db.start_work(job.id).await?;
             controller.live.ring(job.id);
-            Work::Job(Box::new(job.spec()))
+            let spec = controller.stores.hand_out(&job, job.spec()).await?;
+            Work::Job(Box::new(spec))
         }
     };
     Ok(work)

@@ -1,4 +1,4 @@
-//! Who asks: an API token or an agent's credential, both as `Authorization: Bearer`.
+//! Who asks: an API token, an agent's credential, or the store token of an agent's job, all as `Authorization: Bearer`.
 
 use std::sync::Arc;
 
@@ -9,7 +9,11 @@ use axum::response::Response;
 
 use super::ApiError;
 use crate::context::Controller;
+use crate::db::JOB_PAUSED;
+use crate::job::Job;
+use crate::names::FileName;
 use crate::secret::{Secret, is_hex};
+use crate::store::rights;
 
 /// How often a session's last sign of life is stored, in ms.
 const TOUCH_MS: i64 = 30_000;
@@ -28,6 +32,58 @@ impl Caller {
     pub(super) fn actor(&self) -> String {
         format!("api:{}", self.name)
     }
+}
+
+/// Who asks for a file of the controller's own store.
+#[derive(Debug, Clone)]
+pub(super) enum StoreCaller {
+    /// Somebody with an API token, who may do everything.
+    Person,
+    /// The agent of a job that is under way.
+    Agent(Arc<Job>),
+}
+
+impl StoreCaller {
+    /// The agent's job.
+    pub(super) fn job(&self) -> Option<i64> {
+        match self {
+            Self::Person => None,
+            Self::Agent(job) => Some(job.id),
+        }
+    }
+
+    /// Refuses an agent whose job has nothing to do with this file.
+    pub(super) fn may_read(&self, file: &FileName) -> Result<(), ApiError> {
+        match self {
+            Self::Agent(job) if !rights(job, file).read => Err(wrong_file(job, file)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses an agent whose job does not capture this file.
+    pub(super) fn may_write(&self, file: &FileName) -> Result<(), ApiError> {
+        match self {
+            Self::Agent(job) if !rights(job, file).write => Err(wrong_file(job, file)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses everybody but the one who began an upload: the agent of this job, or somebody with an API token.
+    pub(super) fn is_writer(&self, of_job: Option<i64>) -> Result<(), ApiError> {
+        if self.job() == of_job {
+            return Ok(());
+        }
+        let whose = of_job.map_or_else(
+            || "somebody with an API token".into(),
+            |job| format!("the agent of job {job}"),
+        );
+        Err(ApiError::new(StatusCode::FORBIDDEN, "wrong_file", format!("{whose} writes this file")))
+    }
+}
+
+fn wrong_file(job: &Job, file: &FileName) -> ApiError {
+    let text = format!("job {} may not do this with {file}", job.id);
+    ApiError::new(StatusCode::FORBIDDEN, "wrong_file", text)
 }
 
 fn bearer(headers: &HeaderMap) -> Result<Secret, ApiError> {
@@ -50,13 +106,42 @@ pub(super) async fn require_token(
 ) -> Result<Response, ApiError> {
     let secret = bearer(request.headers())?;
     let Some(token) = controller.db.token_by_hash(&secret.hash()).await? else {
-        return Err(ApiError::new(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            "this token is unknown or was removed",
-        ));
+        return Err(unknown_token());
     };
     request.extensions_mut().insert(Caller { token_id: token.id, name: token.name });
+    Ok(next.run(request).await)
+}
+
+fn unknown_token() -> ApiError {
+    let detail = "this token is unknown or was removed";
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+}
+
+/// Lets through who has an API token, or the store token of a job that is under way.
+pub(super) async fn require_store_caller(
+    State(controller): State<Arc<Controller>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let hash = bearer(request.headers())?.hash();
+    let caller = match controller.db.job_of_store_token(&hash).await? {
+        Some(job) if job.state.is_terminal() || job.outcome.is_some() => {
+            return Err(unknown_token());
+        }
+        Some(job) => {
+            // Who has the token may not be the machine that was meant. An agent asks again after 503.
+            if let Some(why) = &job.needs_attention {
+                let text = format!("job {} is paused: {why}", job.id);
+                return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, JOB_PAUSED, text));
+            }
+            StoreCaller::Agent(Arc::new(job))
+        }
+        None => {
+            controller.db.token_by_hash(&hash).await?.ok_or_else(unknown_token)?;
+            StoreCaller::Person
+        }
+    };
+    request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
 }
 

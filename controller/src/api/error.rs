@@ -11,6 +11,8 @@ use crate::db::DbError;
 use crate::dhcp::DhcpError;
 use crate::error_chain;
 use crate::names::NameError;
+use crate::store::StoreError;
+use crate::store::embedded::EmbeddedError;
 
 /// The body of an error.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
@@ -52,6 +54,13 @@ impl ApiError {
     /// 422.
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail)
+    }
+}
+
+impl ApiError {
+    /// Whether the client of an upload may still send the body that is refused.
+    pub(super) fn is_of_client_that_sends(&self) -> bool {
+        !matches!(self.code, "superseded" | "timeout")
     }
 }
 
@@ -104,6 +113,43 @@ impl From<BmcError> for ApiError {
             }
             BmcError::Unseal(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "key_file", text),
             BmcError::Db(error) => error.into(),
+        }
+    }
+}
+
+impl From<EmbeddedError> for ApiError {
+    fn from(error: EmbeddedError) -> Self {
+        let text = error_chain(&error);
+        match error {
+            EmbeddedError::NotFound(_) => Self::not_found(text),
+            EmbeddedError::NoUpload { .. } => Self::new(StatusCode::NOT_FOUND, "no_upload", text),
+            EmbeddedError::Exists(_) => Self::conflict("file_exists", text),
+            EmbeddedError::BeingWritten { .. } => Self::conflict("being_written", text),
+            EmbeddedError::Gap { .. } => Self::conflict("wrong_offset", text),
+            EmbeddedError::Superseded(_) => Self::conflict("superseded", text),
+            EmbeddedError::Broken(_) => Self::conflict("upload_broken", text),
+            EmbeddedError::Full { .. } => {
+                tracing::warn!(error = text, "store");
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "no_space", text)
+            }
+            EmbeddedError::Body(..) => Self::new(StatusCode::BAD_REQUEST, "invalid", text),
+            EmbeddedError::Idle(_) => Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", text),
+            EmbeddedError::Io { .. } => {
+                tracing::error!(error = text, "store");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_failed", text)
+            }
+            EmbeddedError::Db(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let text = error_chain(&error);
+        match error {
+            StoreError::Db(error) => error.into(),
+            StoreError::Name(error) => error.into(),
+            StoreError::Unseal(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "key_file", text),
         }
     }
 }

@@ -2,24 +2,29 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
 use super::ApiError;
+use super::auth::Caller;
 use crate::clock::rfc3339;
 use crate::context::Controller;
-use crate::db::{Image, NewImage};
-use crate::names::{ImageName, ImageUrl};
+use crate::db::{Image, LOCAL, NewImage};
+use crate::names::{FileName, ImageName, ImageUrl, StoreName};
 use crate::secret::is_hex;
+use crate::store::embedded::EmbeddedError;
+use crate::store::{BESIDE_IMAGE, IMAGE_SUFFIX, Place, Places};
 
 /// An image.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ImageView {
     /// Name.
     pub name: String,
+    /// The store that it lies in, if that has a name.
+    pub store: Option<String>,
     /// Where it lies.
     pub url: String,
     /// Root hash, hex: a restore accepts nothing else.
@@ -40,11 +45,13 @@ pub struct ImageView {
     pub created: String,
 }
 
-impl From<Image> for ImageView {
-    fn from(image: Image) -> Self {
+impl ImageView {
+    fn new(image: Image, places: &Places) -> Self {
+        let (store, url) = places.locate(&image.url);
         Self {
             name: image.name,
-            url: image.url,
+            store,
+            url,
             root: image.root,
             image_id: image.image_id,
             disk_bytes: image.disk_bytes,
@@ -63,10 +70,22 @@ impl From<Image> for ImageView {
 pub struct AddImage {
     /// Name.
     pub name: ImageName,
-    /// Where it lies.
-    pub url: ImageUrl,
+    /// Where it lies; or `store` and `file`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<ImageUrl>,
+    /// The store that it lies in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreName>,
+    /// Its file there. Left out: `NAME.img.zst`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileName>,
     /// Root hash, 64 hex digits, as `imprint-agent inspect` prints it.
     pub root: String,
+}
+
+async fn view(controller: &Controller, name: &str) -> Result<ImageView, ApiError> {
+    let image = controller.db.image(name).await?;
+    Ok(ImageView::new(image, &controller.stores.places().await?))
 }
 
 /// Lists the images.
@@ -74,7 +93,9 @@ pub struct AddImage {
 pub(super) async fn list(
     State(controller): State<Arc<Controller>>,
 ) -> Result<Json<Vec<ImageView>>, ApiError> {
-    Ok(Json(controller.db.images().await?.into_iter().map(ImageView::from).collect()))
+    let places = controller.stores.places().await?;
+    let images = controller.db.images().await?.into_iter();
+    Ok(Json(images.map(|image| ImageView::new(image, &places)).collect()))
 }
 
 /// Enters an image that exists already.
@@ -93,15 +114,28 @@ pub(super) async fn add(
             "root must be 64 hex digits, as `imprint-agent inspect` prints it",
         ));
     }
+    let place = match (new.url, new.store, new.file) {
+        (Some(url), None, None) => Place::Url(url),
+        (None, Some(store), file) => {
+            let file = file.map_or_else(|| format!("{}{IMAGE_SUFFIX}", new.name), String::from);
+            let place = controller.stores.place(Some(store), &file).await?;
+            if let Place::Store { store, file } = &place
+                && store.as_str() == LOCAL
+            {
+                controller.stores.embedded.open(file).await?;
+            }
+            place
+        }
+        _ => return Err(ApiError::invalid("give url, or store and perhaps file")),
+    };
     let image = NewImage {
         name: new.name.to_string(),
-        url: new.url.to_string(),
+        url: place.to_string(),
         root,
         ..NewImage::default()
     };
     controller.db.add_image(&image).await?;
-    let image = controller.db.image(new.name.as_str()).await?;
-    Ok((StatusCode::CREATED, Json(image.into())))
+    Ok((StatusCode::CREATED, Json(view(&controller, new.name.as_str()).await?)))
 }
 
 /// Shows an image.
@@ -113,18 +147,65 @@ pub(super) async fn show(
     State(controller): State<Arc<Controller>>,
     Path(name): Path<String>,
 ) -> Result<Json<ImageView>, ApiError> {
-    Ok(Json(controller.db.image(&name).await?.into()))
+    Ok(Json(view(&controller, &name).await?))
 }
 
-/// Takes an image out of the catalogue. Its file stays where it is.
+/// What becomes of the file.
+#[derive(Debug, Clone, Copy, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct RemoveQuery {
+    /// Only take the image out of the catalogue.
+    #[serde(default)]
+    keep_file: bool,
+}
+
+/// Removes an image: its entry, and its file with what lies beside it if it is in the controller's own store. On other servers files stay.
 #[utoipa::path(
-    delete, path = "/v1/images/{name}", tag = "images", params(("name" = String, Path, description = "The image")),
-    responses((status = 204, description = "Taken out"), (status = 404, description = "No such image"), (status = 409, description = "image_in_use"))
+    delete, path = "/v1/images/{name}", tag = "images", params(("name" = String, Path, description = "The image"), RemoveQuery),
+    responses((status = 204, description = "Removed"), (status = 404, description = "No such image"), (status = 409, description = "image_in_use, image_is_base"))
 )]
 pub(super) async fn remove(
     State(controller): State<Arc<Controller>>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
+    query: Result<Query<RemoveQuery>, QueryRejection>,
 ) -> Result<StatusCode, ApiError> {
-    controller.db.remove_image(&name).await?;
+    let Query(RemoveQuery { keep_file }) = query?;
+    let image = controller.db.image(&name).await?;
+    let file = match image.url.parse() {
+        Ok(Place::Store { store, file }) if store.as_str() == LOCAL && !keep_file => Some(file),
+        _ => None,
+    };
+    controller.db.remove_image(&name, file.is_none()).await?;
+    tracing::info!(image = name, keep_file = file.is_none(), by = caller.name, "image removed");
+    if let Some(file) = file {
+        remove_file(&controller, &name, &file).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes the file of an image that is in the catalogue no more.
+async fn remove_file(
+    controller: &Controller,
+    image: &str,
+    file: &FileName,
+) -> Result<(), ApiError> {
+    let beside = BESIDE_IMAGE.iter().map(|suffix| format!("{file}{suffix}"));
+    for name in std::iter::once(file.to_string()).chain(beside) {
+        // Of the longest file names the ones beside are no names any more, so they are not there.
+        let Ok(file) = name.parse() else { continue };
+        match controller.stores.embedded.remove(&file).await {
+            Ok(()) | Err(EmbeddedError::NotFound(_)) => {}
+            Err(error) => {
+                let cause = crate::error_chain(&error);
+                tracing::error!(image, file = name, error = cause, "file not removed");
+                return Err(ApiError::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "store_failed",
+                    format!("image {image} is out of the catalogue, but its file stays: {cause}"),
+                ));
+            }
+        }
+    }
+    Ok(())
 }

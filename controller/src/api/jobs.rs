@@ -21,9 +21,10 @@ use crate::clock::rfc3339;
 use crate::context::Controller;
 use crate::db::{BmcRow, Event, Host, Idempotency, JobFilter, NewJobOutcome, PowerAction};
 use crate::job::{Action, Job, NewJob, Options, Shutdown, State as JobState};
-use crate::names::{DiskSelector, FreeText, HostName, ImageName, ImageUrl};
+use crate::names::{DiskSelector, FreeText, HostName, ImageName, ImageUrl, StoreName};
 use crate::reconcile;
 use crate::secret::{is_hex, sha256};
+use crate::store::{DELTA_SUFFIX, IMAGE_SUFFIX, Place, Places};
 
 /// Longest list of jobs in one answer.
 const LIST_MAX: u32 = 1000;
@@ -39,7 +40,11 @@ pub struct NewJobRequest {
     pub host: HostName,
     /// Which image: a new name for a capture, one of the catalogue for a restore.
     pub image: ImageName,
-    /// Where a capture puts the image. Left out: below the controller's `--store-url`.
+    /// Which store a capture puts the image into. Left out: the default one, which is the controller's own unless it was started
+    /// with another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreName>,
+    /// Where a capture puts the image, in place of a store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<ImageUrl>,
     /// Which disk: a device path or a selector. Left out: the machine's only fixed disk.
@@ -82,6 +87,8 @@ pub struct JobView {
     pub host: String,
     /// The image.
     pub image: String,
+    /// The store that the image lies in, if that has a name.
+    pub store: Option<String>,
     /// Where the image lies.
     pub url: String,
     /// The disk, if one was named.
@@ -115,7 +122,8 @@ pub struct JobView {
 }
 
 impl JobView {
-    fn new(job: Job, controller: &Controller) -> Self {
+    fn new(job: Job, controller: &Controller, places: &Places) -> Self {
+        let (store, url) = places.locate(&job.image_url);
         let summary = match &job.outcome {
             Some(Outcome::Succeeded(summary)) => Some(summary.as_ref().clone()),
             _ => None,
@@ -139,12 +147,18 @@ impl JobView {
             finished: job.finished_ms.map(rfc3339),
             host: job.host,
             image: job.image,
-            url: job.image_url,
+            store,
+            url,
             disk: job.disk,
             needs_attention: job.needs_attention,
             created_by: job.created_by,
         }
     }
+}
+
+async fn view(controller: &Controller, id: i64) -> Result<JobView, ApiError> {
+    let places = controller.stores.places().await?;
+    Ok(JobView::new(controller.db.job(id).await?, controller, &places))
 }
 
 /// An approval of a plan.
@@ -253,7 +267,8 @@ pub(super) async fn list(
     let limit = query.limit.unwrap_or(100).min(LIST_MAX);
     let filter = JobFilter { host: query.host, active: query.active, limit };
     let jobs = controller.db.jobs(&filter).await?;
-    Ok(Json(jobs.into_iter().map(|job| JobView::new(job, &controller)).collect()))
+    let places = controller.stores.places().await?;
+    Ok(Json(jobs.into_iter().map(|job| JobView::new(job, &controller, &places)).collect()))
 }
 
 /// Starts a capture or a restore.
@@ -287,7 +302,7 @@ pub(super) async fn create(
         NewJobOutcome::Repeated(id) => (StatusCode::OK, id),
         NewJobOutcome::Created(id) => (StatusCode::ACCEPTED, id),
     };
-    let view = JobView::new(controller.db.job(id).await?, &controller);
+    let view = view(&controller, id).await?;
     Ok((status, [(header::LOCATION, format!("/v1/jobs/{id}"))], Json(view)).into_response())
 }
 
@@ -330,7 +345,7 @@ async fn plan(
         ));
     }
     let host = controller.db.host(request.host.as_str()).await?;
-    let (options, image_url) = match request.action {
+    let (options, place) = match request.action {
         Action::Capture => {
             if request.approval {
                 return Err(ApiError::invalid(
@@ -342,30 +357,28 @@ async fn plan(
             if let Some(description) = &options.description {
                 description.parse::<FreeText>()?;
             }
-            options.base = base_url(controller, options.base).await?;
-            let suffix = if options.base.is_some() { "imgd" } else { "img.zst" };
-            let url = match (&request.url, &controller.store_url) {
-                (Some(url), _) => url.clone(),
-                (None, Some(store)) => {
-                    format!("{}/{}.{suffix}", store.trim_end_matches('/'), request.image).parse()?
+            options.base = base_place(controller, options.base).await?;
+            let suffix = if options.base.is_some() { DELTA_SUFFIX } else { IMAGE_SUFFIX };
+            let place = match (request.url, request.store) {
+                (Some(_), Some(_)) => {
+                    return Err(ApiError::invalid("give store or url, not both"));
                 }
-                (None, None) => {
-                    return Err(ApiError::invalid(
-                        "where to? give url, or start the controller with --store-url",
-                    ));
+                (Some(url), None) => Place::Url(url),
+                (None, store) => {
+                    controller.stores.place(store, &format!("{}{suffix}", request.image)).await?
                 }
             };
-            (Options::Capture(options), url)
+            (Options::Capture(options), place)
         }
         Action::Restore => {
-            if request.url.is_some() {
+            if request.url.is_some() || request.store.is_some() {
                 return Err(ApiError::invalid(
-                    "url is for captures; the catalogue knows where an image lies",
+                    "url and store are for captures; the catalogue knows where an image lies",
                 ));
             }
             let mut options: RestoreOptions = options_of(request.action, request.options)?;
             options.check().map_err(ApiError::invalid)?;
-            options.base = base_url(controller, options.base).await?;
+            options.base = base_place(controller, options.base).await?;
             let image = controller.db.image(request.image.as_str()).await?;
             match &options.expect_root {
                 Some(wanted) if !wanted.eq_ignore_ascii_case(&image.root) => {
@@ -390,7 +403,7 @@ async fn plan(
         host_id: host.id,
         host: request.host,
         image: request.image,
-        image_url,
+        place,
         disk: request.disk,
         options,
         shutdown: request.shutdown,
@@ -399,8 +412,8 @@ async fn plan(
     })
 }
 
-/// Where the base of a delta image is: the catalogue knows it by its name.
-async fn base_url(
+/// The place of the base of a delta image: the catalogue knows it by its name.
+async fn base_place(
     controller: &Controller,
     base: Option<String>,
 ) -> Result<Option<String>, ApiError> {
@@ -462,7 +475,7 @@ pub(super) async fn show(
     let Path(id) = id?;
     let mut job = controller.db.job(id).await?;
     let plan = job.plan.take();
-    let job = JobView::new(job, &controller);
+    let job = JobView::new(job, &controller, &controller.stores.places().await?);
     let events = controller.db.events(id, 0).await?.into_iter().map(EventView::from).collect();
     let power_actions =
         controller.db.power_actions(id).await?.into_iter().map(PowerActionView::from).collect();
@@ -483,7 +496,7 @@ pub(super) async fn cancel(
     let Path(id) = id?;
     controller.db.cancel_job(id, &caller.actor()).await?;
     controller.live.ring(id);
-    Ok((StatusCode::ACCEPTED, Json(JobView::new(controller.db.job(id).await?, &controller))))
+    Ok((StatusCode::ACCEPTED, Json(view(&controller, id).await?)))
 }
 
 /// Approves the plan of a restore that waits for it: the agent makes the plan again, and restores if it is still the same.
@@ -503,7 +516,7 @@ pub(super) async fn approve(
     }
     controller.db.approve(id, &approve.plan, &caller.actor()).await?;
     controller.live.ring(id);
-    Ok((StatusCode::ACCEPTED, Json(JobView::new(controller.db.job(id).await?, &controller))))
+    Ok((StatusCode::ACCEPTED, Json(view(&controller, id).await?)))
 }
 
 /// Lets a job go on that needed attention. Its old ticket is void.
@@ -519,5 +532,5 @@ pub(super) async fn resume(
     let Path(id) = id?;
     controller.db.resume_job(id, &caller.actor()).await?;
     controller.live.ring(id);
-    Ok((StatusCode::ACCEPTED, Json(JobView::new(controller.db.job(id).await?, &controller))))
+    Ok((StatusCode::ACCEPTED, Json(view(&controller, id).await?)))
 }

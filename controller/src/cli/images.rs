@@ -28,16 +28,26 @@ pub(super) enum ImageCommand {
     Add {
         /// What it is called
         name: String,
-        /// Where it lies
-        url: String,
+        /// Where it lies [default: NAME.img.zst in --store]
+        #[arg(required_unless_present = "store", conflicts_with = "store")]
+        url: Option<String>,
+        /// The store that it lies in
+        #[arg(long)]
+        store: Option<String>,
+        /// Its file in that store
+        #[arg(long, requires = "store")]
+        file: Option<String>,
         /// Its root hash, as `imprint-agent inspect` prints it
         #[arg(long)]
         root: String,
     },
-    /// Take an image out of the catalogue; its file stays
+    /// Remove an image, and its file if that is in the controller's own store
     Rm {
         /// Which
         name: String,
+        /// Only take it out of the catalogue
+        #[arg(long)]
+        keep_file: bool,
     },
 }
 
@@ -55,10 +65,10 @@ pub(super) async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()>
             size(image.stored_bytes),
             image.host.unwrap_or_else(|| "-".into()),
             image.created,
-            image.url,
+            image.store.unwrap_or(image.url),
         ]
     };
-    let header = ["NAME", "DISK", "USED", "IMAGE", "HOST", "CREATED", "URL"];
+    let header = ["NAME", "DISK", "USED", "IMAGE", "HOST", "CREATED", "STORE"];
     table::print(&header, &images.into_iter().map(row).collect::<Vec<_>>())
 }
 
@@ -72,8 +82,9 @@ pub(super) async fn run(client: &Client, command: ImageCommand) -> anyhow::Resul
             let size = |value: Option<i64>| value.map_or_else(|| "-".to_owned(), table::bytes);
             let text = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
             table::put(&format!(
-                "name     {}\nurl      {}\nroot     {}\nid       {}\ndisk     {}\nused     {}\nimage    {}\nhost     {}\njob      {}\ncreated  {}\n",
+                "name     {}\nstore    {}\nurl      {}\nroot     {}\nid       {}\ndisk     {}\nused     {}\nimage    {}\nhost     {}\njob      {}\ncreated  {}\n",
                 image.name,
+                text(image.store),
                 image.url,
                 image.root,
                 text(image.image_id),
@@ -85,14 +96,19 @@ pub(super) async fn run(client: &Client, command: ImageCommand) -> anyhow::Resul
                 image.created,
             ))
         }
-        ImageCommand::Add { name, url, root } => {
-            let image = AddImage { name: name.parse()?, url: url.parse()?, root };
+        ImageCommand::Add { name, url, store, file, root } => {
+            let image = AddImage {
+                name: name.parse()?,
+                url: url.map(|url| url.parse()).transpose()?,
+                store: store.map(|store| store.parse()).transpose()?,
+                file: file.map(|file| file.parse()).transpose()?,
+                root,
+            };
             client.done(client.request(Method::POST, "/v1/images").json(&image)).await
         }
-        ImageCommand::Rm { name } => {
-            client
-                .done(client.request(Method::DELETE, &format!("/v1/images/{}", segment(&name)?)))
-                .await
+        ImageCommand::Rm { name, keep_file } => {
+            let path = format!("/v1/images/{}?keep_file={keep_file}", segment(&name)?);
+            client.done(client.request(Method::DELETE, &path)).await
         }
     }
 }

@@ -36,7 +36,10 @@ pub(super) struct CaptureArgs {
     host: String,
     /// What the image is to be called
     image: String,
-    /// Where the image is put [default: NAME.img.zst below the controller's --store-url]
+    /// Which store the image is put into [default: the controller's own, unless it was started with another]
+    #[arg(long, value_name = "NAME", conflicts_with = "url")]
+    store: Option<String>,
+    /// Where the image is put, in place of a store
     #[arg(long)]
     url: Option<String>,
     #[command(flatten)]
@@ -111,6 +114,7 @@ pub(super) async fn capture(client: &Client, args: CaptureArgs) -> anyhow::Resul
         action: Action::Capture,
         host: args.host.parse()?,
         image: args.image.parse()?,
+        store: args.store.map(|store| store.parse()).transpose()?,
         url: args.url.map(|url| url.parse()).transpose()?,
         disk: args.common.disk.as_deref().map(str::parse).transpose()?,
         approval: false,
@@ -128,6 +132,7 @@ pub(super) async fn restore(client: &Client, mut args: RestoreArgs) -> anyhow::R
         action: Action::Restore,
         host: args.host.parse()?,
         image: args.image.parse()?,
+        store: None,
         url: None,
         disk: args.common.disk.as_deref().map(str::parse).transpose()?,
         approval: args.approval,

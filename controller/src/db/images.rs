@@ -112,13 +112,20 @@ impl Db {
     /// Takes an image out of the catalogue; its file stays.
     ///
     /// # Errors
-    /// When there is none, or an active job uses it.
-    pub async fn remove_image(&self, name: &str) -> Result<()> {
+    /// When there is none, an active job uses it, or it is the base of a delta image and `is_base_fine` is not given.
+    pub async fn remove_image(&self, name: &str, is_base_fine: bool) -> Result<()> {
         let mut tx = self.write().await?;
+        let url: Option<String> = sqlx::query_scalar("SELECT url FROM images WHERE name = ?")
+            .bind(name)
+            .fetch_optional(&mut *tx)
+            .await?;
+        let url = url.ok_or_else(|| not_found("image", name))?;
         let busy: Option<i64> = sqlx::query_scalar(
-            "SELECT id FROM jobs WHERE image = ? AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
+            "SELECT id FROM jobs WHERE (image = ?1 OR json_extract(options, '$.options.base') = ?2)
+               AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
         )
         .bind(name)
+        .bind(&url)
         .fetch_optional(&mut *tx)
         .await?;
         if let Some(job) = busy {
@@ -127,12 +134,54 @@ impl Db {
                 format!("job {job} uses image {name}: wait for it or cancel it"),
             ));
         }
-        let done =
-            sqlx::query("DELETE FROM images WHERE name = ?").bind(name).execute(&mut *tx).await?;
-        if done.rows_affected() == 0 {
-            return Err(not_found("image", name));
+        let delta: Option<String> = sqlx::query_scalar(
+            "SELECT images.name FROM images JOIN jobs ON jobs.id = images.job_id
+             WHERE jobs.action = 'capture' AND json_extract(jobs.options, '$.options.base') = ? LIMIT 1",
+        )
+        .bind(&url)
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(delta) = delta.filter(|_| !is_base_fine) {
+            return Err(conflict(
+                "image_is_base",
+                format!(
+                    "image {delta} is only the difference to image {name}: remove that one first, or keep the file"
+                ),
+            ));
         }
+        sqlx::query("DELETE FROM images WHERE name = ?").bind(name).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(())
+    }
+
+    /// Refuses a file of a store that an image of the catalogue or an active job is.
+    ///
+    /// # Errors
+    /// When that is so.
+    pub async fn refuse_used_file(&self, store: &str, file: &str) -> Result<()> {
+        let place = format!("store:{store}/{file}");
+        let image: Option<String> = sqlx::query_scalar("SELECT name FROM images WHERE url = ?")
+            .bind(&place)
+            .fetch_optional(&self.pool)
+            .await?;
+        if let Some(image) = image {
+            return Err(conflict(
+                "file_in_use",
+                format!("{file} is image {image}: remove that (`imprint image rm {image}`)"),
+            ));
+        }
+        let job: Option<i64> = sqlx::query_scalar(
+            "SELECT id FROM jobs WHERE image_url = ? AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
+        )
+        .bind(&place)
+        .fetch_optional(&self.pool)
+        .await?;
+        match job {
+            Some(job) => Err(conflict(
+                "file_in_use",
+                format!("job {job} uses {file}: wait for it or cancel it"),
+            )),
+            None => Ok(()),
+        }
     }
 }

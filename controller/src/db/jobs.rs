@@ -106,6 +106,9 @@ impl Db {
             (Action::Restore, None) => return Err(not_found("image", &job.image)),
             _ => {}
         }
+        if let Some(store) = job.place.store() {
+            super::stores::require(&mut *tx, store.as_str()).await?;
+        }
         let now = now_ms();
         let options = serde_json::to_string(&job.options).expect("options are plain data");
         let id: i64 = sqlx::query_scalar(
@@ -117,7 +120,7 @@ impl Db {
         .bind(job.host_id)
         .bind(job.host.as_str())
         .bind(job.image.as_str())
-        .bind(job.image_url.as_str())
+        .bind(job.place.to_string())
         .bind(job.disk.as_ref().map(|d| d.as_str()))
         .bind(options)
         .bind(job.shutdown.as_str())

@@ -520,7 +520,7 @@ mod tests {
             host_id: db.add_host(&host).await.unwrap(),
             host: "node7".parse().unwrap(),
             image: "debian".parse().unwrap(),
-            image_url: "/debian.img.zst".parse().unwrap(),
+            place: "/debian.img.zst".parse().unwrap(),
             disk: None,
             options: Options::Capture(CaptureOptions::default()),
             shutdown: Shutdown::Refuse,

@@ -16,7 +16,11 @@ pub struct Agent<'a> {
 
 /// The ticket in the segment that the boot script names.
 pub async fn fetch_ticket(served: &Served) -> Ticket {
-    let response = served.boot_file(&format!("/boot/ticket?mac={MAC}")).await;
+    fetch_ticket_of(served, MAC).await
+}
+
+async fn fetch_ticket_of(served: &Served, mac: &str) -> Ticket {
+    let response = served.boot_file(&format!("/boot/ticket?mac={mac}")).await;
     assert_eq!(response.status(), 200);
     ticket_of(&response.bytes().await.unwrap())
 }
@@ -47,8 +51,13 @@ pub async fn redeem(served: &Served, body: &Value) -> (u16, Value) {
 impl<'a> Agent<'a> {
     /// Fetches a ticket and redeems it.
     pub async fn check_in(served: &'a Served, boot: u128) -> Self {
-        let ticket = fetch_ticket(served).await;
-        let (status, value) = redeem(served, &redemption(&ticket, boot, MAC)).await;
+        Self::check_in_as(served, boot, MAC).await
+    }
+
+    /// The same on the machine with this MAC address.
+    pub async fn check_in_as(served: &'a Served, boot: u128, mac: &str) -> Self {
+        let ticket = fetch_ticket_of(served, mac).await;
+        let (status, value) = redeem(served, &redemption(&ticket, boot, mac)).await;
         assert_eq!(status, 200, "{value}");
         let session: Session = serde_json::from_value(value).unwrap();
         Self { served, credential: session.credential }

@@ -14,6 +14,7 @@ use controller::job::{Job, NewJob, Options, Shutdown, State};
 use controller::live::Live;
 use controller::reconcile::{Limits, start};
 use controller::secret::Secret;
+use controller::store::{DefaultStore, Stores};
 use tempfile::TempDir;
 
 use crate::rig::{MAC, wait, write_program};
@@ -71,7 +72,7 @@ impl Rig {
             host_id,
             host: "node7".parse().unwrap(),
             image: "debian".parse().unwrap(),
-            image_url: "/images/debian.img.zst".parse().unwrap(),
+            place: "/images/debian.img.zst".parse().unwrap(),
             disk: None,
             options: Options::Capture(CaptureOptions::default()),
             shutdown: Shutdown::Refuse,
@@ -81,6 +82,15 @@ impl Rig {
         let NewJobOutcome::Created(job) = db.create_job(&new, None).await.unwrap() else {
             panic!("no key was given");
         };
+        let stores = Stores::new(
+            data.images(),
+            db.clone(),
+            data.sealer().unwrap(),
+            "https://127.0.0.1:2".into(),
+            "0".repeat(64),
+            DefaultStore::Named("local".parse().unwrap()),
+        );
+        let stores = stores.unwrap();
         let tool = tool.unwrap_or(Path::new("/nonexistent")).to_owned();
         let controller = Arc::new(Controller {
             bmcs: Bmcs::new(tool, db.clone(), sealer),
@@ -95,7 +105,7 @@ impl Rig {
                 loader_dir: None,
             },
             dhcp: None,
-            store_url: None,
+            stores,
             limits,
         });
         start(&controller, job);

@@ -1,0 +1,174 @@
+//! `imprint store`.
+
+use std::path::{Path, PathBuf};
+
+use agent_api::SecretText;
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use reqwest::Method;
+
+use super::connect::{Client, segment};
+use super::table;
+use crate::api::files::FileView;
+use crate::api::stores::{NewStore, StoreView};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum StoreCommand {
+    /// Give a name to a folder on a server, with what lets agents in
+    Add(Box<AddArgs>),
+    /// List stores
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a store
+    Show {
+        /// Which
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the files of the controller's own store, those that are being written too
+    Files {
+        /// Which
+        #[arg(default_value = crate::db::LOCAL)]
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget a store and its credentials; its files stay
+    Rm {
+        /// Which
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddArgs {
+    /// What it is called
+    name: String,
+    /// Where it is: nfs://HOST/EXPORT/FOLDER, smb://HOST/SHARE/FOLDER, http(s)://HOST/FOLDER
+    url: String,
+    /// Who agents are there (smb, https)
+    #[arg(long)]
+    user: Option<String>,
+    /// The user's Windows domain (smb)
+    #[arg(long, requires = "user")]
+    domain: Option<String>,
+    /// File with the user's password (first line)
+    #[arg(long, value_name = "FILE", requires = "user")]
+    password_file: Option<PathBuf>,
+    /// File with a bearer token (https), in place of user and password
+    #[arg(long, value_name = "FILE", conflicts_with = "user")]
+    token_file: Option<PathBuf>,
+    /// The server is the one with this key, whoever vouches for it: SHA-256 in 64 hex digits (https)
+    #[arg(long, value_name = "PIN")]
+    tls_key: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The first line of a file with a secret.
+fn first_line(path: &Path) -> anyhow::Result<SecretText> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    match text.lines().next().unwrap_or_default() {
+        "" => bail!("the first line of {} is empty", path.display()),
+        line => Ok(SecretText::from(line.to_owned())),
+    }
+}
+
+pub(super) async fn run(client: &Client, command: StoreCommand) -> anyhow::Result<()> {
+    match command {
+        StoreCommand::Add(args) => {
+            let secret = |path: Option<PathBuf>| path.as_deref().map(first_line).transpose();
+            let store = NewStore {
+                name: args.name.parse()?,
+                url: args.url.parse()?,
+                user: args.user,
+                domain: args.domain,
+                password: secret(args.password_file)?,
+                token: secret(args.token_file)?,
+                tls_key: args.tls_key,
+            };
+            let made: StoreView =
+                client.json(client.request(Method::POST, "/v1/stores").json(&store)).await?;
+            if args.json { table::json(&made) } else { show(&made) }
+        }
+        StoreCommand::List { json } => {
+            let stores: Vec<StoreView> = client.get("/v1/stores").await?;
+            if json {
+                return table::json(&stores);
+            }
+            let row = |store: StoreView| {
+                vec![store.name.clone(), kind(&store), credentials(&store), store.url]
+            };
+            let header = ["NAME", "KIND", "CREDENTIALS", "URL"];
+            table::print(&header, &stores.into_iter().map(row).collect::<Vec<_>>())
+        }
+        StoreCommand::Show { name, json } => {
+            let store: StoreView = client.get(&format!("/v1/stores/{}", segment(&name)?)).await?;
+            if json { table::json(&store) } else { show(&store) }
+        }
+        StoreCommand::Files { name, json } => {
+            let path = format!("/v1/stores/{}/files", segment(&name)?);
+            let files: Vec<FileView> = client.get(&path).await?;
+            if json {
+                return table::json(&files);
+            }
+            let row = |file: FileView| {
+                let state = if file.is_partial { "being written" } else { "finished" };
+                let size = i64::try_from(file.len_bytes).unwrap_or(i64::MAX);
+                vec![file.name, table::bytes(size), state.to_owned(), file.modified]
+            };
+            let header = ["FILE", "SIZE", "STATE", "MODIFIED"];
+            table::print(&header, &files.into_iter().map(row).collect::<Vec<_>>())
+        }
+        StoreCommand::Rm { name } => {
+            client
+                .done(client.request(Method::DELETE, &format!("/v1/stores/{}", segment(&name)?)))
+                .await
+        }
+    }
+}
+
+fn kind(store: &StoreView) -> String {
+    if store.is_embedded {
+        return "own".to_owned();
+    }
+    store.url.split_once("://").map_or("path", |(scheme, _)| scheme).to_owned()
+}
+
+fn credentials(store: &StoreView) -> String {
+    match (&store.user, store.has_credentials) {
+        (Some(user), _) => format!("user {user}"),
+        (None, true) => "token".to_owned(),
+        (None, false) => "-".to_owned(),
+    }
+}
+
+fn show(store: &StoreView) -> anyhow::Result<()> {
+    let mut text = format!(
+        "name         {}\nkind         {}\nurl          {}\ncredentials  {}\ncreated      {}\n",
+        store.name,
+        kind(store),
+        store.url,
+        credentials(store),
+        store.created,
+    );
+    if let Some(domain) = &store.domain {
+        text.push_str(&format!("domain       {domain}\n"));
+    }
+    if let Some(key) = &store.tls_key {
+        text.push_str(&format!("tls key      {key}\n"));
+    }
+    if let Some(bytes) = store.available_bytes {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        text.push_str(&format!("room         {}\n", table::bytes(bytes)));
+    }
+    table::put(&text)
+}
