@@ -5,6 +5,7 @@
 //! opened exclusively by somebody else; the refusals of [`in_use`] say the same earlier and in words. Sources are locked shared
 //! and targets exclusively (`flock(2)`, which udev honours too), so that two agents never meet on one disk or disk file.
 
+mod backing;
 mod bad;
 mod inventory;
 mod selector;

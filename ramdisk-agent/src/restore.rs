@@ -96,6 +96,8 @@ pub fn run(
         }
         work.difference = Some(difference);
     }
+    // What the read-back reads is to come from the disk.
+    let _direct = target.direct_backing();
     let nodes = commit::invalidate(target, plan).map_err(|error| {
         error.context(format!(
             "destroying what was on {path} failed half-way; it may hold parts of the old system, and may still boot it"

@@ -43,6 +43,11 @@ fn users(path: &Path, writers_only: bool, depth: u32) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// Whether the kernel itself answers for what is at this path.
+pub(super) fn is_of_kernel(path: &Path) -> bool {
+    own_mounts().is_ok_and(|mounts| served_by(&mounts, path).is_none())
+}
+
 /// The sysfs folders of a device and of its partitions.
 fn nodes(dir: PathBuf) -> Vec<PathBuf> {
     let children = fs::read_dir(&dir).into_iter().flatten().filter_map(|c| Some(c.ok()?.path()));

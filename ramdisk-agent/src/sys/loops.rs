@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 
 mod ioctl {
     nix::ioctl_none_bad!(ctl_get_free, 0x4C82);
+    nix::ioctl_write_int_bad!(set_direct_io, 0x4C08);
     nix::ioctl_write_ptr_bad!(configure, 0x4C0A, super::LoopConfig);
 }
 
@@ -45,6 +46,14 @@ const AUTOCLEAR: u32 = 4;
 pub fn free_number(control: &File) -> io::Result<i32> {
     // SAFETY: LOOP_CTL_GET_FREE takes no argument.
     Ok(unsafe { ioctl::ctl_get_free(control.as_raw_fd()) }?)
+}
+
+/// Whether the device reads and writes its file past the file's page cache (`LOOP_SET_DIRECT_IO`). What is in that cache is written
+/// back first. `EINVAL` where the filesystem beneath cannot, or has larger blocks than the device.
+pub fn set_direct(device: &File, on: bool) -> io::Result<()> {
+    // SAFETY: LOOP_SET_DIRECT_IO takes a number and no pointer.
+    unsafe { ioctl::set_direct_io(device.as_raw_fd(), i32::from(on)) }?;
+    Ok(())
 }
 
 /// Puts `len` bytes of `backing`, from `offset` on, behind a loop device (`LOOP_CONFIGURE`, Linux 5.8). `EBUSY` if somebody else was

@@ -5,8 +5,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use ramdisk_agent::disk::Disk;
+
 use crate::agent::{capture, restore, try_capture, try_restore};
 use crate::disks::{self, noise_file};
+use crate::faulty::FaultyDisk;
 use crate::round_trip::restored;
 use crate::tools::run;
 
@@ -121,6 +124,31 @@ fn the_kernel_mounts_what_was_restored_and_every_file_is_the_same() {
     });
     assert!(trees[0].len() > 60);
     assert_eq!(trees[0], trees[1]);
+}
+
+#[test]
+fn the_cache_beneath_a_loop_device_is_out_of_the_way_for_a_while() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("t");
+    disks::noise_file(&file, 4 << 20, 1);
+    let dio = |device: &Path| {
+        let name = device.file_name().unwrap().to_str().unwrap();
+        fs::read_to_string(format!("/sys/block/{name}/loop/dio")).unwrap().trim().to_owned()
+    };
+    let device = Loop::new(&file, &["--direct-io=off"]);
+    let disk = Disk::open_target(&device.0).unwrap();
+    let direct = disk.direct_backing().unwrap();
+    assert_eq!(dio(&device.0), "1");
+    drop(direct);
+    assert_eq!(dio(&device.0), "0");
+    // Whoever has it on keeps it on.
+    let device = Loop::new(&file, &["--direct-io=on"]);
+    assert!(Disk::open_target(&device.0).unwrap().direct_backing().is_none());
+    assert_eq!(dio(&device.0), "1");
+    // A file that a program answers for, which may be busy with one request at a time.
+    let faulty = FaultyDisk::target(&file, dir.path(), &[]);
+    assert!(Disk::open_target(faulty.path()).unwrap().direct_backing().is_none());
+    assert!(Disk::open_target(&file).unwrap().direct_backing().is_none());
 }
 
 #[test]
