@@ -1,7 +1,7 @@
 //! Stores: where images lie.
 //!
-//! A store is a folder-like place named by a URL ([`StoreUrl`]): a path, a share of an NFS server, or a place on a web server (reading
-//! only). Everything here blocks and is positional: [`open`] gives an [`ImageFile`] that several threads read at once, [`create`] a [`StoreWriter`] that only
+//! A store is a folder-like place named by a URL ([`StoreUrl`]): a path, a share of an NFS or SMB server, or a place on a web server
+//! (reading only). Everything here blocks and is positional: [`open`] gives an [`ImageFile`] that several threads read at once, [`create`] a [`StoreWriter`] that only
 //! appends. A writer writes `NAME.partial`; only [`StoreWriter::publish`] gives it its name, and never over something that is
 //! there. What [`StoreWriter::commit`] reports is on stable storage as far as the server tells the truth;
 //! [`StoreWriter::reader`] reads it again so that a caller can see for itself.
@@ -17,6 +17,7 @@ mod http;
 mod limit;
 mod nfs;
 mod pool;
+mod smb;
 mod url;
 mod watch;
 mod window;
@@ -32,7 +33,7 @@ pub use access::Access;
 pub use error::StoreError;
 pub use image_format::ReadAt;
 pub use limit::{Limiter, Told, Way};
-pub use url::{HttpUrl, NfsUrl, StoreUrl, UrlError, shown};
+pub use url::{HttpUrl, NfsUrl, SmbUrl, StoreUrl, UrlError, shown};
 
 /// What this module's functions return.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -169,6 +170,7 @@ pub fn open_with(url: &StoreUrl, options: &Options) -> Result<Box<dyn ImageFile>
         StoreUrl::File(path) => file::open(path),
         StoreUrl::Nfs(nfs) => nfs::open(nfs, options),
         StoreUrl::Http(http) => http::open(http, options),
+        StoreUrl::Smb(smb) => smb::open(smb, options),
     }?;
     Ok(limit::image(file, options.limiter.as_ref()))
 }
@@ -181,6 +183,7 @@ pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<d
         StoreUrl::File(path) => file::create(path),
         StoreUrl::Nfs(nfs) => nfs::create(nfs, image_id, options),
         StoreUrl::Http(http) => http::create(http),
+        StoreUrl::Smb(smb) => smb::create(smb, options),
     }?;
     Ok(limit::writer(writer, options.limiter.as_ref()))
 }
@@ -191,6 +194,7 @@ pub fn list(folder: &StoreUrl, options: &Options) -> Result<Vec<Entry>> {
         StoreUrl::File(path) => file::list(path),
         StoreUrl::Nfs(nfs) => nfs::list(nfs, options),
         StoreUrl::Http(http) => http::list(http),
+        StoreUrl::Smb(smb) => smb::list(smb, options),
     }?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
@@ -202,5 +206,6 @@ pub fn remove(url: &StoreUrl, options: &Options) -> Result<()> {
         StoreUrl::File(path) => file::remove(path),
         StoreUrl::Nfs(nfs) => nfs::remove(nfs, options),
         StoreUrl::Http(http) => http::remove(http),
+        StoreUrl::Smb(smb) => smb::remove(smb, options),
     }
 }

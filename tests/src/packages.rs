@@ -52,6 +52,8 @@ pub const TESTS: &[Package] = &[
     ("libnfs-utils", "nfs-ls, another NFS client"),
     ("nginx-light", "web server"),
     ("curl", "another client of it"),
+    ("samba", "SMB server"),
+    ("smbclient", "another SMB client"),
     ("openipmi", "ipmi_sim, the BMC"),
     ("ipmitool", "speaks to BMCs"),
     ("dnsmasq-base", "DHCP and TFTP"),

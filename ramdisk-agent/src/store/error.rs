@@ -35,6 +35,14 @@ pub enum StoreError {
         /// The image or folder.
         url: String,
     },
+    /// No share of that name.
+    #[error("the server {server} has no share {share}; `smbclient -L` lists those that it has")]
+    NoShare {
+        /// The server.
+        server: String,
+        /// The share.
+        share: String,
+    },
     /// The store said no.
     #[error("{doing} {url}: not permitted: {reason}")]
     Denied {
@@ -169,7 +177,7 @@ impl StoreError {
             | Self::Denied { .. }
             | Self::Untrusted { .. }
             | Self::Unsupported { .. } => ErrorKind::Refused,
-            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::NotFound { .. } | Self::NoShare { .. } => ErrorKind::NotFound,
             Self::NoSpace { .. } => ErrorKind::NoSpace,
             Self::Unreachable { .. } | Self::Resolve { .. } => ErrorKind::Network,
             Self::PastEnd { .. } => ErrorKind::ImageCorrupt,
@@ -217,7 +225,7 @@ fn where_to_look(url: &str) -> &'static str {
 impl From<StoreError> for io::Error {
     fn from(error: StoreError) -> Self {
         let kind = match &error {
-            StoreError::NotFound { .. } => io::ErrorKind::NotFound,
+            StoreError::NotFound { .. } | StoreError::NoShare { .. } => io::ErrorKind::NotFound,
             StoreError::NoSpace { .. } => io::ErrorKind::StorageFull,
             StoreError::Denied { .. } | StoreError::Untrusted { .. } => {
                 io::ErrorKind::PermissionDenied

@@ -6,6 +6,7 @@
 
 mod http;
 mod nfs;
+mod smb;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::str::FromStr;
 
 pub use http::HttpUrl;
 pub use nfs::NfsUrl;
+pub use smb::SmbUrl;
 
 /// The longest URL that is accepted, in bytes.
 const MAX_URL_BYTES: usize = 4096;
@@ -26,6 +28,8 @@ pub enum StoreUrl {
     Nfs(NfsUrl),
     /// A file of a web server.
     Http(HttpUrl),
+    /// A share of an SMB server, spoken to in user space.
+    Smb(SmbUrl),
 }
 
 /// Why a text is not a store URL.
@@ -39,7 +43,7 @@ pub enum UrlError {
     TooLong,
     /// A scheme that this version does not speak.
     #[error(
-        "{scheme}:// is not a store of this version; known are paths, file://, nfs:// and http(s):// (mount an SMB share and give its path)"
+        "{scheme}:// is not a store of this version; known are paths, file://, nfs://, smb:// and http(s)://"
     )]
     Scheme {
         /// The scheme.
@@ -50,6 +54,11 @@ pub enum UrlError {
         "the store URL names a user or a password; URLs are visible to everybody, so they may not: NFS takes ?uid= and ?gid=, web servers --credentials"
     )]
     Credentials,
+    /// `user:password@`, where a user may stand.
+    #[error(
+        "the store URL holds a password; URLs are visible to everybody, so it comes from a file: --credentials FILE with the lines user=… and password=…"
+    )]
+    Password,
     /// A part that does not fit; the text says which.
     #[error("the store URL {url}: {reason}")]
     Malformed {
@@ -59,10 +68,14 @@ pub enum UrlError {
         reason: &'static str,
     },
     /// An option that does not exist.
-    #[error("{option} is not an option of nfs:// URLs; known are mountport, uid and gid")]
+    #[error("{option} is not an option of {scheme}:// URLs; known are {known}")]
     Option {
         /// Its name.
         option: String,
+        /// Of which kind of URL.
+        scheme: &'static str,
+        /// Those that exist.
+        known: &'static str,
     },
 }
 
@@ -82,6 +95,7 @@ impl FromStr for StoreUrl {
                 "nfs" => nfs::parse(text, rest).map(Self::Nfs),
                 "http" => http::parse(text, rest, false).map(Self::Http),
                 "https" => http::parse(text, rest, true).map(Self::Http),
+                "smb" => smb::parse(text, rest).map(Self::Smb),
                 scheme => Err(UrlError::Scheme { scheme: scheme.to_owned() }),
             };
         }
@@ -98,8 +112,10 @@ impl StoreUrl {
     pub fn file_name(&self) -> Option<&str> {
         match self {
             Self::File(path) => path.file_name()?.to_str(),
-            Self::Nfs(nfs) => nfs.path.rsplit('/').next().filter(|name| !name.is_empty()),
             Self::Http(http) => Some(http.name()).filter(|name| !name.is_empty()),
+            Self::Nfs(NfsUrl { path, .. }) | Self::Smb(SmbUrl { path, .. }) => {
+                path.rsplit('/').next().filter(|name| !name.is_empty())
+            }
         }
     }
 
@@ -108,11 +124,9 @@ impl StoreUrl {
     pub fn join(&self, name: &str) -> Self {
         match self {
             Self::File(path) => Self::File(path.join(name)),
-            Self::Nfs(nfs) => {
-                let path = format!("{}/{name}", nfs.path.trim_end_matches('/'));
-                Self::Nfs(NfsUrl { path, ..nfs.clone() })
-            }
             Self::Http(http) => Self::Http(http.join(name)),
+            Self::Nfs(nfs) => Self::Nfs(NfsUrl { path: below(&nfs.path, name), ..nfs.clone() }),
+            Self::Smb(smb) => Self::Smb(SmbUrl { path: below(&smb.path, name), ..smb.clone() }),
         }
     }
 
@@ -125,17 +139,25 @@ impl StoreUrl {
                 let here = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
                 Some(Self::File(here.to_owned()))
             }
-            Self::Nfs(nfs) => {
-                let (parent, name) = nfs.path.rsplit_once('/')?;
-                if name.is_empty() {
-                    return None;
-                }
-                let path = if parent.is_empty() { "/" } else { parent };
-                Some(Self::Nfs(NfsUrl { path: path.to_owned(), ..nfs.clone() }))
-            }
             Self::Http(http) => http.parent().map(Self::Http),
+            Self::Nfs(nfs) => Some(Self::Nfs(NfsUrl { path: above(&nfs.path)?, ..nfs.clone() })),
+            // A share is in no folder.
+            Self::Smb(smb) if smb.below_share().is_empty() => None,
+            Self::Smb(smb) => Some(Self::Smb(SmbUrl { path: above(&smb.path)?, ..smb.clone() })),
         }
     }
+}
+
+/// The path of `name` in a folder.
+fn below(folder: &str, name: &str) -> String {
+    format!("{}/{name}", folder.trim_end_matches('/'))
+}
+
+/// The path of the folder that something is in.
+fn above(path: &str) -> Option<String> {
+    let (parent, name) = path.rsplit_once('/')?;
+    let parent = if parent.is_empty() { "/" } else { parent };
+    (!name.is_empty()).then(|| parent.to_owned())
 }
 
 /// Where on which server something is, in a form that can be compared.
@@ -164,6 +186,12 @@ impl StoreUrl {
                 port: url.port(),
                 path: url.path(),
             }),
+            Self::Smb(url) => Some(Place {
+                scheme: "smb",
+                host: &url.host,
+                port: url.port.unwrap_or(smb::PORT),
+                path: &url.path,
+            }),
         }
     }
 
@@ -173,6 +201,7 @@ impl StoreUrl {
             Self::File(_) => None,
             Self::Nfs(url) => Some(Self::Nfs(NfsUrl { path: "/".to_owned(), ..url.clone() })),
             Self::Http(url) => Some(Self::Http(url.server_root())),
+            Self::Smb(url) => Some(Self::Smb(SmbUrl { path: "/".to_owned(), ..url.clone() })),
         }
     }
 }
@@ -183,6 +212,7 @@ impl fmt::Display for StoreUrl {
             Self::File(path) => path.display().fmt(f),
             Self::Nfs(nfs) => nfs.fmt(f),
             Self::Http(http) => http.fmt(f),
+            Self::Smb(smb) => smb.fmt(f),
         }
     }
 }
@@ -353,7 +383,7 @@ mod tests {
         assert!(!refused("nfs://user:secret@host/x").contains("secret"));
         assert!(!refused("file://user:secret@host/x").contains("secret"));
         assert!(refused("nfs://host/x?password=secret").contains("user or a password"));
-        assert!(refused("smb://host/share/x").contains("smb:// is not a store of this version"));
+        assert!(refused("afp://host/x").contains("afp:// is not a store of this version"));
         assert!(refused("gopher://host/x").contains("nfs://"));
         assert!(refused("nfs://host/x?mntport=1").contains("mountport, uid and gid"));
         assert!(refused("nfs:///x").contains("no valid host"));

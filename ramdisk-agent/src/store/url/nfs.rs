@@ -71,7 +71,10 @@ pub(super) fn parse(url: &str, rest: &str) -> Result<NfsUrl, UrlError> {
             "uid" => parsed.uid = parse_id(url, value)?,
             "gid" => parsed.gid = parse_id(url, value)?,
             "user" | "username" | "password" | "pass" => return Err(UrlError::Credentials),
-            other => return Err(UrlError::Option { option: other.to_owned() }),
+            other => {
+                let known = "mountport, uid and gid";
+                return Err(UrlError::Option { option: other.to_owned(), scheme: "nfs", known });
+            }
         }
     }
     Ok(parsed)

@@ -1,0 +1,6 @@
+//! The SMB store against a real server (Samba's smbd), with smbclient as the independent witness.
+
+#![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
+
+mod real;
+mod samba;

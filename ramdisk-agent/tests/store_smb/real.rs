@@ -1,0 +1,124 @@
+//! Round trips, refusals and outages.
+
+use agent_api::ErrorKind;
+use ramdisk_agent::store::{self, Options, ReadAt as _, Result, StoreError, StoreUrl};
+use uuid::Uuid;
+
+use crate::samba::{Samba, as_guest, as_user, with_password};
+
+/// Bytes that do not repeat within a request.
+pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes());
+    let mut out = vec![0; len];
+    hasher.finalize_xof().fill(&mut out);
+    out
+}
+
+/// Writes in pieces, commits now and then, publishes.
+pub fn write(url: &StoreUrl, data: &[u8], options: &Options) -> Result<u64> {
+    let mut writer = store::create(url, Uuid::new_v4(), options)?;
+    for (index, piece) in data.chunks(3_300_001).enumerate() {
+        writer.append(piece)?;
+        if index % 7 == 6 {
+            assert_eq!(writer.commit()?, writer.len());
+        }
+    }
+    writer.commit()?;
+    let resent = writer.resent_bytes();
+    writer.publish()?;
+    Ok(resent)
+}
+
+pub fn read(url: &StoreUrl, len: usize, options: &Options) -> Vec<u8> {
+    let image = store::open_with(url, options).unwrap();
+    assert_eq!(image.len_bytes(), len as u64);
+    let mut back = vec![0; len];
+    image.read_exact_at(&mut back, 0).unwrap();
+    back
+}
+
+fn round_trip(server: &Samba, options: &Options, user: bool) {
+    let url = server.url("debian 12.img.zst");
+    let data = pattern((48 << 20) + 12_345, 1);
+    let mut writer = store::create(&url, Uuid::new_v4(), options).unwrap();
+    for piece in data.chunks(3_333_333) {
+        writer.append(piece).unwrap();
+    }
+    assert_eq!(writer.commit().unwrap(), writer.len());
+    assert_eq!(writer.resent_bytes(), 0);
+    let mut back = vec![0; data.len()];
+    writer.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
+    assert!(back == data, "what is stored differs before it is published");
+    assert!(matches!(store::open_with(&url, options), Err(StoreError::NotFound { .. })));
+    writer.publish().unwrap();
+
+    assert!(std::fs::read(server.shared().join("debian 12.img.zst")).unwrap() == data);
+    let entries = store::list(&url.parent().unwrap(), options).unwrap();
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    assert_eq!(
+        (entries[0].name.as_str(), entries[0].len_bytes),
+        ("debian 12.img.zst", data.len() as u64)
+    );
+    let error = store::create(&url, Uuid::new_v4(), options).err().unwrap();
+    assert!(matches!(error, StoreError::Exists { .. }), "{error}");
+
+    let copy = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    server.smbclient(&format!("get \"debian 12.img.zst\" {}", copy.path().display()), user);
+    assert!(std::fs::read(copy.path()).unwrap() == data, "smbclient reads other bytes");
+    let theirs = pattern((9 << 20) + 1, 2);
+    std::fs::write(copy.path(), &theirs).unwrap();
+    server.smbclient(&format!("put {} theirs", copy.path().display()), user);
+    assert!(read(&server.url("theirs"), theirs.len(), options) == theirs);
+    for name in ["debian 12.img.zst", "theirs"] {
+        store::remove(&server.url(name), options).unwrap();
+    }
+    assert!(matches!(store::remove(&url, options), Err(StoreError::NotFound { .. })));
+    assert_eq!(std::fs::read_dir(server.shared()).unwrap().count(), 0);
+}
+
+#[test]
+fn round_trip_of_a_user_with_smbclient_as_witness() {
+    let server = Samba::start();
+    round_trip(&server, &as_user(&server.url("x")), true);
+}
+
+#[test]
+fn round_trip_of_a_guest() {
+    let server = Samba::start();
+    round_trip(&server, &as_guest(), false);
+}
+
+#[test]
+fn a_wrong_password_is_tried_once() {
+    let server = Samba::start();
+    let url = server.url("x");
+    let error = store::create(&url, Uuid::new_v4(), &with_password("wrong", &url)).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    assert!(error.to_string().contains("the user games with this password"), "{error}");
+}
+
+#[test]
+fn every_dialect_and_protection() {
+    for (global, what) in [
+        ("server max protocol = SMB2_10", "HMAC-SHA256"),
+        ("server max protocol = SMB3_00", "AES-CMAC, keys of 3.0"),
+        ("server max protocol = SMB3_02", "AES-CMAC"),
+        ("server max protocol = SMB3_11", "AES-GMAC"),
+        ("server smb3 signing algorithms = AES-128-CMAC", "AES-CMAC of 3.1.1"),
+        ("server smb3 signing algorithms = HMAC-SHA256", "HMAC-SHA256 of 3.1.1"),
+        ("server signing = mandatory", "required signatures"),
+        ("smb encrypt = required", "AES-128-GCM"),
+        ("smb encrypt = required\nserver smb3 encryption algorithms = AES-256-GCM", "AES-256-GCM"),
+        ("smb encrypt = required\nserver smb3 encryption algorithms = AES-128-CCM", "AES-128-CCM"),
+        ("smb encrypt = required\nserver max protocol = SMB3_00", "AES-128-CCM of 3.0"),
+    ] {
+        let server = Samba::start_with(global, "", None);
+        let url = server.url("x");
+        let options = as_user(&url);
+        let data = pattern((3 << 20) + 7, 3);
+        write(&url, &data, &options).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(std::fs::read(server.shared().join("x")).unwrap() == data, "{what}");
+        assert!(read(&url, data.len(), &options) == data, "{what}");
+    }
+}
