@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd as _;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -139,6 +140,10 @@ impl Connection<'_> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
+            if self.shared.recording.load(Ordering::SeqCst) {
+                let mut kept = self.shared.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+                kept[way.index()].extend_from_slice(&piece[..count]);
+            }
             self.shared.count(way).fetch_add(count as u64, Ordering::SeqCst);
             let rate = self.script.bytes_per_second;
             let direction = &mut self.directions[index];

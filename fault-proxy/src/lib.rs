@@ -31,6 +31,15 @@ pub enum Way {
     ToClient,
 }
 
+impl Way {
+    fn index(self) -> usize {
+        match self {
+            Self::ToServer => 0,
+            Self::ToClient => 1,
+        }
+    }
+}
+
 /// How a connection ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Ending {
@@ -87,6 +96,9 @@ struct Shared {
     faults: AtomicUsize,
     to_server: AtomicU64,
     to_client: AtomicU64,
+    /// What connections carried, if that is wanted.
+    recording: AtomicBool,
+    recorded: Mutex<[Vec<u8>; 2]>,
     silent: AtomicBool,
     refusing: AtomicBool,
     /// Whether the listening socket is gone.
@@ -185,6 +197,17 @@ impl Proxy {
     #[must_use]
     pub fn faults(&self) -> usize {
         self.shared.faults.load(Ordering::SeqCst)
+    }
+
+    /// From now on the bytes of all connections are kept, for [`Proxy::recorded`]: with one connection, a whole dialogue.
+    pub fn record(&self) {
+        self.shared.recording.store(true, Ordering::SeqCst);
+    }
+
+    /// The bytes that were forwarded while they were [recorded](Proxy::record).
+    #[must_use]
+    pub fn recorded(&self, way: Way) -> Vec<u8> {
+        self.shared.recorded.lock().unwrap_or_else(PoisonError::into_inner)[way.index()].clone()
     }
 
     /// How many bytes were forwarded.

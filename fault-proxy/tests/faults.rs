@@ -59,8 +59,10 @@ fn exchange(stream: &mut TcpStream, data: &[u8]) -> (Vec<u8>, Option<ErrorKind>)
 #[test]
 fn a_connection_without_a_fault_is_as_if_it_were_direct() {
     let proxy = Proxy::start(echo(), []).unwrap();
+    proxy.record();
     let data = bytes(3_000_000);
     assert_eq!(exchange(&mut connect(&proxy), &data), (data.clone(), None));
+    assert!(proxy.recorded(Way::ToServer) == data && proxy.recorded(Way::ToClient) == data);
     let count = data.len() as u64;
     assert_eq!((proxy.bytes(Way::ToServer), proxy.bytes(Way::ToClient)), (count, count));
     assert_eq!((proxy.connections(), proxy.faults()), (1, 0));

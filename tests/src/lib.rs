@@ -13,6 +13,7 @@ pub mod command;
 pub mod console;
 pub mod controller;
 pub mod demo;
+pub mod faults;
 pub mod kernel;
 pub mod lab;
 pub mod machine;

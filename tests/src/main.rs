@@ -32,6 +32,9 @@ enum Task {
         /// Instead: the long forms of the suites that have one (hours)
         #[arg(long, conflicts_with = "only")]
         long: bool,
+        /// Instead: everything that networks and servers do to stores (minutes)
+        #[arg(long, conflicts_with_all = ["only", "long"])]
+        faults: bool,
     },
     /// Build the static agent: target/imprint/imprint-agent
     Agent,
@@ -52,8 +55,9 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo { uefi } => xtask::demo(uefi),
-        Task::Test { only, long: false } => xtask::test(only),
+        Task::Test { faults: true, .. } => xtask::test_faults(),
         Task::Test { long: true, .. } => xtask::test_long(),
+        Task::Test { only, .. } => xtask::test(only),
         Task::Agent => xtask::agent(),
         Task::Bench(options) => xtask::bench(&options),
         Task::Template => xtask::template(),

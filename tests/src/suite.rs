@@ -178,7 +178,7 @@ const INTEGRATION: [&str; 6] = [
 ];
 
 /// Whether cargo has a subcommand.
-fn has(subcommand: &str) -> bool {
+pub(crate) fn has(subcommand: &str) -> bool {
     let mut cargo = Command::new("cargo");
     command::output(cargo.args([subcommand, "--version"]).current_dir(project::root())).is_ok()
 }

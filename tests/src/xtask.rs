@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use tests::machine::Firmware;
 use tests::suite::{self, Part};
-use tests::{agent_build, bench, bmc, demo, packages, template};
+use tests::{agent_build, bench, bmc, demo, faults, packages, template};
 
 /// The main job, on virtual machines.
 pub fn demo(uefi: bool) -> Result<ExitCode> {
@@ -25,6 +25,12 @@ pub fn test(only: Option<Part>) -> Result<ExitCode> {
 /// The long forms of the suites.
 pub fn test_long() -> Result<ExitCode> {
     suite::run_long()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The fault suite of the stores.
+pub fn test_faults() -> Result<ExitCode> {
+    faults::run()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -22,6 +22,9 @@ use super::rpc::{Procedure, Record, invalid, read_record, reply_xid};
 
 /// How often the watch may speak in a pause.
 const TICK: Duration = Duration::from_millis(500);
+/// After so many connections in a row that brought no answer only one call is under way at a time: where connections do not live long
+/// enough for everything that is unanswered, sending all of it again each time would get nowhere.
+const CAREFUL_AFTER: u32 = 2;
 /// So many connections in a row that carried garbage, and calls fail instead of waiting for the budget's end.
 const MAX_GARBAGE: u32 = 6;
 
@@ -95,9 +98,18 @@ struct State {
     /// When calls began to wait, if any do.
     waiting_since: Option<Instant>,
     failures: u32,
+    /// Calls without answer that were sent on this connection.
+    under_way: usize,
     garbage: u32,
     last_error: Option<io::Error>,
     closed: bool,
+}
+
+impl State {
+    /// Whether the next call waits for the answer to the last one.
+    fn holds_back(&self) -> bool {
+        self.stream.is_some() && self.failures >= CAREFUL_AFTER && self.under_way > 0
+    }
 }
 
 impl Lane {
@@ -210,7 +222,10 @@ impl Shared {
         let mut state = self.lock();
         // An unknown xid is no answer of ours: ignored, and no progress.
         let Some(waiting) = state.waiting.remove(&xid) else { return Ok(()) };
-        state.failures = 0;
+        state.under_way = state.under_way.saturating_sub(1);
+        if std::mem::take(&mut state.failures) >= CAREFUL_AFTER {
+            self.changed.notify_all();
+        }
         state.garbage = 0;
         state.waiting_since = (!state.waiting.is_empty()).then(Instant::now);
         drop(state);
@@ -233,7 +248,7 @@ fn send_thread(shared: &Arc<Shared>) {
     loop {
         let mut state = shared.lock();
         while !state.closed
-            && state.unsent.is_empty()
+            && (state.unsent.is_empty() || state.holds_back())
             && (state.stream.is_some() || state.waiting.is_empty())
         {
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -255,6 +270,7 @@ fn send_thread(shared: &Arc<Shared>) {
         let Some(waiting) = next.and_then(|xid| state.waiting.get_mut(&xid)) else { continue };
         waiting.sent += 1;
         let call = Arc::clone(&waiting.call);
+        state.under_way += 1;
         drop(state);
         if let Err(error) = send_call(shared, &stream, &call) {
             shared.broken(generation, error);
@@ -301,6 +317,7 @@ fn reconnect(shared: &Arc<Shared>) -> Option<JoinHandle<()>> {
             move || receive_thread(&shared, &stream, generation)
         })?;
         state.generation = generation;
+        state.under_way = 0;
         state.stream = Some(stream);
         state.unsent = state.waiting.keys().copied().collect();
         state.waiting_since = (!state.waiting.is_empty()).then(Instant::now);
