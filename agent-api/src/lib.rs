@@ -31,7 +31,8 @@ pub use job::{
     Work,
 };
 pub use options::{
-    CaptureOptions, Customisation, DirtyPolicy, Grow, MAX_LEVEL, MIN_LEVEL, RestoreOptions,
+    CaptureOptions, CloudInitSeed, Content, Customisation, DirtyPolicy, FileMode, Grow,
+    MAX_CONTENT, MAX_LEVEL, MIN_LEVEL, NewFile, RestoreOptions,
 };
 pub use rate::Rate;
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};

@@ -4,12 +4,14 @@
 //! Each field has a default, is in the JSON whatever its value (the controller tells a misspelt option by that), and says here
 //! what `--help` says. Values that clap refuses on a command line are refused by [`CaptureOptions::check`] elsewhere.
 
+mod content;
 mod customisation;
 
 use serde::{Deserialize, Serialize};
 
 use crate::Rate;
 
+pub use content::{CloudInitSeed, Content, FileMode, MAX_CONTENT, NewFile};
 pub use customisation::Customisation;
 
 /// The lowest zstd level that is offered; negative levels trade too much size.
@@ -118,7 +120,7 @@ pub struct RestoreOptions {
     /// What to change in the restored system.
     #[serde(flatten)]
     #[command(flatten)]
-    pub customise: Customisation,
+    pub customise: Box<Customisation>,
 }
 
 /// Which partition is to take the space of a larger disk; in text `last` or the partition's number.

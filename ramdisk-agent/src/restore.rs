@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use agent_api::{ErrorKind, FileChange, Part, RestoreOptions, RestoreSummary, Stage};
+use agent_api::{ErrorKind, Part, RestoreOptions, RestoreSummary, Stage};
 use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 
 pub use commit::Piece;
@@ -161,12 +161,14 @@ impl Work<'_> {
         let (bare, partitions): (Vec<&Growth>, Vec<&Growth>) =
             self.plan.growths.iter().partition(|growth| growth.number.is_none());
         self.grow(&partitions, &mut changes)?;
-        let mut files = self.customise(false)?;
+        let mut done = self.customise(false)?;
         self.progress.begin(Stage::Committing, 0);
         self.committing.store(true, Ordering::Relaxed);
         let committed = commit::commit(self.target, self.plan, nodes)?;
         self.grow(&bare, &mut changes)?;
-        files.extend(self.customise(true)?);
+        let behind = self.customise(true)?;
+        done.files.extend(behind.files);
+        changes.extend(done.notes.into_iter().chain(behind.notes));
         written_bytes += committed;
         readback_bytes += committed;
         Ok(RestoreSummary {
@@ -177,20 +179,20 @@ impl Work<'_> {
             flush_ms,
             verify_ms,
             changes,
-            files,
+            files: done.files,
             ..summary
         })
     }
 
     /// Changes the restored system, if that is asked for and its turn is now: in front of the commit or behind it.
-    fn customise(&self, behind_commit: bool) -> Result<Vec<FileChange>> {
+    fn customise(&self, behind_commit: bool) -> Result<customise::Done> {
         match &self.plan.customises {
             Some(changes) if changes.is_bare() == behind_commit => {
                 self.progress.begin(Stage::Finishing, 0);
                 self.progress.check()?;
                 customise::carry_out(self.target, changes, &self.options.customise)
             }
-            _ => Ok(Vec::new()),
+            _ => Ok(customise::Done::default()),
         }
     }
 

@@ -3,10 +3,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::content::{CloudInitSeed, Content, MAX_CONTENT, NewFile};
+
 /// The longest name that Linux takes (`__NEW_UTS_LEN`).
 const MAX_HOST_NAME: usize = 64;
 /// The longest part of a name between dots (RFC 1123).
 const MAX_LABEL: usize = 63;
+
+/// How many files a job may bring along.
+const MAX_FILES: usize = 256;
 
 /// Changes to the restored system. All of them are made, or the restore fails and the disk does not boot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
@@ -21,6 +26,13 @@ pub struct Customisation {
     /// Remove the SSH server's host keys from the restored system
     #[arg(long)]
     pub remove_ssh_host_keys: bool,
+    /// Put a NoCloud seed into the restored system, and make cloud-init start afresh: a folder with user-data, meta-data and, if
+    /// wanted, network-config and vendor-data
+    #[arg(long, value_name = "FOLDER", value_parser = CloudInitSeed::read)]
+    pub cloud_init_seed: Option<CloudInitSeed>,
+    /// Put a file into the restored system: its path there, the file here, and if wanted its mode, as in 0600; can be given again
+    #[arg(long, value_name = "PATH=SOURCE[:MODE]", value_parser = NewFile::read)]
+    pub file: Vec<NewFile>,
     /// The partition that holds the system to change, where it is not the only one that can
     #[arg(long, value_name = "N")]
     pub root_partition: Option<u32>,
@@ -33,6 +45,11 @@ impl Customisation {
         Self { root_partition: None, ..self.clone() } == Self::default()
     }
 
+    fn contents(&self) -> impl Iterator<Item = &Content> {
+        let seed = self.cloud_init_seed.iter().flat_map(CloudInitSeed::files);
+        seed.filter_map(|(_, content)| content).chain(self.file.iter().map(|file| &file.content))
+    }
+
     /// Refuses what no agent would do.
     ///
     /// # Errors
@@ -40,6 +57,16 @@ impl Customisation {
     pub fn check(&self) -> Result<(), String> {
         if let Some(name) = &self.hostname {
             host_name(name).map_err(|e| format!("hostname {e}"))?;
+        }
+        self.file.iter().try_for_each(NewFile::check).map_err(|e| format!("file {e}"))?;
+        if self.file.len() > MAX_FILES {
+            return Err(format!("file can be given {MAX_FILES} times at most"));
+        }
+        let bytes = self.contents().map(|content| content.bytes().len()).sum::<usize>();
+        if bytes > MAX_CONTENT {
+            return Err(format!(
+                "the files of a job have at most {MAX_CONTENT} bytes together, and these have {bytes}"
+            ));
         }
         if self.root_partition.is_some() && self.is_empty() {
             return Err(
@@ -88,6 +115,20 @@ mod tests {
                 Customisation { hostname: Some(bad.to_owned()), ..Customisation::default() };
             assert!(named.check().unwrap_err().starts_with("hostname "), "{bad}");
         }
+    }
+
+    #[test]
+    fn files_have_a_limit_together() {
+        let file = |path: &str, len: usize| NewFile {
+            path: path.to_owned(),
+            content: vec![0; len].into(),
+            mode: None,
+        };
+        let with = |file| Customisation { file, ..Customisation::default() };
+        with(vec![file("/a", MAX_CONTENT / 2), file("/b", MAX_CONTENT / 2)]).check().unwrap();
+        with(vec![file("/a", MAX_CONTENT), file("/b", 1)]).check().unwrap_err();
+        with(vec![file("/a", 0); MAX_FILES + 1]).check().unwrap_err();
+        assert!(with(vec![file("a", 0)]).check().unwrap_err().starts_with("file 'a'"));
     }
 
     #[test]

@@ -9,9 +9,11 @@ mod fstab;
 mod hosts;
 mod identity;
 mod root;
+mod seed;
 mod system;
 
-use agent_api::{Customisation, ErrorKind, FileChange};
+use agent_api::{Customisation, ErrorKind};
+use rustix::fs::Mode;
 use serde::Serialize;
 
 use self::root::Place;
@@ -21,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::fs::FsKind;
 
 pub use self::root::Place as Volume;
+pub use self::system::Done;
 
 /// What is to be changed, and where that may be.
 #[derive(Debug, Clone, Serialize)]
@@ -52,6 +55,19 @@ fn steps(asked: &Customisation) -> Vec<String> {
     if asked.remove_ssh_host_keys {
         steps.push("SSH host keys are removed".into());
     }
+    if let Some(seed) = &asked.cloud_init_seed {
+        let names: Vec<&str> = seed
+            .files()
+            .iter()
+            .filter(|(_, content)| content.is_some())
+            .map(|(name, _)| *name)
+            .collect();
+        steps.push(format!("cloud-init starts afresh with {}", names.join(", ")));
+    }
+    for file in &asked.file {
+        let mode = file.mode.map(|mode| format!(", mode {mode}")).unwrap_or_default();
+        steps.push(format!("{} gets {} bytes{mode}", file.path, file.content.bytes().len()));
+    }
     steps
 }
 
@@ -73,17 +89,13 @@ impl Changes {
 }
 
 /// Makes all changes. The filesystem is unmounted and on the medium afterwards.
-pub fn carry_out(
-    target: &Disk,
-    changes: &Changes,
-    asked: &Customisation,
-) -> Result<Vec<FileChange>> {
+pub fn carry_out(target: &Disk, changes: &Changes, asked: &Customisation) -> Result<Done> {
     let failed = |e: Error| e.context("changing the restored system failed");
     let (place, mounted, folder) = root::mount(target, &changes.candidates).map_err(failed)?;
     let inside = |e: Error| e.context(format!("changing the restored system in {}", place.name()));
     let mut system = System::new(folder).map_err(inside)?;
     change(&mut system, asked).map_err(inside)?;
-    let done = system.into_changes();
+    let done = system.into_done();
     mounted.close().map_err(inside)?;
     target.flush()?;
     target.drop_cache();
@@ -100,6 +112,13 @@ fn change(system: &mut System, asked: &Customisation) -> Result<()> {
     }
     if let Some(name) = &asked.hostname {
         identity::set_host_name(system, name)?;
+    }
+    if let Some(seed) = &asked.cloud_init_seed {
+        seed::plant(system, seed)?;
+    }
+    for file in &asked.file {
+        let mode = file.mode.map(|mode| Mode::from_raw_mode(mode.bits()));
+        system.write(&file.path, file.content.bytes(), mode)?;
     }
     Ok(())
 }

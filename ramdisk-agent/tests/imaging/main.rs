@@ -8,6 +8,7 @@
 
 mod agent;
 mod custom;
+mod custom_files;
 mod damage;
 mod delta;
 mod deltas;

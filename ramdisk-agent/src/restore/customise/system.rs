@@ -41,22 +41,41 @@ pub struct System {
     root: OwnedFd,
     /// Where its fstab mounts other filesystems.
     mount_points: Vec<String>,
-    changed: Vec<FileChange>,
+    done: Done,
+}
+
+/// What was done with a system.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// File by file.
+    pub files: Vec<FileChange>,
+    /// What else there is to say.
+    pub notes: Vec<String>,
 }
 
 impl System {
     /// The system whose root folder this is.
     pub fn new(root: OwnedFd) -> Result<Self> {
-        let mut system = Self { root, mount_points: Vec::new(), changed: Vec::new() };
+        let mut system = Self { root, mount_points: Vec::new(), done: Done::default() };
         if let Some(text) = system.read("/etc/fstab")? {
             system.mount_points = fstab::mount_points(&String::from_utf8_lossy(&text));
         }
         Ok(system)
     }
 
-    /// What was changed so far.
-    pub fn into_changes(self) -> Vec<FileChange> {
-        self.changed
+    /// What was done so far.
+    pub fn into_done(self) -> Done {
+        self.done
+    }
+
+    /// Something that whoever asked should know.
+    pub fn note(&mut self, text: &str) {
+        self.done.notes.push(text.to_owned());
+    }
+
+    /// Whether anything lies at a path.
+    pub fn is_there(&self, path: &str) -> bool {
+        kind_below(&self.root, path).is_some()
     }
 
     /// What lies at a path itself, be it a link; `None` if nothing does.
@@ -155,7 +174,7 @@ impl System {
                     .on_disk(|| format!("removing {below}"))?;
                 self.record(&below, FileAction::Removed);
             }
-            if self.changed.len() > MAX_REMOVED {
+            if self.done.files.len() > MAX_REMOVED {
                 return Err(refused(format!("{path} holds more than {MAX_REMOVED} files")));
             }
         }
@@ -215,7 +234,7 @@ impl System {
     }
 
     fn record(&mut self, path: &str, action: FileAction) {
-        self.changed.push(FileChange { path: path.to_owned(), action });
+        self.done.files.push(FileChange { path: path.to_owned(), action });
     }
 }
 
@@ -396,7 +415,7 @@ mod tests {
         for bad in ["etc/x", "/etc/", "/etc/..", "/", ""] {
             assert!(system.write(bad, b"", None).is_err(), "{bad}");
         }
-        let changes = system.into_changes();
+        let changes = system.into_done().files;
         let text: Vec<_> =
             changes.iter().map(|c| format!("{} {}", c.action.as_str(), c.path)).collect();
         assert_eq!(
