@@ -84,6 +84,14 @@ enum Command {
     },
     /// List the disks of this machine
     Disks,
+    /// Run the post-script that is the standard input inside of a restored system; for the agent itself
+    #[command(hide = true)]
+    InSystem {
+        /// The mount that it is in, by a descriptor
+        mount: String,
+        /// Its root folder, by a descriptor
+        folder: String,
+    },
     /// Do one job given as JSON on standard input; for the supervisor
     #[command(hide = true)]
     Run {
@@ -109,6 +117,7 @@ impl Command {
             Self::Plan(PlanCommand::Capture { .. })
             | Self::Keygen(_)
             | Self::Disks
+            | Self::InSystem { .. }
             | Self::Run { .. } => Vec::new(),
         }
     }
@@ -273,6 +282,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Inspect { image } => inspect_command(image, cli.json, &progress)?,
         Command::Ls { folder } => ls_command(folder, cli.json, &progress)?,
         Command::Disks => disks_command(cli.json)?,
+        Command::InSystem { mount, folder } => return Ok(restore::inside::main(mount, folder)),
         Command::Run { .. } => {
             cancel_by_signal(&progress)?;
             return Ok(u8::from(!run::run_stdin(&progress)?));

@@ -137,6 +137,11 @@ impl Mounted {
         Ok(Self { root, device, what })
     }
 
+    /// The mount itself, by which it can be attached to a folder.
+    pub fn mount(&self) -> &OwnedFd {
+        &self.root
+    }
+
     /// The root as an open folder.
     pub fn open_root(&self) -> Result<File> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

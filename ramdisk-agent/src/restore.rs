@@ -32,6 +32,7 @@ use agent_api::{ErrorKind, Part, RestoreOptions, RestoreSummary, Stage};
 use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 
 pub use commit::Piece;
+pub use customise::script::inside;
 use delta::Difference;
 use grow::Growth;
 use medium::Medium;
@@ -190,7 +191,8 @@ impl Work<'_> {
             Some(changes) if changes.is_bare() == behind_commit => {
                 self.progress.begin(Stage::Finishing, 0);
                 self.progress.check()?;
-                customise::carry_out(self.target, changes, &self.options.customise)
+                let asked = &self.options.customise;
+                customise::carry_out(self.target, changes, asked, self.progress)
             }
             _ => Ok(customise::Done::default()),
         }

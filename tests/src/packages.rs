@@ -45,6 +45,7 @@ pub const TESTS: &[Package] = &[
     ("qemu-utils", "qemu-img makes qcow2 and VMDK images"),
     ("partclone", "makes, checks and restores its images"),
     ("python3-venv", "readers of the seekable zstd format, from PyPI"),
+    ("busybox-static", "a shell for scripts in restored systems"),
     ("minisign", "makes and checks the signatures that ours are compared with"),
     ("nfs-ganesha", "NFS server"),
     ("nfs-ganesha-vfs", "its access to plain folders"),

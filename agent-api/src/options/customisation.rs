@@ -33,6 +33,13 @@ pub struct Customisation {
     /// Put a file into the restored system: its path there, the file here, and if wanted its mode, as in 0600; can be given again
     #[arg(long, value_name = "PATH=SOURCE[:MODE]", value_parser = NewFile::read)]
     pub file: Vec<NewFile>,
+    /// Run this script, which begins with #!, in the restored system when all else is done: as root, in a chroot; if it fails, the
+    /// restore does
+    #[arg(long, value_name = "FILE", value_parser = script)]
+    pub post_script: Option<Content>,
+    /// How many seconds the script may take, 600 unless given
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub post_script_limit: Option<u32>,
     /// The partition that holds the system to change, where it is not the only one that can
     #[arg(long, value_name = "N")]
     pub root_partition: Option<u32>,
@@ -42,12 +49,14 @@ impl Customisation {
     /// Whether nothing is to be changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        Self { root_partition: None, ..self.clone() } == Self::default()
+        let asked = Self { root_partition: None, post_script_limit: None, ..self.clone() };
+        asked == Self::default()
     }
 
     fn contents(&self) -> impl Iterator<Item = &Content> {
         let seed = self.cloud_init_seed.iter().flat_map(CloudInitSeed::files);
-        seed.filter_map(|(_, content)| content).chain(self.file.iter().map(|file| &file.content))
+        let files = self.file.iter().map(|file| &file.content);
+        seed.filter_map(|(_, content)| content).chain(files).chain(&self.post_script)
     }
 
     /// Refuses what no agent would do.
@@ -68,6 +77,15 @@ impl Customisation {
                 "the files of a job have at most {MAX_CONTENT} bytes together, and these have {bytes}"
             ));
         }
+        if let Some(content) = &self.post_script {
+            is_script(content).map_err(|e| format!("post_script {e}"))?;
+        }
+        if self.post_script_limit == Some(0) {
+            return Err("post_script_limit is 0, which is no time for a script".into());
+        }
+        if self.post_script_limit.is_some() && self.post_script.is_none() {
+            return Err("post_script_limit is for a post_script, and there is none".into());
+        }
         if self.root_partition.is_some() && self.is_empty() {
             return Err(
                 "root_partition says where to change something, and nothing is to be changed"
@@ -76,6 +94,18 @@ impl Customisation {
         }
         Ok(())
     }
+}
+
+/// Reads a script.
+fn script(path: &str) -> Result<Content, String> {
+    let content = Content::read(std::path::Path::new(path))?;
+    is_script(&content).map_err(|e| format!("{path} {e}"))?;
+    Ok(content)
+}
+
+fn is_script(content: &Content) -> Result<(), String> {
+    let is_script = content.bytes().starts_with(b"#!/");
+    is_script.then_some(()).ok_or_else(|| "does not begin with #!/, as in #!/bin/sh".to_owned())
 }
 
 /// A name as RFC 1123 has them, short enough for Linux.
@@ -129,6 +159,22 @@ mod tests {
         with(vec![file("/a", MAX_CONTENT), file("/b", 1)]).check().unwrap_err();
         with(vec![file("/a", 0); MAX_FILES + 1]).check().unwrap_err();
         assert!(with(vec![file("a", 0)]).check().unwrap_err().starts_with("file 'a'"));
+    }
+
+    #[test]
+    fn a_script_says_what_runs_it() {
+        let with = |script: &str, limit| Customisation {
+            post_script: Some(script.as_bytes().to_vec().into()),
+            post_script_limit: limit,
+            ..Customisation::default()
+        };
+        with("#!/bin/sh\n", Some(5)).check().unwrap();
+        for (script, limit) in [("true", None), ("", None), ("#!/bin/sh", Some(0))] {
+            let error = with(script, limit).check().unwrap_err();
+            assert!(error.starts_with("post_script"), "{error}");
+        }
+        let limit = Customisation { post_script_limit: Some(1), ..Customisation::default() };
+        assert!(limit.check().unwrap_err().contains("there is none"));
     }
 
     #[test]

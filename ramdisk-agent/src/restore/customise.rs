@@ -9,8 +9,11 @@ mod fstab;
 mod hosts;
 mod identity;
 mod root;
+pub mod script;
 mod seed;
 mod system;
+
+use std::time::Duration;
 
 use agent_api::{Customisation, ErrorKind};
 use rustix::fs::Mode;
@@ -21,6 +24,7 @@ use self::system::System;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::fs::FsKind;
+use crate::progress::Progress;
 
 pub use self::root::Place as Volume;
 pub use self::system::Done;
@@ -68,6 +72,9 @@ fn steps(asked: &Customisation) -> Vec<String> {
         let mode = file.mode.map(|mode| format!(", mode {mode}")).unwrap_or_default();
         steps.push(format!("{} gets {} bytes{mode}", file.path, file.content.bytes().len()));
     }
+    if let Some(script) = &asked.post_script {
+        steps.push(format!("a script of {} bytes runs as root", script.bytes().len()));
+    }
     steps
 }
 
@@ -89,12 +96,23 @@ impl Changes {
 }
 
 /// Makes all changes. The filesystem is unmounted and on the medium afterwards.
-pub fn carry_out(target: &Disk, changes: &Changes, asked: &Customisation) -> Result<Done> {
+pub fn carry_out(
+    target: &Disk,
+    changes: &Changes,
+    asked: &Customisation,
+    progress: &Progress,
+) -> Result<Done> {
     let failed = |e: Error| e.context("changing the restored system failed");
     let (place, mounted, folder) = root::mount(target, &changes.candidates).map_err(failed)?;
     let inside = |e: Error| e.context(format!("changing the restored system in {}", place.name()));
     let mut system = System::new(folder).map_err(inside)?;
     change(&mut system, asked).map_err(inside)?;
+    if let Some(content) = &asked.post_script {
+        let limit = asked.post_script_limit.map(|secs| Duration::from_secs(secs.into()));
+        let limit = limit.unwrap_or(script::DEFAULT_LIMIT);
+        script::run(&mounted, system.root(), content, limit, target, progress).map_err(inside)?;
+        system.note("the post-script ran in the restored system; what it changed is not listed");
+    }
     let done = system.into_done();
     mounted.close().map_err(inside)?;
     target.flush()?;

@@ -1,7 +1,7 @@
 //! Capture and restore as a user has them: the program, disks with real filesystems on them, and other people's tools as judges.
 //!
 //! Disks are files; where the kernel must see partitions they become loop devices. Needs root, e2fsprogs, dosfstools, mtools,
-//! util-linux, fdisk, gdisk, zstd, minisign, lvm2, qemu-system-common; a missing tool fails the test with its package's name.
+//! util-linux, fdisk, gdisk, zstd, minisign, lvm2, busybox-static, qemu-system-common; a missing tool fails the test with its package's name.
 
 #![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
 #![allow(clippy::cast_possible_truncation, reason = "disks of some MiB, on hosts of 64 bits")]
@@ -9,6 +9,7 @@
 mod agent;
 mod custom;
 mod custom_files;
+mod custom_script;
 mod damage;
 mod delta;
 mod deltas;

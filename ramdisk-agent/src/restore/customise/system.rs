@@ -68,6 +68,11 @@ impl System {
         self.done
     }
 
+    /// Its root folder.
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
     /// Something that whoever asked should know.
     pub fn note(&mut self, text: &str) {
         self.done.notes.push(text.to_owned());
