@@ -101,6 +101,8 @@ pub struct Options {
     pub silence: Duration,
     /// Connections per open image or writer.
     pub connections: usize,
+    /// The same for web servers: such a connection carries one request at a time.
+    pub http_connections: usize,
     /// The most requests in flight of one writer, or of one read; fewer when they are large.
     pub requests_in_flight: usize,
     /// The largest read or write request in bytes; the server may want smaller ones.
@@ -120,6 +122,7 @@ impl Default for Options {
             connect_budget: Duration::from_secs(60),
             silence: Duration::from_secs(60),
             connections: 2,
+            http_connections: 4,
             requests_in_flight: 16,
             request_bytes: 1 << 20,
             access: Arc::default(),
@@ -144,6 +147,7 @@ impl fmt::Debug for Options {
             .field("connect_budget", &self.connect_budget)
             .field("silence", &self.silence)
             .field("connections", &self.connections)
+            .field("http_connections", &self.http_connections)
             .field("requests_in_flight", &self.requests_in_flight)
             .field("request_bytes", &self.request_bytes)
             .finish_non_exhaustive()

@@ -88,7 +88,7 @@ impl Watch {
         }
     }
 
-    /// What the server does instead of answering, for those who are told of it: "answers 503".
+    /// What the server does instead of answering, for those who are told of it: "answered 503".
     pub(super) fn troubled(&self, what: String) {
         self.lock().trouble = Some(what);
     }

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
 
 mod disturbed;
+mod http;
 mod job;
 mod nfs;
 mod report;
@@ -17,6 +18,10 @@ mod store;
 #[path = "../store_nfs/ganesha.rs"]
 #[allow(dead_code, reason = "its own tests use more of it")]
 mod ganesha;
+
+#[path = "../store_http/nginx.rs"]
+#[allow(dead_code, reason = "its own tests use more of it")]
+mod nginx;
 
 /// The groups of scenarios, as tests of one store.
 macro_rules! faults_of {
@@ -57,3 +62,5 @@ macro_rules! faults_of {
 }
 
 faults_of!(nfs_ganesha, nfs::Nfs);
+faults_of!(nginx_http, http::Http);
+faults_of!(nginx_https, http::Https);

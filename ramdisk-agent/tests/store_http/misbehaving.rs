@@ -297,8 +297,14 @@ fn servers_that_know_no_ranges_are_refused() {
 }
 
 #[test]
-fn a_closed_connection_that_was_kept_costs_nothing() {
-    // The scripted server closes after each answer, without saying so in the head.
+fn connections_are_kept_and_closed_ones_cost_nothing() {
+    let server = Scripted::start(pattern(LEN, 7), |_| Reply::Range);
+    let image = store::open_with(&server.url("/x"), &options()).unwrap();
+    for offset in [0, 5000, 100_000] {
+        image.read_exact_at(&mut [0; 1000], offset).unwrap();
+    }
+    assert_eq!(server.connections(), 1, "a connection was not used again");
+    // This one closes after each answer, without saying so in the head.
     let data = pattern(LEN, 7);
     let server = Scripted::start(data.clone(), |_| Reply::CutAt(usize::MAX));
     let image = store::open_with(&server.url("/x"), &options()).unwrap();

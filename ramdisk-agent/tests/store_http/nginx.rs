@@ -1,6 +1,7 @@
 //! nginx with a folder of its own, on ports that were free, with and without TLS.
 
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// The server; it ends with it.
 pub struct Nginx {
     dir: tempfile::TempDir,
+    www: PathBuf,
     pub port: u16,
     pub tls_port: u16,
     /// Of the key that the server shows.
@@ -29,35 +31,57 @@ pub struct Certificate {
 
 pub const GOOD: Certificate = Certificate { name: "127.0.0.1", has_expired: false };
 
+/// How a server is set up.
+pub struct Setup<'a> {
+    pub certificate: Certificate,
+    /// What the server's workers run as. Root sees images that were captured for their owner's eyes only.
+    pub user: &'a str,
+    /// What it serves; its own new folder if not said.
+    pub folder: Option<&'a Path>,
+    /// More lines in the `server` block.
+    pub lines: &'a str,
+}
+
+impl Default for Setup<'_> {
+    fn default() -> Self {
+        Self { certificate: GOOD, user: "root", folder: None, lines: "" }
+    }
+}
+
 impl Nginx {
     pub fn start() -> Self {
-        Self::with(GOOD, "")
+        Self::with(Setup::default())
     }
 
-    /// With a certificate of the test's own authority, and more lines in the `server` block.
-    pub fn with(certificate: Certificate, lines: &str) -> Self {
+    pub fn with_lines(lines: &str) -> Self {
+        Self::with(Setup { lines, ..Setup::default() })
+    }
+
+    pub fn with(setup: Setup<'_>) -> Self {
+        let Setup { certificate, user, folder, lines } = setup;
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("www")).unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let www = folder.map_or_else(|| dir.path().join("www"), Path::to_owned);
+        std::fs::create_dir_all(&www).unwrap();
         let pin = make_certificate(dir.path(), certificate);
-        let mut server = Self { dir, port: free_port(), tls_port: free_port(), pin, child: None };
-        let at = server.dir.path().display();
+        let (port, tls_port) = (free_port(), free_port());
+        let (at, root) = (dir.path().display(), www.display());
         let config = format!(
-            // As root: images are captured for their owner's eyes only.
-            "user root; daemon off; pid {at}/pid; error_log {at}/error.log info; worker_processes 1;
+            "user {user}; daemon off; pid {at}/pid; error_log {at}/error.log info; worker_processes 1;
              events {{ worker_connections 64; }}
              http {{
                access_log {at}/access.log; client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;
                fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;
                server {{
-                 listen 127.0.0.1:{}; listen 127.0.0.1:{} ssl;
+                 listen 127.0.0.1:{port}; listen 127.0.0.1:{tls_port} ssl;
                  ssl_certificate {at}/cert.pem; ssl_certificate_key {at}/key.pem;
-                 root {at}/www;
+                 root {root};
                  {lines}
                }}
-             }}",
-            server.port, server.tls_port
+             }}"
         );
-        std::fs::write(server.dir.path().join("nginx.conf"), config).unwrap();
+        std::fs::write(dir.path().join("nginx.conf"), config).unwrap();
+        let mut server = Self { dir, www, port, tls_port, pin, child: None };
         server.run();
         server
     }
@@ -104,7 +128,7 @@ impl Nginx {
 
     /// A file that it serves.
     pub fn served(&self, name: &str) -> PathBuf {
-        self.dir.path().join("www").join(name)
+        self.www.join(name)
     }
 
     pub fn put(&self, name: &str, data: &[u8]) {

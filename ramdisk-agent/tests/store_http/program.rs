@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::nginx::{Certificate, GOOD, Nginx};
+use crate::nginx::{Certificate, GOOD, Nginx, Setup};
 use crate::pattern;
 
 const QUERY: &str = "X-Amz-Signature=5ecre7";
@@ -104,7 +104,7 @@ fn servers_that_are_not_trusted_are_named_with_the_reason() {
         (GOOD, true, ""),
     ];
     for (certificate, is_known, words) in cases {
-        let server = Nginx::with(certificate, "");
+        let server = Nginx::with(Setup { certificate, ..Setup::default() });
         server.put("x", b"no image");
         let ca = server.path("ca.pem");
         let variables: &[(&str, &Path)] =

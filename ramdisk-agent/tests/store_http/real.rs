@@ -9,7 +9,7 @@ use agent_api::{ErrorKind, StoreAccess};
 use ramdisk_agent::store::{self, Access, Options, ReadAt as _, StoreError, StoreUrl};
 use uuid::Uuid;
 
-use crate::nginx::{Certificate, GOOD, Nginx};
+use crate::nginx::{Certificate, Nginx, Setup};
 use crate::{options, pattern};
 
 fn run(command: &mut Command) -> Vec<u8> {
@@ -94,7 +94,7 @@ fn over_tls_from_the_server_with_the_key() {
 fn with_a_password_or_a_token() {
     let lines = "location /basic/ { auth_basic here; auth_basic_user_file users; }
                  location /token/ { if ($http_authorization != 'Bearer t0ken') { return 401; } }";
-    let server = Nginx::with(GOOD, lines);
+    let server = Nginx::with_lines(lines);
     std::fs::write(server.path("users"), "imprint:{PLAIN}päss wörd\n").unwrap();
     for folder in ["basic", "token"] {
         std::fs::create_dir(server.served(folder)).unwrap();
@@ -122,7 +122,7 @@ fn with_a_password_or_a_token() {
 
 #[test]
 fn what_is_not_there_or_not_possible_is_said() {
-    let server = Nginx::with(GOOD, "location = /secret { deny all; }");
+    let server = Nginx::with_lines("location = /secret { deny all; }");
     server.put("empty", b"");
     assert_eq!(store::open(&server.url("empty")).unwrap().len_bytes(), 0);
     server.put("secret", b"x");
@@ -171,7 +171,7 @@ fn an_image_that_is_replaced_is_an_error() {
 fn a_server_that_is_killed_and_comes_back_is_waited_for() {
     const PIECE_LEN: usize = 256 << 10;
     // A piece takes a sixteenth of a second, so that most are cut in the middle.
-    let mut server = Nginx::with(GOOD, "limit_rate 4m;");
+    let mut server = Nginx::with_lines("limit_rate 4m;");
     let data = pattern(24 * PIECE_LEN, 5);
     server.put("x", &data);
     let image = store::open_with(&server.url("x"), &options()).unwrap();
@@ -201,7 +201,7 @@ fn a_server_that_is_killed_and_comes_back_is_waited_for() {
 #[test]
 fn with_the_right_key_name_and_dates_do_not_matter() {
     let expired = Certificate { name: "elsewhere.example", has_expired: true };
-    let server = Nginx::with(expired, "");
+    let server = Nginx::with(Setup { certificate: expired, ..Setup::default() });
     server.put("x", b"content");
     let url: StoreUrl = server.https("x").parse().unwrap();
     let access = StoreAccess { tls_key: Some(server.pin.clone()), ..StoreAccess::default() };

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use agent_api::{ErrorKind, StoreAccess};
 use ramdisk_agent::store::{self, Access, Options, ReadAt as _, StoreUrl};
 
-use crate::nginx::{GOOD, Nginx};
+use crate::nginx::Nginx;
 use crate::scripted::{Reply, Scripted};
 use crate::{options, pattern};
 
@@ -104,7 +104,7 @@ fn loops_and_nonsense_end() {
 #[test]
 fn from_tls_to_none_is_not_followed() {
     let server =
-        Nginx::with(GOOD, "location /down { return 302 http://127.0.0.1/x?X-Sig=5ecre7; }");
+        Nginx::with_lines("location /down { return 302 http://127.0.0.1/x?X-Sig=5ecre7; }");
     let url: StoreUrl = server.https("down").parse().unwrap();
     let access = StoreAccess { tls_key: Some(server.pin.clone()), ..StoreAccess::default() };
     let access = Access::new(vec![access], std::slice::from_ref(&url)).unwrap();

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -50,6 +51,7 @@ pub enum Reply {
 pub struct Scripted {
     address: String,
     asked: Arc<Mutex<Vec<Asked>>>,
+    connections: Arc<AtomicUsize>,
     stop: Arc<TcpListener>,
 }
 
@@ -63,15 +65,18 @@ impl Scripted {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (data, script) = (Arc::new(data), Arc::new(script));
         let (accepting, seen) = (Arc::clone(&listener), Arc::clone(&asked));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let accepted = Arc::clone(&connections);
         std::thread::spawn(move || {
             // Ends when the test shuts the listener down.
             while let Ok((stream, _)) = accepting.accept() {
+                accepted.fetch_add(1, Ordering::SeqCst);
                 let (data, script, seen) =
                     (Arc::clone(&data), Arc::clone(&script), Arc::clone(&seen));
                 std::thread::spawn(move || serve(&stream, &data, &*script, &seen));
             }
         });
-        Self { address, asked, stop: listener }
+        Self { address, asked, connections, stop: listener }
     }
 
     /// A URL of this server; the path begins with a slash.
@@ -81,6 +86,11 @@ impl Scripted {
 
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// All requests so far.

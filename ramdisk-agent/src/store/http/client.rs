@@ -27,10 +27,8 @@ use super::tls;
 use super::transport::Transport;
 use crate::pin::{Pin, WrongKey};
 
-/// How much of a refusal is looked at.
+/// How much of a body that is not data is looked at.
 const MAX_DETAIL_LEN: usize = 8 << 10;
-/// So many times the connections of [`Options`]: a connection of HTTP/1 carries one request at a time, one of NFS many.
-const CONNECTIONS_FACTOR: usize = 2;
 
 /// A request without what every request has.
 pub(super) struct Request<'a> {
@@ -94,7 +92,7 @@ impl Client {
                 format!("{} server {}", url.scheme(), url.server()),
                 options,
             )),
-            lanes: Lanes::new(options.connections * CONNECTIONS_FACTOR),
+            lanes: Lanes::new(options.http_connections),
         })
     }
 
@@ -141,12 +139,8 @@ impl Client {
 
     /// The trouble in an answer that holds nothing of what was asked for.
     pub(super) fn refused(&self, place: Place<'_>, mut answer: Answer<'_>) -> Trouble {
-        let mut detail = vec![0; MAX_DETAIL_LEN];
-        let mut len = 0;
-        while let Ok(read @ 1..) = answer.read(&mut detail[len..]) {
-            len += read;
-        }
-        let detail = String::from_utf8_lossy(&detail[..len]);
+        let detail = answer.beginning();
+        let detail = String::from_utf8_lossy(&detail);
         status::trouble(place, &answer.head, &detail, self.has_access(&answer.url))
     }
 
@@ -253,7 +247,7 @@ impl Client {
 }
 
 impl Answer<'_> {
-    /// Reads some of the body; 0 is its end. What was read is progress.
+    /// Reads some of the body; 0 is its end.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(connection) = &mut self.connection else { return Ok(0) };
         let read = connection.read_body(buffer);
@@ -261,6 +255,22 @@ impl Answer<'_> {
             self.connection = None;
         }
         read
+    }
+
+    /// The beginning of a body that is not data, or what can be had of it.
+    fn beginning(&mut self) -> Vec<u8> {
+        let mut bytes = vec![0; MAX_DETAIL_LEN];
+        let mut len = 0;
+        while let Ok(read @ 1..) = self.read(&mut bytes[len..]) {
+            len += read;
+        }
+        bytes.truncate(len);
+        bytes
+    }
+
+    /// Passes over a short body that nobody wants, so that the connection can be used again.
+    pub(super) fn skip(&mut self) {
+        self.beginning();
     }
 }
 

@@ -42,9 +42,7 @@ impl Location {
                 return Ok(answer);
             }
             url = redirected(Place { doing, url: &url }, answer.head.field("location"))?;
-            // Read to its end, so that the connection can be used again; whether that succeeds does not matter.
-            let mut rest = [0; 4096];
-            let _ = answer.read(&mut rest).and_then(|_| answer.read(&mut rest));
+            answer.skip();
         }
         let place = Place { doing, url: &self.own };
         Err(Trouble::Final(

@@ -128,8 +128,10 @@ fn ask(client: &Client, location: &Location, place: Place<'_>) -> Result<Version
     let fields = [("Range", "bytes=0-0".to_owned())];
     loop {
         let trouble = match location.get(client, place.doing, &fields) {
-            Ok(answer) if matches!(answer.head.status, 200 | 206 | 416) => {
-                return Version::of(place, &answer.head);
+            Ok(mut answer) if matches!(answer.head.status, 200 | 206 | 416) => {
+                let version = Version::of(place, &answer.head)?;
+                answer.skip();
+                return Ok(version);
             }
             Ok(answer) => client.refused(place, answer),
             Err(trouble) => trouble,

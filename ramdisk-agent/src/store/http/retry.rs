@@ -42,8 +42,8 @@ impl Attempts {
                 return Err(place.protocol(error.to_string()));
             }
         }
-        if error.kind() == io::ErrorKind::Other {
-            watch.troubled(error.to_string());
+        if let Some(what) = error.to_string().strip_prefix("the server ") {
+            watch.troubled(what.to_owned());
         }
         let wanted = after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
         let until = Instant::now() + pause(self.failures).max(wanted);

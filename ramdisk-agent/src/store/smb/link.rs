@@ -21,7 +21,6 @@ use super::frame::{Inbound, Outbound, Reply, credit_charge, invalid};
 use super::header::{Command, UNASKED};
 use super::login::{Limits, Session};
 use super::messages;
-use super::status::Status;
 
 /// So many credits are worth having; a server gives what it likes.
 const CREDITS_WANTED: u32 = 512;
@@ -29,8 +28,6 @@ const CREDITS_WANTED: u32 = 512;
 const ECHO_PART: u32 = 3;
 /// Writes are made in pieces, so that a slow upload is seen to go on.
 const SEND_BYTES: usize = 256 << 10;
-/// Longer than the answer to reading a file's first bytes.
-const SHORT_READ_BYTES: usize = 1024;
 
 /// Data of a request that are not copied into it.
 #[derive(Debug, Clone)]
@@ -166,7 +163,7 @@ impl Link {
         self.shared.lock().lost.clone()
     }
 
-    /// Whether anything was done on it that files are opened for.
+    /// Whether it ever answered a request.
     pub(super) fn served(&self) -> bool {
         self.shared.lock().served
     }
@@ -231,7 +228,7 @@ impl Shared {
             state.echo_under_way = false;
             return Ok(());
         };
-        state.served |= serves(&reply);
+        state.served = true;
         drop(state);
         self.watch.answered();
         // Who asked may be gone.
@@ -264,16 +261,6 @@ impl Shared {
         }
         Ok(())
     }
-}
-
-/// Opening a file, looking at it and reading its first bytes is what every session begins with.
-fn serves(reply: &Reply) -> bool {
-    let begins = [Command::Create, Command::QueryInfo, Command::Close].map(|c| c as u16);
-    let is_short_read =
-        reply.header.command == Command::Read as u16 && reply.message().len() <= SHORT_READ_BYTES;
-    reply.header.status == Status::SUCCESS
-        && !is_short_read
-        && !begins.contains(&reply.header.command)
 }
 
 fn send_thread(shared: &Shared, mut outbound: Outbound) {

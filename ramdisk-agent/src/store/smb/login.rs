@@ -215,9 +215,9 @@ impl Talk<'_> {
         let address = self.session.stream.peer_addr().ok()?;
         let stream = super::super::connect::connect(address).ok()?;
         (&stream).write_all(negotiate::SMB1_PROBE).ok()?;
-        let mut answer = [0; negotiate::SMB1_ANSWER_BYTES];
+        let mut answer = [0; 8];
         Limited::new(&stream, self.watch, self.silence).read_exact(&mut answer).ok()?;
-        negotiate::is_smb1(&answer).then(|| {
+        (answer[4..] == *b"\xFFSMB").then(|| {
             self.denied(
                 "the server speaks only SMB 1, which protects nothing and is not spoken here: let it speak SMB 2.1 or newer".to_owned(),
             )
