@@ -22,6 +22,7 @@ mod job;
 mod options;
 mod rate;
 mod session;
+mod store_report;
 
 pub use access::{SecretText, StoreAccess};
 pub use error_kind::ErrorKind;
@@ -36,6 +37,7 @@ pub use options::{
 };
 pub use rate::Rate;
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};
+pub use store_report::StoreReport;
 
 /// The longest time in seconds that the controller holds a `GET /v1/agent/work` before it answers [`Work::Idle`].
 pub const WORK_WAIT_SECS: u64 = 25;

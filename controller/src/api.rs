@@ -76,6 +76,7 @@ fn routes(controller: Arc<Controller>) -> OpenApiRouter {
         .routes(routes!(events::stream))
         .routes(routes!(stores::list, stores::add))
         .routes(routes!(stores::show, stores::remove))
+        .routes(routes!(stores::check))
         .routes(routes!(files::list))
         .routes(routes!(files::remove))
         .routes(routes!(tokens::list, tokens::add))

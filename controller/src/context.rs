@@ -51,6 +51,8 @@ pub struct Controller {
     pub dhcp: Option<Arc<Dhcp>>,
     /// Where images lie.
     pub stores: Stores,
+    /// `imprint-agent` for this machine, which tries stores out.
+    pub agent: PathBuf,
     /// Time limits of jobs.
     pub limits: crate::reconcile::Limits,
 }

@@ -27,7 +27,7 @@ pub use jobs::{Event, Idempotency, JobFilter, NewJobOutcome};
 pub use power::PowerAction;
 pub use sessions::{Redemption, Session};
 pub use stores::{LOCAL, StoreRow};
-pub use tokens::Token;
+pub use tokens::{CHECK_TOKEN_PREFIX, Token};
 pub use transitions::JOB_PAUSED;
 pub use uploads::UploadRow;
 

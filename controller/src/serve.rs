@@ -91,6 +91,9 @@ pub struct ServeArgs {
     /// Start although another DHCP server answers on the interface
     #[arg(long)]
     allow_rival_dhcp: bool,
+    /// imprint-agent for this machine, which tries stores out [default: beside this program]
+    #[arg(long)]
+    agent: Option<PathBuf>,
     /// dnsmasq
     #[arg(long, default_value = "/usr/sbin/dnsmasq")]
     dnsmasq: PathBuf,
@@ -138,6 +141,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let data = DataDir::open(&args.data)?;
     let identity = Identity::load_or_make(&data)?;
     let db = Db::open(&data.database()?).await?;
+    db.remove_tokens_of_checks().await?;
     let http = listen(subnet.address, args.http_port)?;
     let https = listen(subnet.address, args.https_port)?;
     let url = |scheme: &str, listener: &TcpListener| -> anyhow::Result<String> {
@@ -191,6 +195,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         boot,
         dhcp: dhcp.clone(),
         stores,
+        agent: agent_program(&args)?,
         limits: reconcile::Limits::default(),
     });
 
@@ -283,6 +288,14 @@ fn listen(address: Ipv4Addr, port: u16) -> anyhow::Result<TcpListener> {
     })?;
     listener.set_nonblocking(true).context("setting up a listener")?;
     Ok(listener)
+}
+
+fn agent_program(args: &ServeArgs) -> anyhow::Result<PathBuf> {
+    if let Some(agent) = &args.agent {
+        return std::path::absolute(agent).context("resolving --agent");
+    }
+    let own = std::env::current_exe().context("looking for this program's own file")?;
+    Ok(own.with_file_name("imprint-agent"))
 }
 
 fn boot_files(args: &ServeArgs) -> anyhow::Result<Option<BootFiles>> {

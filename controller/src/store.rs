@@ -4,6 +4,7 @@
 //! credentials and the token for the controller's own store are put together when the job is handed to its agent, and live no
 //! longer than that answer. The controller itself never connects to a store.
 
+pub mod check;
 pub mod embedded;
 mod place;
 
@@ -195,18 +196,32 @@ impl Stores {
     }
 
     async fn access(&self, job: &Job, store: StoreRow) -> Result<StoreAccess, StoreError> {
-        let prefix = folder_of(&self.url(&store)).to_owned();
-        let text = |secret: &Secret| SecretText::from(secret.expose().to_owned());
-        let Some(url) = store.url else {
-            let token = Secret::random();
-            self.db.set_store_token(job.id, &token.hash()).await?;
-            return Ok(StoreAccess {
-                prefix,
-                token: Some(text(&token)),
-                tls_key: Some(self.pin.clone()),
-                ..StoreAccess::default()
-            });
-        };
+        if store.url.is_some() {
+            return self.credentials(store);
+        }
+        let token = Secret::random();
+        self.db.set_store_token(job.id, &token.hash()).await?;
+        Ok(self.own_access(&store, &token))
+    }
+
+    /// What lets into the controller's own store with this token.
+    #[must_use]
+    pub fn own_access(&self, store: &StoreRow, token: &Secret) -> StoreAccess {
+        StoreAccess {
+            prefix: folder_of(&self.url(store)).to_owned(),
+            token: Some(text(token)),
+            tls_key: Some(self.pin.clone()),
+            ..StoreAccess::default()
+        }
+    }
+
+    /// What lets into a store on another server.
+    ///
+    /// # Errors
+    /// When its credentials do not open.
+    pub fn credentials(&self, store: StoreRow) -> Result<StoreAccess, StoreError> {
+        let url = self.url(&store);
+        let prefix = folder_of(&url).to_owned();
         let open = |what, sealed: Option<Vec<u8>>| {
             let opened =
                 sealed.map(|sealed| self.sealer.open(&owner(&store.name, &url, what), &sealed));
@@ -221,6 +236,10 @@ impl Stores {
             tls_key: store.tls_key,
         })
     }
+}
+
+fn text(secret: &Secret) -> SecretText {
+    SecretText::from(secret.expose().to_owned())
 }
 
 /// What a sealed secret is bound to. No host's name holds a blank, so none is bound to the same.

@@ -22,6 +22,7 @@ use crate::run::{
     check_signature, describe, limit_of, open_image, open_index, open_own_image, open_target,
     parse_url, size,
 };
+use crate::store_check::{self, Shown};
 use crate::{capture, damage, foreign, restore, run, store, verify};
 
 /// Captures disks to images and imprints images on disks.
@@ -82,6 +83,11 @@ enum Command {
         /// URL or path of the folder
         folder: String,
     },
+    /// Write, read, publish and remove a probe: does a store do what captures and restores need, and how fast
+    StoreCheck {
+        /// URL or path of the folder
+        folder: String,
+    },
     /// List the disks of this machine
     Disks,
     /// Run the post-script that is the standard input inside of a restored system; for the agent itself
@@ -113,6 +119,7 @@ impl Command {
             | Self::Verify(VerifyArgs { image, .. })
             | Self::Sign(trust::SignArgs { image, .. })
             | Self::Inspect { image }
+            | Self::StoreCheck { folder: image }
             | Self::Ls { folder: image } => vec![image],
             Self::Plan(PlanCommand::Capture { .. })
             | Self::Keygen(_)
@@ -281,6 +288,15 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Sign(args) => trust::sign(args, cli.json, &progress)?,
         Command::Inspect { image } => inspect_command(image, cli.json, &progress)?,
         Command::Ls { folder } => ls_command(folder, cli.json, &progress)?,
+        Command::StoreCheck { folder } => {
+            let report = store_check::check(&parse_url(folder)?, &run::store_options(&progress));
+            if cli.json {
+                print_json(&report)?
+            } else {
+                print(&Shown(&report).to_string())?
+            }
+            return Ok(report.failure.map_or(0, |failure| failure.kind.exit_code()));
+        }
         Command::Disks => disks_command(cli.json)?,
         Command::InSystem { mount, folder } => return Ok(restore::inside::main(mount, folder)),
         Command::Run { .. } => {

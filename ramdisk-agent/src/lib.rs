@@ -26,6 +26,7 @@ pub mod restore;
 pub mod run;
 mod seek;
 pub mod store;
+pub mod store_check;
 pub mod sys;
 pub mod table;
 pub mod telemetry;

@@ -186,7 +186,7 @@ pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<d
     let writer = match url {
         StoreUrl::File(path) => file::create(path),
         StoreUrl::Nfs(nfs) => nfs::create(nfs, image_id, options),
-        StoreUrl::Http(http) => http::create(http),
+        StoreUrl::Http(http) => http::create(http, image_id, options),
         StoreUrl::Smb(smb) => smb::create(smb, options),
     }?;
     Ok(limit::writer(writer, options.limiter.as_ref()))
@@ -197,7 +197,7 @@ pub fn list(folder: &StoreUrl, options: &Options) -> Result<Vec<Entry>> {
     let mut entries = match folder {
         StoreUrl::File(path) => file::list(path),
         StoreUrl::Nfs(nfs) => nfs::list(nfs, options),
-        StoreUrl::Http(http) => http::list(http),
+        StoreUrl::Http(http) => http::list(http, options),
         StoreUrl::Smb(smb) => smb::list(smb, options),
     }?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -209,7 +209,7 @@ pub fn remove(url: &StoreUrl, options: &Options) -> Result<()> {
     match url {
         StoreUrl::File(path) => file::remove(path),
         StoreUrl::Nfs(nfs) => nfs::remove(nfs, options),
-        StoreUrl::Http(http) => http::remove(http),
+        StoreUrl::Http(http) => http::remove(http, options),
         StoreUrl::Smb(smb) => smb::remove(smb, options),
     }
 }

@@ -12,6 +12,7 @@ use crate::dhcp::DhcpError;
 use crate::error_chain;
 use crate::names::NameError;
 use crate::store::StoreError;
+use crate::store::check::CheckError;
 use crate::store::embedded::EmbeddedError;
 
 /// The body of an error.
@@ -139,6 +140,18 @@ impl From<EmbeddedError> for ApiError {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_failed", text)
             }
             EmbeddedError::Db(error) => error.into(),
+        }
+    }
+}
+
+impl From<CheckError> for ApiError {
+    fn from(error: CheckError) -> Self {
+        let text = error_chain(&error);
+        match error {
+            CheckError::Program(..) => Self::conflict("no_agent_program", text),
+            CheckError::Slow | CheckError::NoReport(_) => {
+                Self::new(StatusCode::BAD_GATEWAY, "check_failed", text)
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agent_api::SecretText;
+use agent_api::{SecretText, StoreReport};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -13,10 +13,10 @@ use super::ApiError;
 use super::auth::Caller;
 use crate::clock::rfc3339;
 use crate::context::Controller;
-use crate::db::StoreRow;
+use crate::db::{CHECK_TOKEN_PREFIX, StoreRow};
 use crate::names::{ImageUrl, StoreName};
-use crate::secret::{Secret, is_hex};
-use crate::store::Credentials;
+use crate::secret::{Secret, hex, is_hex, random_bytes};
+use crate::store::{Credentials, check};
 
 /// Longest user, domain or password, in bytes.
 const CREDENTIAL_MAX: usize = 256;
@@ -206,4 +206,40 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     controller.db.remove_store(&name).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Tries a store out from the controller's machine: a probe is written, read, published and removed. `failure` says what is wrong.
+#[utoipa::path(
+    post, path = "/v1/stores/{store}/check", tag = "stores", params(("store" = String, Path, description = "The store")),
+    responses(
+        (status = 200, description = "agent_api::StoreReport", body = Object), (status = 404, description = "No such store"),
+        (status = 409, description = "no_agent_program, not_checkable"), (status = 502, description = "check_failed"),
+    )
+)]
+pub(super) async fn check(
+    State(controller): State<Arc<Controller>>,
+    Path(name): Path<String>,
+) -> Result<Json<StoreReport>, ApiError> {
+    let store = controller.db.store(&name).await?;
+    let url = controller.stores.url(&store);
+    if !url.contains("://") || url.starts_with("file:") {
+        return Err(ApiError::conflict(
+            "not_checkable",
+            format!(
+                "{url} is a folder of whichever machine the agent runs on: run `imprint-agent store-check` there"
+            ),
+        ));
+    }
+    if store.url.is_some() {
+        let access = controller.stores.credentials(store)?;
+        return Ok(Json(check::check(&controller.agent, &url, &access).await?));
+    }
+    // Of our own store: with a token that lives as long as this.
+    let token = Secret::random();
+    let name = format!("{CHECK_TOKEN_PREFIX}{}", hex(&random_bytes::<8>()));
+    controller.db.add_token(&name, &token.hash()).await?;
+    let access = controller.stores.own_access(&store, &token);
+    let report = check::check(&controller.agent, &url, &access).await;
+    controller.db.remove_token(&name).await?;
+    Ok(Json(report?))
 }

@@ -12,6 +12,7 @@ use super::ApiError;
 use super::auth::Caller;
 use crate::clock::rfc3339;
 use crate::context::Controller;
+use crate::db::CHECK_TOKEN_PREFIX;
 use crate::names::ImageName;
 use crate::secret::Secret;
 
@@ -73,6 +74,11 @@ pub(super) async fn add(
     body: Result<Json<NewToken>, JsonRejection>,
 ) -> Result<(StatusCode, Json<MadeToken>), ApiError> {
     let Json(new) = body?;
+    if new.name.as_str().starts_with(CHECK_TOKEN_PREFIX) {
+        return Err(ApiError::invalid(format!(
+            "names with {CHECK_TOKEN_PREFIX} are the controller's own"
+        )));
+    }
     let secret = Secret::random();
     controller.db.add_token(new.name.as_str(), &secret.hash()).await?;
     Ok((

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use agent_api::SecretText;
+use agent_api::{SecretText, StoreReport};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use reqwest::Method;
@@ -24,6 +24,14 @@ pub(super) enum StoreCommand {
     },
     /// Show a store
     Show {
+        /// Which
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write, read, publish and remove a probe, from the controller's machine; exit code 1 if that fails
+    Check {
         /// Which
         name: String,
         /// Print JSON
@@ -114,6 +122,19 @@ pub(super) async fn run(client: &Client, command: StoreCommand) -> anyhow::Resul
             let store: StoreView = client.get(&format!("/v1/stores/{}", segment(&name)?)).await?;
             if json { table::json(&store) } else { show(&store) }
         }
+        StoreCommand::Check { name, json } => {
+            let path = format!("/v1/stores/{}/check", segment(&name)?);
+            let report: StoreReport = client.json(client.request(Method::POST, &path)).await?;
+            if json {
+                table::json(&report)?;
+            } else {
+                table::put(&check_text(&report))?;
+            }
+            match report.failure {
+                Some(failure) => bail!("store {name} failed ({})", failure.kind),
+                None => Ok(()),
+            }
+        }
         StoreCommand::Files { name, json } => {
             let path = format!("/v1/stores/{}/files", segment(&name)?);
             let files: Vec<FileView> = client.get(&path).await?;
@@ -149,6 +170,27 @@ fn credentials(store: &StoreView) -> String {
         (None, true) => "token".to_owned(),
         (None, false) => "-".to_owned(),
     }
+}
+
+fn check_text(report: &StoreReport) -> String {
+    let mut text = String::new();
+    for done in &report.done {
+        text.push_str(&format!("ok       {done}\n"));
+    }
+    let size = |bytes: u64| table::bytes(i64::try_from(bytes).unwrap_or(i64::MAX));
+    let rate = |bytes: Option<u64>| {
+        bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{}/s", size(bytes)))
+    };
+    text.push_str(&format!(
+        "probe    {}, written at {}, read at {}\n",
+        size(report.probe_bytes),
+        rate(report.write_bytes_per_second),
+        rate(report.read_bytes_per_second),
+    ));
+    if let (Some(step), Some(failure)) = (&report.failed_at, &report.failure) {
+        text.push_str(&format!("FAILED   {step}: {} [{}]\n", failure.message, failure.kind));
+    }
+    text
 }
 
 fn show(store: &StoreView) -> anyhow::Result<()> {

@@ -19,7 +19,22 @@ pub struct Token {
     pub last_used_ms: Option<i64>,
 }
 
+/// What the names of tokens begin with that live as long as a check of the controller's own store.
+pub const CHECK_TOKEN_PREFIX: &str = "store-check-";
+
 impl Db {
+    /// Removes tokens of checks that a controller before this one did not end.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn remove_tokens_of_checks(&self) -> Result<()> {
+        sqlx::query("DELETE FROM tokens WHERE substr(name, 1, length(?1)) = ?1")
+            .bind(CHECK_TOKEN_PREFIX)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     /// Stores a token.
     ///
     /// # Errors

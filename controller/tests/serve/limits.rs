@@ -106,6 +106,7 @@ impl Rig {
             },
             dhcp: None,
             stores,
+            agent: "/nonexistent".into(),
             limits,
         });
         start(&controller, job);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
 
+mod agent_store;
 mod agents;
 mod api;
 mod approval;

@@ -75,10 +75,28 @@ impl Served {
 
     /// Starts it again on the same folder, on other ports.
     pub async fn restart(&mut self) {
+        self.restart_at("0").await;
+    }
+
+    /// The same where agents find it again.
+    pub async fn restart_at_its_port(&mut self) {
+        let port = self.api_url.rsplit_once(':').unwrap().1.to_owned();
+        self.restart_at(&port).await;
+    }
+
+    async fn restart_at(&mut self, https_port: &str) {
         self.kill();
         let log = File::create(self.log()).unwrap();
         let child = Command::new(IMPRINT)
-            .args(["serve", "--address", "127.0.0.1", "--http-port", "0", "--https-port", "0"])
+            .args([
+                "serve",
+                "--address",
+                "127.0.0.1",
+                "--http-port",
+                "0",
+                "--https-port",
+                https_port,
+            ])
             .args(["--no-dhcp", "--kernel-args", "console=ttyS0"])
             .arg("--data")
             .arg(self.data())

@@ -6,11 +6,15 @@
 //! answer is compared with, [`location`] where a redirection led to; [`reader`] is what the engine sees. Threads that block, not an async runtime: bytes go from the socket into the caller's buffer, which takes less of a
 //! processor than a runtime and its buffers (docs/stores.md has the numbers).
 //!
-//! Deliberately absent: caches, proxies, HTTP/2 (more connections do the same for large files), and any way to write: a web server is
-//! not a place where an image can be published safely.
+//! A controller's own store can be written too: [`controller`] is its API, [`writer`] what the engine sees, with [`undurable`] for what
+//! may have to be sent again.
+//!
+//! Deliberately absent: caches, proxies, HTTP/2 (more connections do the same for large files), and writing to other web servers: none
+//! of their protocols publishes an image safely.
 
 mod client;
 mod connection;
+mod controller;
 mod head;
 mod lanes;
 mod location;
@@ -19,32 +23,40 @@ mod retry;
 mod status;
 mod tls;
 mod transport;
+mod undurable;
 mod version;
+mod writer;
 
-use super::{Entry, HttpUrl, ImageFile, Options, Result, StoreError, StoreWriter};
+use uuid::Uuid;
+
+use super::{Entry, HttpUrl, ImageFile, Options, Result, StoreWriter};
+use client::Client;
 use reader::HttpImage;
+use writer::HttpWriter;
 
 /// Opens an image for reading.
 pub(super) fn open(url: &HttpUrl, options: &Options) -> Result<Box<dyn ImageFile>> {
     Ok(Box::new(HttpImage::open(url, options)?))
 }
 
-/// Refuses.
-pub(super) fn create(url: &HttpUrl) -> Result<Box<dyn StoreWriter>> {
-    Err(only_read(url, "images are written to a folder, or to a share by nfs://"))
+/// Starts to write an image to a controller's own store. Other web servers are only read from.
+pub(super) fn create(
+    url: &HttpUrl,
+    image_id: Uuid,
+    options: &Options,
+) -> Result<Box<dyn StoreWriter>> {
+    if url.has_query() {
+        return Err(controller::only_read(url));
+    }
+    Ok(Box::new(HttpWriter::create(url, image_id, options)?))
 }
 
-/// Refuses.
-pub(super) fn list(folder: &HttpUrl) -> Result<Vec<Entry>> {
-    Err(only_read(folder, "its folders cannot be listed; give the URL of an image"))
+/// Lists a controller's own store: its URL ends in `/files`.
+pub(super) fn list(folder: &HttpUrl, options: &Options) -> Result<Vec<Entry>> {
+    controller::list(&Client::new(folder, options)?, folder)
 }
 
-/// Refuses.
-pub(super) fn remove(url: &HttpUrl) -> Result<()> {
-    Err(only_read(url, "remove the file on the server itself"))
-}
-
-fn only_read(url: &HttpUrl, instead: &str) -> StoreError {
-    let reason = format!("a web server is only read from: {instead}");
-    StoreError::Unsupported { url: url.to_string(), reason }
+/// Removes a file of a controller's own store.
+pub(super) fn remove(url: &HttpUrl, options: &Options) -> Result<()> {
+    controller::remove(&Client::new(url, options)?, url)
 }

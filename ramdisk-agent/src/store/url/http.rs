@@ -62,7 +62,7 @@ impl HttpUrl {
     }
 
     /// The last component of the path, decoded; empty for a folder.
-    pub(super) fn name(&self) -> &str {
+    pub(in crate::store) fn name(&self) -> &str {
         &self.name
     }
 
@@ -116,7 +116,7 @@ impl HttpUrl {
     }
 
     /// The URL of `name` in this folder. A query that gives access to a folder gives it to what is beneath too.
-    pub(super) fn join(&self, name: &str) -> Self {
+    pub(in crate::store) fn join(&self, name: &str) -> Self {
         let mut path = self.path.trim_end_matches('/').to_owned();
         path.push('/');
         for byte in name.bytes() {
@@ -126,7 +126,7 @@ impl HttpUrl {
     }
 
     /// The folder that this is in.
-    pub(super) fn parent(&self) -> Option<Self> {
+    pub(in crate::store) fn parent(&self) -> Option<Self> {
         let (parent, name) = self.path.rsplit_once('/')?;
         if name.is_empty() {
             return None;

@@ -1,0 +1,196 @@
+//! Trying a store out: does it do what captures and restores need, and how fast.
+//!
+//! A probe of random bytes is written as an image is, made durable, read again and compared, published, not overwritten, listed and
+//! removed. The first thing that fails ends the check, and what is left of the probe is removed as far as that goes. What a store does to
+//! writers of several machines at once, or when it restarts, is not tried.
+
+use std::fmt;
+use std::time::Instant;
+
+use agent_api::{ErrorKind, Failure, StoreReport};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::store::{self, ImageFile, Options, StoreUrl};
+
+/// Long enough to fill caches of connections, short enough for a slow line.
+const PROBE_BYTES: usize = 32 << 20;
+/// What is appended at a time, as a capture does.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// Tries out the store in this folder. What is wrong is in the report.
+#[must_use]
+pub fn check(folder: &StoreUrl, options: &Options) -> StoreReport {
+    let mut report = StoreReport { probe_bytes: PROBE_BYTES as u64, ..StoreReport::default() };
+    let mut step = "making a file";
+    if let Err(error) = run(folder, options, &mut report, &mut step) {
+        report.failed_at = Some(step.to_owned());
+        report.failure = Some(Failure { kind: error.kind(), message: error.chain() });
+    }
+    report
+}
+
+fn run(
+    folder: &StoreUrl,
+    options: &Options,
+    report: &mut StoreReport,
+    step: &mut &'static str,
+) -> Result<()> {
+    let id = Uuid::new_v4();
+    // Lower-case letters, digits, '-' and '.': a name that every store takes.
+    let name = format!("imprint-check-{}.probe", &id.simple().to_string()[..12]);
+    let url = folder.join(&name);
+    let mut writer = store::create(&url, id, options)?;
+    report.done.push("a file can be made".to_owned());
+
+    *step = "writing";
+    let probe = noise(id);
+    let began = Instant::now();
+    for piece in probe.chunks(PIECE_BYTES) {
+        writer.append(piece)?;
+    }
+    *step = "making it durable";
+    if writer.commit()? != PROBE_BYTES as u64 {
+        return Err(wrong("it says that it kept another length than was written"));
+    }
+    report.write_bytes_per_second = Some(per_second(began));
+    report.done.push("it is written and flushed".to_owned());
+
+    *step = "reading it again";
+    let began = Instant::now();
+    compare(&*writer.reader()?, &probe)?;
+    report.read_bytes_per_second = Some(per_second(began));
+    report.done.push("it reads as it was written".to_owned());
+
+    *step = "publishing it";
+    writer.publish()?;
+    let result = published(folder, &name, &url, options, &probe, report, step);
+    if result.is_err() {
+        // The error that was first is the one that is told.
+        let _ = store::remove(&url, options);
+    }
+    result
+}
+
+/// The rest of the check, with the probe under its name.
+fn published(
+    folder: &StoreUrl,
+    name: &str,
+    url: &StoreUrl,
+    options: &Options,
+    probe: &[u8],
+    report: &mut StoreReport,
+    step: &mut &'static str,
+) -> Result<()> {
+    report.done.push("it gets its name when it is complete".to_owned());
+    *step = "opening it by its name";
+    compare(&*store::open_with(url, options)?, probe)?;
+    *step = "trying to overwrite it";
+    match store::create(url, Uuid::new_v4(), options) {
+        Ok(_) => {
+            return Err(wrong(
+                "a second file of the same name was let in: images would be overwritten",
+            ));
+        }
+        Err(error) if error.kind() == ErrorKind::Refused => {}
+        Err(error) => return Err(error.into()),
+    }
+    report.done.push("it is not overwritten".to_owned());
+    *step = "listing the folder";
+    if !store::list(folder, options)?.iter().any(|entry| entry.name == name) {
+        return Err(wrong("the list of the folder lacks the file"));
+    }
+    *step = "removing it";
+    store::remove(url, options)?;
+    report.done.push("it can be listed and removed".to_owned());
+    Ok(())
+}
+
+fn compare(file: &dyn ImageFile, probe: &[u8]) -> Result<()> {
+    if file.len_bytes() != probe.len() as u64 {
+        return Err(wrong("it has another length than was written"));
+    }
+    let mut piece = vec![0; PIECE_BYTES];
+    for (wanted, offset) in probe.chunks(PIECE_BYTES).zip((0..).step_by(PIECE_BYTES)) {
+        let piece = &mut piece[..wanted.len()];
+        file.read_exact_at(piece, offset).map_err(|error| {
+            match store::StoreError::find(&error) {
+                Some(store) => Error::new(store.kind(), store.to_string()),
+                None => Error::new(ErrorKind::Store, "reading the probe").because(error),
+            }
+        })?;
+        if piece != wanted {
+            return Err(wrong("it reads differently from what was written"));
+        }
+    }
+    Ok(())
+}
+
+fn wrong(what: &str) -> Error {
+    Error::new(ErrorKind::Store, what)
+}
+
+/// Bytes that no compression and no deduplication makes smaller, other ones each time.
+fn noise(id: Uuid) -> Vec<u8> {
+    let mut data = vec![0; PROBE_BYTES];
+    blake3::Hasher::new().update(id.as_bytes()).finalize_xof().fill(&mut data);
+    data
+}
+
+fn per_second(began: Instant) -> u64 {
+    let micros = began.elapsed().as_micros().max(1);
+    u64::try_from(PROBE_BYTES as u128 * 1_000_000 / micros).unwrap_or(u64::MAX)
+}
+
+/// A report for people.
+#[derive(Debug)]
+pub struct Shown<'a>(pub &'a StoreReport);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        for done in &report.done {
+            writeln!(f, "ok       {done}")?;
+        }
+        let rate = |bytes: Option<u64>| {
+            bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{}/s", crate::run::size(bytes)))
+        };
+        write!(
+            f,
+            "probe    {}, written at {}, read at {}",
+            crate::run::size(report.probe_bytes),
+            rate(report.write_bytes_per_second),
+            rate(report.read_bytes_per_second),
+        )?;
+        if let (Some(step), Some(failure)) = (&report.failed_at, &report.failure) {
+            write!(f, "\nFAILED   {step}: {} [{}]", failure.message, failure.kind)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_does_what_is_needed_and_is_left_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = StoreUrl::File(folder.path().to_owned());
+        let report = check(&url, &Options::default());
+        assert_eq!(report.failure, None, "{}", Shown(&report));
+        assert_eq!(report.done.len(), 6);
+        assert!(report.write_bytes_per_second.is_some() && report.read_bytes_per_second.is_some());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert!(Shown(&report).to_string().contains("ok       it is not overwritten"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_words() {
+        let url = StoreUrl::File("/nonexistent/images".into());
+        let report = check(&url, &Options::default());
+        assert_eq!(report.failed_at.as_deref(), Some("making a file"));
+        assert_eq!(report.failure.as_ref().unwrap().kind, ErrorKind::NotFound);
+        assert!(Shown(&report).to_string().contains("FAILED   making a file: "));
+    }
+}
