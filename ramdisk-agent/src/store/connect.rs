@@ -55,6 +55,12 @@ pub(super) fn connect_privileged(to: SocketAddr) -> io::Result<TcpStream> {
     connect(to)
 }
 
+/// Whether a socket of ours had nothing for a tick ([`RECEIVE_TICK`]), and not TCP itself gave up.
+pub(super) fn is_time_out(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+        && error.raw_os_error() != Some(libc::ETIMEDOUT)
+}
+
 fn describe_timeout(errno: Errno) -> io::Error {
     match errno {
         // What Linux answers when SO_SNDTIMEO ends a connect.

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::connect::is_time_out;
 use super::super::watch::Watch;
 use super::head::{Framing, Head, MAX_CHUNK_LINE_LEN, MAX_HEAD_LEN, chunk_len};
 use super::transport::Transport;
@@ -224,14 +225,7 @@ impl Connection {
         loop {
             match what(&mut self.transport) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                    ) && error.raw_os_error() != Some(libc::ETIMEDOUT) =>
-                {
-                    self.tick()?;
-                }
+                Err(error) if is_time_out(&error) => self.tick()?,
                 Ok(done) => {
                     self.heard = Instant::now();
                     return Ok(done);

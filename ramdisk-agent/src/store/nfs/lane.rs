@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::super::connect::connect_privileged;
+use super::super::connect::{connect_privileged, is_time_out};
 use super::super::pool::Pool;
 use super::super::watch::{Watch, pause};
 use super::rpc::{Procedure, Record, invalid, read_record, reply_xid};
@@ -389,14 +389,7 @@ impl Read for Patient<'_> {
                     ));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                    ) && error.raw_os_error() != Some(libc::ETIMEDOUT) =>
-                {
-                    self.tick()?;
-                }
+                Err(error) if is_time_out(&error) => self.tick()?,
                 other => {
                     self.heard = Instant::now();
                     return other;

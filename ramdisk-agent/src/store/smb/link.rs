@@ -15,6 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub(super) use super::super::connect::is_time_out;
 use super::super::pool::Pool;
 use super::super::watch::Watch;
 use super::frame::{Inbound, Outbound, Reply, credit_charge, invalid};
@@ -350,12 +351,6 @@ impl Read for Patient<'_> {
             }
         }
     }
-}
-
-/// A receive time-out of the socket, not one of TCP.
-pub(super) fn is_time_out(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-        && error.raw_os_error() != Some(libc::ETIMEDOUT)
 }
 
 pub(super) fn closed() -> io::Error {
