@@ -32,7 +32,7 @@ pub use job::{
     Work,
 };
 pub use options::{
-    CaptureOptions, CloudInitSeed, Content, Customisation, DirtyPolicy, FileMode, Grow,
+    BootOrder, CaptureOptions, CloudInitSeed, Content, Customisation, DirtyPolicy, FileMode, Grow,
     MAX_CONTENT, MAX_LEVEL, MIN_LEVEL, NewFile, RestoreOptions,
 };
 pub use rate::Rate;

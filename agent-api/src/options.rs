@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::Rate;
 
 pub use content::{CloudInitSeed, Content, FileMode, MAX_CONTENT, NewFile};
-pub use customisation::Customisation;
+pub use customisation::{BootOrder, Customisation};
 
 /// The lowest zstd level that is offered; negative levels trade too much size.
 pub const MIN_LEVEL: i32 = 1;

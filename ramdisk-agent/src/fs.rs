@@ -10,7 +10,7 @@ pub(crate) mod bytes;
 mod exfat;
 mod ext;
 mod failure;
-mod fat;
+pub(crate) mod fat;
 mod lvm2;
 mod ntfs;
 mod swap;

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod convert;
 pub mod damage;
 pub mod disk;
+mod efi;
 pub mod error;
 pub mod extents;
 pub mod foreign;

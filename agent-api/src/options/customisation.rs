@@ -10,6 +10,8 @@ const MAX_HOST_NAME: usize = 64;
 /// The longest part of a name between dots (RFC 1123).
 const MAX_LABEL: usize = 63;
 
+/// The longest name of a boot entry: menus are narrow.
+const MAX_BOOT_LABEL: usize = 64;
 /// How many files a job may bring along.
 const MAX_FILES: usize = 256;
 
@@ -40,17 +42,48 @@ pub struct Customisation {
     /// How many seconds the script may take, 600 unless given
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub post_script_limit: Option<u32>,
+    /// Make a boot entry of this name in UEFI firmware for the restored disk, and remove those that led to what was on it
+    #[arg(long, value_name = "LABEL", value_parser = boot_label)]
+    pub efi_boot_entry: Option<String>,
+    /// Where in the boot order it comes
+    #[arg(long, value_enum, default_value_t)]
+    pub efi_boot_order: BootOrder,
     /// The partition that holds the system to change, where it is not the only one that can
     #[arg(long, value_name = "N")]
     pub root_partition: Option<u32>,
+}
+
+/// Where a new boot entry comes in firmware's boot order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BootOrder {
+    /// In front of all others, the network too
+    First,
+    /// Behind all others
+    Last,
+    /// Where the disk's old entry was, or behind all others
+    #[default]
+    Keep,
 }
 
 impl Customisation {
     /// Whether nothing is to be changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let asked = Self { root_partition: None, post_script_limit: None, ..self.clone() };
-        asked == Self::default()
+        self.efi_boot_entry.is_none() && !self.changes_files()
+    }
+
+    /// Whether anything is to be changed in the restored system itself.
+    #[must_use]
+    pub fn changes_files(&self) -> bool {
+        let asked = Self {
+            efi_boot_entry: None,
+            efi_boot_order: BootOrder::default(),
+            root_partition: None,
+            post_script_limit: None,
+            ..self.clone()
+        };
+        asked != Self::default()
     }
 
     fn contents(&self) -> impl Iterator<Item = &Content> {
@@ -86,7 +119,13 @@ impl Customisation {
         if self.post_script_limit.is_some() && self.post_script.is_none() {
             return Err("post_script_limit is for a post_script, and there is none".into());
         }
-        if self.root_partition.is_some() && self.is_empty() {
+        if let Some(label) = &self.efi_boot_entry {
+            boot_label(label).map_err(|e| format!("efi_boot_entry {e}"))?;
+        }
+        if self.efi_boot_order != BootOrder::default() && self.efi_boot_entry.is_none() {
+            return Err("efi_boot_order is for an efi_boot_entry, and there is none".into());
+        }
+        if self.root_partition.is_some() && !self.changes_files() {
             return Err(
                 "root_partition says where to change something, and nothing is to be changed"
                     .into(),
@@ -94,6 +133,18 @@ impl Customisation {
         }
         Ok(())
     }
+}
+
+/// What a firmware's menu can show.
+fn boot_label(text: &str) -> Result<String, String> {
+    let is_shown = |c: char| !c.is_control();
+    if (1..=MAX_BOOT_LABEL).contains(&text.chars().count()) && text.chars().all(is_shown) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "'{}' is no name of a boot entry: those have 1 to {MAX_BOOT_LABEL} characters",
+        text.escape_debug()
+    ))
 }
 
 /// Reads a script.
@@ -175,6 +226,23 @@ mod tests {
         }
         let limit = Customisation { post_script_limit: Some(1), ..Customisation::default() };
         assert!(limit.check().unwrap_err().contains("there is none"));
+    }
+
+    #[test]
+    fn a_boot_entry_changes_no_file() {
+        let with = |label: &str, order| Customisation {
+            efi_boot_entry: Some(label.to_owned()),
+            efi_boot_order: order,
+            ..Customisation::default()
+        };
+        let entry = with("Debian", BootOrder::First);
+        entry.check().unwrap();
+        assert!(!entry.is_empty() && !entry.changes_files());
+        for bad in ["", "a\nb", &"x".repeat(65)] {
+            assert!(with(bad, BootOrder::Keep).check().is_err(), "{bad}");
+        }
+        let order = Customisation { efi_boot_order: BootOrder::Last, ..Customisation::default() };
+        assert!(order.check().unwrap_err().contains("there is none"));
     }
 
     #[test]

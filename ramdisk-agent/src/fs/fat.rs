@@ -8,6 +8,7 @@
 //! and is not used.
 
 mod boot;
+pub mod folder;
 mod table;
 mod tree;
 

@@ -5,6 +5,7 @@
 //! is destroyed again where that fails. An image is not trusted: see [`system`]. What can be refused is refused by the plan, which
 //! has a line for every change.
 
+mod boot_entry;
 mod fstab;
 mod hosts;
 mod identity;
@@ -19,6 +20,7 @@ use agent_api::{Customisation, ErrorKind};
 use rustix::fs::Mode;
 use serde::Serialize;
 
+pub use self::boot_entry::{BootEntry, plan as plan_boot_entry};
 use self::root::Place;
 use self::system::System;
 use crate::disk::Disk;
@@ -36,16 +38,27 @@ pub struct Changes {
     candidates: Vec<Place>,
     /// What is to be done, in words.
     steps: Vec<String>,
+    /// The boot entry to make in firmware.
+    boot_entry: Option<BootEntry>,
 }
 
-/// What a restore is asked to change in an image with these volumes; `None`: nothing. Refuses what is known to be impossible.
-pub fn plan(volumes: Vec<Place>, asked: &Customisation) -> Result<Option<Changes>> {
+/// What a restore is asked to change in an image with these volumes and, if a boot entry is asked for, with the one that `boot_entry` finds;
+/// `None`: nothing. Refuses what is known to be impossible.
+pub fn plan(
+    volumes: Vec<Place>,
+    asked: &Customisation,
+    boot_entry: impl FnOnce(&str) -> Result<BootEntry>,
+) -> Result<Option<Changes>> {
     asked.check().map_err(|e| Error::refused(format!("{e}; nothing was written")))?;
     if asked.is_empty() {
         return Ok(None);
     }
-    let candidates = root::candidates(volumes, asked.root_partition)?;
-    Ok(Some(Changes { candidates, steps: steps(asked) }))
+    let candidates = match asked.changes_files() {
+        true => root::candidates(volumes, asked.root_partition)?,
+        false => Vec::new(),
+    };
+    let boot_entry = asked.efi_boot_entry.as_deref().map(boot_entry).transpose()?;
+    Ok(Some(Changes { candidates, steps: steps(asked), boot_entry }))
 }
 
 fn steps(asked: &Customisation) -> Vec<String> {
@@ -86,7 +99,8 @@ impl Changes {
             [only] => format!("in {only}"),
             _ => format!("in whichever of {} holds the system", names.join(", ")),
         };
-        self.steps.iter().map(|step| format!("{step}, {place}")).collect()
+        let steps = self.steps.iter().map(|step| format!("{step}, {place}"));
+        steps.chain(self.boot_entry.iter().flat_map(BootEntry::lines)).collect()
     }
 
     /// Whether the target has no partition table: then the volume is complete only behind the commit.
@@ -97,6 +111,23 @@ impl Changes {
 
 /// Makes all changes. The filesystem is unmounted and on the medium afterwards.
 pub fn carry_out(
+    target: &Disk,
+    changes: &Changes,
+    asked: &Customisation,
+    progress: &Progress,
+) -> Result<Done> {
+    let mut done = Done::default();
+    if !changes.candidates.is_empty() {
+        done = change_files(target, changes, asked, progress)?;
+    }
+    if let Some(entry) = &changes.boot_entry {
+        progress.check()?;
+        done.notes.extend(entry.make()?);
+    }
+    Ok(done)
+}
+
+fn change_files(
     target: &Disk,
     changes: &Changes,
     asked: &Customisation,

@@ -127,7 +127,10 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
     };
     let arranged = arrangement::arrange(&mut disk, image.disk_len(), &table, target, options)?;
     let volumes = arrangement::volumes(&mut disk, image.disk_len(), &table, &arranged, target)?;
-    let customises = customise::plan(volumes, &options.customise)?;
+    let order = options.customise.efi_boot_order;
+    let customises = customise::plan(volumes, &options.customise, |label| {
+        customise::plan_boot_entry(&mut disk, &table, &arranged.slots, target, label, order)
+    })?;
     let found = found_on(target)?;
     let wipes = wipes(image.disk_len(), target.len_bytes(), &arranged, &found);
     let mut notes = table.warnings.clone();

@@ -198,3 +198,11 @@ fn files_stay_in_the_restored_system() {
     custom.fails(&[&flag], "refused", &["/opt", "no folder"]);
     assert_eq!(inventory(outside.path()), before);
 }
+
+/// This machine has no UEFI, or nobody may write to it from here: then nothing is written at all.
+#[test]
+fn a_boot_entry_needs_uefi_and_a_gpt() {
+    let custom = Custom::new(&[(EXT4, 24, &plant)]);
+    custom.refused(&["--efi-boot-entry", "Debian"], &["no EFI boot entry can be made"]);
+    custom.refused(&["--efi-boot-order", "first"], &["efi_boot_order is for an efi_boot_entry"]);
+}
