@@ -8,3 +8,4 @@ pub mod disk_seeds;
 pub mod foreign;
 pub mod image;
 pub mod image_seeds;
+pub mod smb;

@@ -1,13 +1,16 @@
 //! Measures a store: writes an image of random bytes, commits, reads it again, publishes, removes it.
 //!
-//! `store_rate URL MIB [connections=N] [in_flight=N] [request_kib=N] [delay_us=N]`; with a delay, the NFS port of the URL is
+//! `store_rate URL MIB [connections=N] [in_flight=N] [request_kib=N] [delay_us=N]`; with a delay, the NFS or SMB port of the URL is
 //! reached by way of a proxy on this machine that holds every byte back for that long, each way; the server is an address then.
+//! `IMPRINT_STORE_USER` and `IMPRINT_STORE_PASSWORD` are the user of an SMB share.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_api::{SecretText, StoreAccess};
 use anyhow::{Context as _, Result, bail};
 use fault_proxy::{Proxy, Script};
-use ramdisk_agent::store::{self, Options, ReadAt as _, StoreUrl};
+use ramdisk_agent::store::{self, Access, Options, ReadAt as _, StoreUrl};
 use uuid::Uuid;
 
 /// As much as the engine hands over or asks for at a time.
@@ -32,16 +35,26 @@ fn main() -> Result<()> {
             _ => bail!("unknown option {name}"),
         }
     }
-    let proxy = match &mut url {
-        StoreUrl::Nfs(nfs) if !delay.is_zero() => {
-            let server = std::net::SocketAddr::new(nfs.host.parse()?, nfs.port.unwrap_or(2049));
-            let proxy = Proxy::start(server, [])?;
-            proxy.set_rest(Script { delay, ..Script::default() });
-            (nfs.host, nfs.port) = ("127.0.0.1".to_owned(), Some(proxy.port()));
-            Some(proxy)
-        }
+    let place = match &mut url {
+        StoreUrl::Nfs(nfs) => Some((&mut nfs.host, &mut nfs.port, 2049)),
+        StoreUrl::Smb(smb) => Some((&mut smb.host, &mut smb.port, 445)),
         _ => None,
     };
+    let proxy = match place.filter(|_| !delay.is_zero()) {
+        Some((host, port, usual)) => {
+            let server = std::net::SocketAddr::new(host.parse()?, port.unwrap_or(usual));
+            let proxy = Proxy::start(server, [])?;
+            proxy.set_rest(Script { delay, ..Script::default() });
+            (*host, *port) = ("127.0.0.1".to_owned(), Some(proxy.port()));
+            Some(proxy)
+        }
+        None => None,
+    };
+    if let Ok(user) = std::env::var("IMPRINT_STORE_USER") {
+        let password = std::env::var("IMPRINT_STORE_PASSWORD").ok().map(SecretText::from);
+        let access = StoreAccess { user: Some(user), password, ..StoreAccess::default() };
+        options.access = Arc::new(Access::new(vec![access], std::slice::from_ref(&url))?);
+    }
 
     let mut frame = vec![0; FRAME_BYTES];
     blake3::Hasher::new().finalize_xof().fill(&mut frame);

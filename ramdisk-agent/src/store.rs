@@ -33,6 +33,8 @@ pub use access::Access;
 pub use error::StoreError;
 pub use image_format::ReadAt;
 pub use limit::{Limiter, Told, Way};
+#[doc(hidden)]
+pub use smb::read_anything as read_any_smb;
 pub use url::{HttpUrl, NfsUrl, SmbUrl, StoreUrl, UrlError, shown};
 
 /// What this module's functions return.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use imprint_fuzz::{disk_seeds, foreign, image_seeds};
+use imprint_fuzz::{disk_seeds, foreign, image_seeds, smb};
 
 fn main() -> io::Result<()> {
     for target in ["image_open", "image_page", "manifest"] {
@@ -24,7 +24,8 @@ fn main() -> io::Result<()> {
     ] {
         write(target, &disk_seeds::seeds(target))?;
     }
-    write("foreign", &foreign::seeds())
+    write("foreign", &foreign::seeds())?;
+    write("smb_reply", &smb::seeds())
 }
 
 fn write(target: &str, seeds: &[Vec<u8>]) -> io::Result<()> {

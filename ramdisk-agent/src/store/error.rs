@@ -23,8 +23,10 @@ pub enum StoreError {
         /// The image.
         url: String,
     },
-    /// Another writer holds the partial file.
-    #[error("{url} is being written by somebody else; wait for that capture or end it")]
+    /// Another writer holds the partial file, or a reader the image.
+    #[error(
+        "{url} is in use by somebody else, who writes or reads it; wait for that job or end it"
+    )]
     Busy {
         /// The partial image.
         url: String,

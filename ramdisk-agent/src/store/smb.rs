@@ -9,6 +9,7 @@
 //! Deliberately absent: SMB 1, Kerberos, DFS, several channels of one session, oplocks and leases (nothing is cached), durable handles
 //! (a writer opens its file again and knows what is missing).
 
+mod anything;
 mod crypto;
 mod file;
 mod frame;
@@ -24,6 +25,8 @@ mod spnego;
 mod status;
 mod wire;
 mod writer;
+
+pub use anything::read_anything;
 
 use super::{Entry, ImageFile, Options, Result, SmbUrl, StoreError, StoreWriter};
 use file::How;

@@ -135,6 +135,7 @@ pub(super) fn log_in(
     if account.is_user() && negotiated.dialect < Dialect::Smb311 {
         talk.validate(&negotiated, &client)?;
     }
+    talk.stay_affordable();
     Ok(talk.session)
 }
 
@@ -402,6 +403,15 @@ impl Talk<'_> {
                     .denied(format!("the server did not confirm what was negotiated ({status})")))
             }
         }
+    }
+
+    /// No request may cost more than the server grants.
+    fn stay_affordable(&mut self) {
+        let credit_bytes = u32::try_from(CREDIT_BYTES).expect("64 KiB");
+        let most = self.session.credits.max(1).saturating_mul(credit_bytes);
+        let limits = &mut self.session.limits;
+        limits.read_bytes = limits.read_bytes.min(most);
+        limits.write_bytes = limits.write_bytes.min(most);
     }
 
     fn passing(&self, status: Status) -> LoginError {

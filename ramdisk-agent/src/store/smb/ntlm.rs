@@ -124,7 +124,6 @@ impl Challenge {
 }
 
 /// The third message, and what the session has from it.
-#[derive(Debug)]
 pub(super) struct Authenticated {
     pub(super) message: Vec<u8>,
     pub(super) session_key: [u8; 16],
