@@ -1,8 +1,8 @@
 //! Scripts in a chroot of the restored system.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::agent::{try_restore, worker};
 use crate::custom::{Custom, EXT4, done, plant};
+use crate::devices::{Loop, Mounted};
+use crate::tools::run;
 
 /// A system with a shell.
 fn with_shell(at: &Path) {
@@ -92,9 +94,22 @@ fn a_script_that_fails_or_does_not_end() {
     assert!(ran.code == 2 && ran.stderr.contains("#!/"), "{}", ran.stderr);
 }
 
+fn by_and_by(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(60), "not so: {what}");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn a_job_is_cancelled_while_its_script_runs() {
     let custom = Custom::new(&[(EXT4, 40, &with_shell)]);
+    let (volume, at) = (custom.dir.path().join("volume"), custom.dir.path().join("volume-mnt"));
+    File::create(&volume).unwrap().set_len(8 << 20).unwrap();
+    run("e2fsprogs", "mke2fs", &["-q", volume.to_str().unwrap()]);
+    let device = Loop::new(&volume, &[]);
+    let mounted = Mounted::new(device.text(), &at, "rw");
     // `#!/bin/sh`, and a sleep of 1,000 seconds.
     let script = "IyEvYmluL3NoCi9iaW4vYnVzeWJveCBzbGVlcCAxMDAwCg==";
     let mut child = worker(&json!({
@@ -104,6 +119,18 @@ fn a_job_is_cancelled_while_its_script_runs() {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
     while next()["progress"]["stage"] != "finishing" {}
+    by_and_by("the script runs", || {
+        let processes = fs::read_dir("/proc").unwrap();
+        processes
+            .filter_map(|process| fs::read(process.ok()?.path().join("cmdline")).ok())
+            .any(|command| command == b"/bin/busybox\0sleep\x001000\0")
+    });
+    // What this machine has mounted is not kept in use by the script.
+    drop(mounted);
+    by_and_by("it is unmounted", || {
+        let claim = File::options().read(true).custom_flags(libc::O_EXCL).open(device.path());
+        claim.is_ok()
+    });
     let pid = i32::try_from(child.id()).unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGTERM).unwrap();
     let outcome = loop {

@@ -37,7 +37,7 @@ fn normal(path: &str) -> String {
 }
 
 /// `\040` is a space: `fstab(5)` writes what would end a field like that.
-fn unescaped(field: &str) -> String {
+pub fn unescaped(field: &str) -> String {
     let mut text = String::new();
     let mut rest = field;
     while let Some((before, after)) = rest.split_once('\\') {

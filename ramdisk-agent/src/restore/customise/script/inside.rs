@@ -13,9 +13,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+use crate::restore::customise::fstab;
 
 /// What of this machine a script sees.
 const SHARED: [&str; 3] = ["/dev", "/proc", "/sys"];
@@ -106,6 +108,14 @@ fn enter(mount: &str, folder: &str) -> io::Result<()> {
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let trees = SHARED.map(|path| Ok((path, rustix::mount::open_tree(CWD, path, whole)?)));
+    // The new namespace has a copy of every mount of this machine, which must not keep those in use while the script runs.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let points: Vec<String> = mounts.lines().filter_map(mount_point).collect();
+    for point in points.iter().rev().filter(|point| *point != "/") {
+        // Those below one that is gone are gone with it; one that stays is only in use for longer.
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        let _ = rustix::mount::unmount(point.as_str(), flags);
+    }
     let attach = |tree: &rustix::fd::OwnedFd, at: &str| {
         rustix::mount::move_mount(tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
     };
@@ -121,4 +131,9 @@ fn enter(mount: &str, folder: &str) -> io::Result<()> {
         })?;
     }
     std::env::set_current_dir("/")
+}
+
+/// The place in a line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`), whose spaces are written as in `fstab`.
+fn mount_point(line: &str) -> Option<String> {
+    line.split(' ').nth(4).map(fstab::unescaped)
 }
