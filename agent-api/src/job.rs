@@ -270,6 +270,18 @@ pub struct CaptureSummary {
     pub damaged: Vec<String>,
 }
 
+/// What came from one of several sources of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceUse {
+    /// Where it is.
+    pub url: String,
+    /// Bytes that came from it and were used.
+    pub bytes: u64,
+    /// Why it was not used, or not to the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
+}
+
 /// What a restore did. Times are wall clock.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -302,6 +314,8 @@ pub struct RestoreSummary {
     pub stages: Vec<StageTimes>,
     /// What limited it, in words; `None` if it was too short to say.
     pub limited_by: Option<String>,
+    /// How much came from which source, if there were several.
+    pub sources: Vec<SourceUse>,
     /// What is not as in the image: partitions and filesystems that grew, swap that became smaller.
     pub changes: Vec<String>,
     /// What was changed in the restored system, file by file, in the order in which it was done.

@@ -28,12 +28,12 @@ pub use access::{SecretText, StoreAccess};
 pub use error_kind::ErrorKind;
 pub use job::{
     CaptureSummary, Failure, FileAction, FileChange, Finish, JobAction, JobSpec, Outcome, Part,
-    PartTimes, PlanSummary, Report, RestoreSummary, Stage, StageProgress, StageTimes, Summary,
-    Work,
+    PartTimes, PlanSummary, Report, RestoreSummary, SourceUse, Stage, StageProgress, StageTimes,
+    Summary, Work,
 };
 pub use options::{
     BootOrder, CaptureOptions, CloudInitSeed, Content, Customisation, DirtyPolicy, FileMode, Grow,
-    MAX_CONTENT, MAX_LEVEL, MIN_LEVEL, NewFile, RestoreOptions,
+    MAX_CONTENT, MAX_LEVEL, MAX_SOURCES, MIN_LEVEL, NewFile, RestoreOptions,
 };
 pub use rate::Rate;
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};

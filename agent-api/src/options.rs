@@ -18,6 +18,8 @@ pub use customisation::{BootOrder, Customisation};
 pub const MIN_LEVEL: i32 = 1;
 /// The highest; 20 to 22 need windows that the reader's memory limit forbids.
 pub const MAX_LEVEL: i32 = 19;
+/// The most places that one image is read from.
+pub const MAX_SOURCES: usize = 16;
 /// What is fast enough for two cores to follow a disk.
 const DEFAULT_LEVEL: i32 = 3;
 
@@ -117,6 +119,9 @@ pub struct RestoreOptions {
     /// Move no more bytes a second to and from stores than this: K, M and G are powers of 1024, as in 400M
     #[arg(long, value_name = "RATE")]
     pub limit: Option<Rate>,
+    /// Another place of the same image, to read from as well; may be given several times
+    #[arg(long, value_name = "URL")]
+    pub also: Vec<String>,
     /// What to change in the restored system.
     #[serde(flatten)]
     #[command(flatten)]
@@ -172,6 +177,9 @@ impl RestoreOptions {
             Some(key) if !looks_like_a_key(key) => Err(format!(
                 "require_signature {} is no minisign public key: those are {PUBLIC_KEY_LEN} characters of base64 that begin with RW",
                 key.escape_debug()
+            )),
+            _ if self.also.len() >= MAX_SOURCES => Err(format!(
+                "also names too many places: an image is read from {MAX_SOURCES} at most"
             )),
             _ => self.customise.check(),
         }

@@ -16,6 +16,21 @@ pub trait ReadAt: Send + Sync {
     /// Whatever the source reports; `UnexpectedEof` when it ends too early.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// The same for bytes that can be told from wrong ones: a source that has them from several places goes on to another where `is_right`
+    /// says no. Others do not look; whoever reads checks again in any case.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_exact_at`].
+    fn read_checked_at(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        is_right: &dyn Fn(&[u8]) -> bool,
+    ) -> io::Result<()> {
+        let _ = is_right;
+        self.read_exact_at(buf, offset)
+    }
+
     /// The length of the source in bytes.
     ///
     /// # Errors
@@ -77,6 +92,15 @@ macro_rules! forward {
         impl<T: ReadAt + ?Sized> ReadAt for $pointer {
             fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
                 (**self).read_exact_at(buf, offset)
+            }
+
+            fn read_checked_at(
+                &self,
+                buf: &mut [u8],
+                offset: u64,
+                is_right: &dyn Fn(&[u8]) -> bool,
+            ) -> io::Result<()> {
+                (**self).read_checked_at(buf, offset, is_right)
             }
 
             fn len(&self) -> io::Result<u64> {

@@ -15,7 +15,7 @@ use crate::error::{FormatError, Part, Result};
 use crate::header::{Header, Opening, opening_len};
 use crate::page::{Page, PageRef};
 use crate::seek_table::{ENTRY_LEN, FOOTER_LEN, TABLE_HEADER_LEN};
-use crate::{FrameEntry, Manifest, ReadAt, Root, StoredFrame, seek_table};
+use crate::{FrameEntry, Hash, Manifest, ReadAt, Root, StoredFrame, seek_table};
 
 /// An image that was opened and, but for its pages and frames, checked.
 pub struct ImageReader<R> {
@@ -116,7 +116,8 @@ impl<R: ReadAt> ImageReader<R> {
 
     fn read_page(&self, page: &PageRef) -> Result<Page> {
         let mut bytes = vec![0; page.len as usize];
-        read(&self.source, &mut bytes, page.offset)?;
+        let is_right = |bytes: &[u8]| Page::parse(bytes, page, &self.opening).is_ok();
+        read_checked(&self.source, &mut bytes, page.offset, &is_right)?;
         let parsed = Page::parse(&bytes, page, &self.opening)?;
         let mut expected: Vec<[u8; 8]> = parsed
             .frames()
@@ -181,7 +182,8 @@ impl<R: ReadAt> ImageReader<R> {
         buf: &'a mut Vec<u8>,
     ) -> Result<StoredFrame<'a>> {
         buf.resize(entry.stored_len as usize, 0);
-        read(&self.source, buf, entry.stored_offset)?;
+        let is_right = |bytes: &[u8]| Hash::of(bytes) == entry.stored_hash;
+        read_checked(&self.source, buf, entry.stored_offset, &is_right)?;
         StoredFrame::check(entry, buf)
     }
 
@@ -203,7 +205,8 @@ impl<R: ReadAt> ImageReader<R> {
     fn check_seek_entries(&self, first: u64, expected: &[u8]) -> Result<()> {
         let mut found = vec![0; expected.len()];
         // `first` is below 2^28, and the table ends before the file does.
-        read(&self.source, &mut found, self.seek_offset + TABLE_HEADER_LEN + first * ENTRY_LEN)?;
+        let offset = self.seek_offset + TABLE_HEADER_LEN + first * ENTRY_LEN;
+        read_checked(&self.source, &mut found, offset, &|bytes| bytes == expected)?;
         if found != expected {
             return Err(seek_table_fault(self.seek_offset, "does not agree with the index pages"));
         }
@@ -378,6 +381,20 @@ fn seek_table_fault(offset: u64, fault: &'static str) -> FormatError {
 fn read(source: &impl ReadAt, buf: &mut [u8], offset: u64) -> Result<()> {
     let len = buf.len() as u64;
     source.read_exact_at(buf, offset).map_err(|source| FormatError::Read { offset, len, source })
+}
+
+fn read_checked(
+    source: &impl ReadAt,
+    buf: &mut [u8],
+    offset: u64,
+    is_right: &dyn Fn(&[u8]) -> bool,
+) -> Result<()> {
+    let len = buf.len() as u64;
+    source.read_checked_at(buf, offset, is_right).map_err(|source| FormatError::Read {
+        offset,
+        len,
+        source,
+    })
 }
 
 fn read_array<const N: usize>(source: &impl ReadAt, offset: u64) -> Result<[u8; N]> {

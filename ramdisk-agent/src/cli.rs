@@ -19,8 +19,8 @@ use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, Result};
 use crate::progress::{Face, Progress, Ticker};
 use crate::run::{
-    check_signature, describe, limit_of, open_image, open_index, open_own_image, open_target,
-    parse_url, size,
+    Places, check_signature, describe, describe_sources, limit_of, open_image, open_index,
+    open_own_image, open_target, parse_url, size,
 };
 use crate::store_check::{self, Shown};
 use crate::{capture, damage, foreign, restore, run, store, verify};
@@ -222,6 +222,9 @@ struct VerifyArgs {
     /// Read no more bytes a second than this: K, M and G are powers of 1024, as in 400M
     #[arg(long, value_name = "RATE")]
     limit: Option<Rate>,
+    /// Another place of the same image, to read from as well; may be given several times
+    #[arg(long, value_name = "URL")]
+    also: Vec<String>,
 }
 
 /// Does what the command line says; the exit code.
@@ -278,9 +281,9 @@ fn dispatch(cli: &Cli) -> Result<u8> {
             progress.set_limit(options.limit);
             let target = Disk::open_source(&find(disk)?)?;
             let url = parse_url(image)?;
-            let base = options.base.as_deref();
-            let image = open_image(&url, base, limit_of(&target), &progress)?;
-            check_signature(&*image, &url, options.require_signature.as_deref(), &progress)?;
+            let places = Places::of_restore(&url, options)?;
+            let image = open_image(&places, limit_of(&target), &progress)?;
+            check_signature(&*image, &places, options.require_signature.as_deref(), &progress)?;
             show(cli.json, &restore::plan(&*image, &target, options)?)?;
         }
         Command::Verify(args) => verify_command(args, cli.json, face, &progress)?,
@@ -398,10 +401,11 @@ fn restore_command(
         _ => wrong_places("restore IMAGE DISK, or restore IMAGE --disk DISK"),
     };
     let url = parse_url(image)?;
-    let target = open_target(&find(disk)?, &url)?;
+    let places = Places::of_restore(&url, options)?;
+    let target = open_target(&find(disk)?, &places)?;
     progress.watch(&target);
-    let image = open_image(&url, options.base.as_deref(), limit_of(&target), progress)?;
-    check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
+    let image = open_image(&places, limit_of(&target), progress)?;
+    check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
     let plan = restore::plan(&*image, &target, options)?;
     if !json {
         print(&plan.to_string())?;
@@ -466,8 +470,10 @@ fn verify_command(
 ) -> Result<()> {
     progress.set_limit(args.limit);
     let url = parse_url(&args.image)?;
-    let image = open_image(&url, args.base.as_deref(), foreign::any_disk(), progress)?;
-    check_signature(&*image, &url, args.require_signature.as_deref(), progress)?;
+    let root = args.expect_root.as_deref();
+    let places = Places::new(&url, &args.also, args.base.as_deref(), root)?;
+    let image = open_image(&places, foreign::any_disk(), progress)?;
+    check_signature(&*image, &places, args.require_signature.as_deref(), progress)?;
     restore::check_root(&*image, args.expect_root.as_deref())?;
     let ticker = Ticker::start(progress, face);
     let result = if args.deep {
@@ -478,16 +484,17 @@ fn verify_command(
     ticker.finish();
     let verified = result?;
     if json {
-        return print_json(
-            &serde_json::json!({ "root": image.root().to_string(), "verified": verified }),
-        );
+        return print_json(&serde_json::json!({
+            "root": image.root().to_string(), "verified": verified, "sources": progress.sources(),
+        }));
     }
     print(&format!(
-        "{} frames, {} stored, {} decompressed: all hashes right\nroot {}",
+        "{} frames, {} stored, {} decompressed: all hashes right\nroot {}{}",
         verified.frames,
         size(verified.stored_bytes),
         size(verified.content_bytes),
-        image.root()
+        image.root(),
+        describe_sources(&progress.sources())
     ))
 }
 

@@ -7,6 +7,7 @@
 
 mod chain;
 mod disk;
+mod sources;
 
 use image_format::{
     Decoder, FrameBase, FrameEntry, FrameKind, ImageReader, Manifest, ReadAt, Root, StoredFrame,
@@ -15,6 +16,7 @@ use image_format::{
 pub use chain::{Chain, MAX_CHAIN_LEN};
 pub use disk::ImageDisk;
 pub(crate) use disk::disk_error;
+pub(crate) use sources::{Sources, open as open_sources};
 
 use crate::error::{Error, IoContext, Result};
 use crate::store::{self, ImageFile, StoreUrl};

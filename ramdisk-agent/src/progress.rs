@@ -9,12 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use agent_api::{ErrorKind, Part, Rate, Stage, StageProgress, StageTimes};
+use agent_api::{ErrorKind, Part, Rate, SourceUse, Stage, StageProgress, StageTimes};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::disk::{Disk, Watch};
 use crate::error::{Error, Result};
-use crate::store::{Access, Limiter, Way};
+use crate::store::{Access, Limiter, Tally, Way};
 use crate::telemetry::Meter;
 
 /// How often bars and lines are brought up to date.
@@ -40,6 +40,8 @@ pub struct Progress {
     /// Where the time of the stages went that have ended.
     times: Mutex<Vec<StageTimes>>,
     access: OnceLock<Arc<Access>>,
+    /// What comes from which source of the image, if there are several.
+    sources: OnceLock<Vec<Arc<Tally>>>,
 }
 
 impl Default for Progress {
@@ -57,6 +59,7 @@ impl Default for Progress {
             limiter: OnceLock::new(),
             times: Mutex::new(Vec::new()),
             access: OnceLock::new(),
+            sources: OnceLock::new(),
         }
     }
 }
@@ -131,6 +134,23 @@ impl Progress {
     #[must_use]
     pub fn access(&self) -> Arc<Access> {
         self.access.get().cloned().unwrap_or_default()
+    }
+
+    /// Says where the job's image comes from. Once.
+    pub fn set_sources(&self, tallies: Vec<Arc<Tally>>) {
+        // A job opens one image; should it open it again, the first one's are kept.
+        let _ = self.sources.set(tallies);
+    }
+
+    /// How much came from which source; empty unless there are several.
+    #[must_use]
+    pub fn sources(&self) -> Vec<SourceUse> {
+        let used = |tally: &Arc<Tally>| SourceUse {
+            url: tally.url().to_owned(),
+            bytes: tally.bytes(),
+            left_out: tally.left_out(),
+        };
+        self.sources.get().map(|tallies| tallies.iter().map(used).collect()).unwrap_or_default()
     }
 
     /// From now on the job's stores move no more bytes than this; the first limit of a job stays.

@@ -125,6 +125,7 @@ pub fn run(
 
 fn finished(mut summary: RestoreSummary, start: Instant, progress: &Progress) -> RestoreSummary {
     summary.total_ms = millis(start);
+    summary.sources = progress.sources();
     summary.stages = progress.take_times();
     summary.limited_by = telemetry::limited_by(&summary.stages);
     summary

@@ -5,15 +5,15 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use agent_api::{
-    CaptureSummary, ErrorKind, Failure, JobAction, JobSpec, Outcome, PlanSummary, RestoreSummary,
-    Summary,
+    CaptureSummary, ErrorKind, Failure, JobAction, JobSpec, MAX_SOURCES, Outcome, PlanSummary,
+    RestoreOptions, RestoreSummary, SourceUse, Summary,
 };
 use image_format::ImageReader;
 
 use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, IoContext, Result};
 use crate::foreign::{self, Limit, Opened};
-use crate::image::{self, DiskImage};
+use crate::image::{self, DiskImage, Sources};
 use crate::progress::{Face, Progress, Ticker};
 use crate::store::{self, Access, StoreUrl};
 use crate::telemetry::Metered;
@@ -64,18 +64,20 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
         }
         JobAction::Restore(options) => {
             progress.set_limit(options.limit);
-            let target = open_target(&path, &url)?;
+            let places = Places::of_restore(&url, options)?;
+            let target = open_target(&path, &places)?;
             progress.watch(&target);
-            let image = open_image(&url, options.base.as_deref(), limit_of(&target), progress)?;
-            check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
+            let image = open_image(&places, limit_of(&target), progress)?;
+            check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
         }
         JobAction::Plan(options) => {
             progress.set_limit(options.limit);
             let target = Disk::open_source(&path)?;
-            let image = open_image(&url, options.base.as_deref(), limit_of(&target), progress)?;
-            check_signature(&*image, &url, options.require_signature.as_deref(), progress)?;
+            let places = Places::of_restore(&url, options)?;
+            let image = open_image(&places, limit_of(&target), progress)?;
+            check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Plan(PlanSummary {
                 hash: plan.hash.clone(),
@@ -91,16 +93,68 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
 /// An image opened from a store.
 pub type Image = Box<dyn DiskImage>;
 
+/// Where an image is, and what of it is known.
+#[derive(Debug)]
+pub struct Places<'a> {
+    url: StoreUrl,
+    also: Vec<StoreUrl>,
+    base: Option<StoreUrl>,
+    expect_root: Option<&'a str>,
+}
+
+impl<'a> Places<'a> {
+    /// An image at `url`, also at these; with its base, if it is a delta and that is elsewhere, and its root, if that is known.
+    ///
+    /// # Errors
+    /// If one of the texts is no URL, or there are too many.
+    pub fn new(
+        url: &StoreUrl,
+        also: &[String],
+        base: Option<&str>,
+        expect_root: Option<&'a str>,
+    ) -> Result<Self> {
+        if also.len() >= MAX_SOURCES {
+            return Err(Error::refused(format!(
+                "an image is read from {MAX_SOURCES} places at most"
+            )));
+        }
+        Ok(Self {
+            url: url.clone(),
+            also: also.iter().map(|url| parse_url(url)).collect::<Result<_>>()?,
+            base: base.map(parse_url).transpose()?,
+            expect_root,
+        })
+    }
+
+    /// Those of a restore.
+    ///
+    /// # Errors
+    /// As [`Places::new`].
+    pub fn of_restore(url: &StoreUrl, options: &'a RestoreOptions) -> Result<Self> {
+        let (base, root) = (options.base.as_deref(), options.expect_root.as_deref());
+        Self::new(url, &options.also, base, root)
+    }
+
+    /// All places of the image itself.
+    fn all(&self) -> impl Iterator<Item = &StoreUrl> {
+        std::iter::once(&self.url).chain(&self.also)
+    }
+}
+
 /// Opens an image and checks its index; a foreign image is read whole, and may hold no more than `limit`. A delta image is opened
 /// with those beneath it, the first of which is at `base`, or beside it.
-pub fn open_image(
-    url: &StoreUrl,
-    base: Option<&str>,
-    limit: Limit,
-    progress: &Arc<Progress>,
-) -> Result<Image> {
+pub fn open_image(places: &Places<'_>, limit: Limit, progress: &Arc<Progress>) -> Result<Image> {
+    let Places { url, base, .. } = places;
     let opening = |e: Error| e.context(format!("opening {url}"));
-    let base = base.map(parse_url).transpose()?;
+    if !places.also.is_empty() {
+        let urls: Vec<StoreUrl> = places.all().cloned().collect();
+        let options = store_options(progress);
+        let sources = image::open_sources(&urls, places.expect_root, &options).map_err(opening)?;
+        let Sources { url, file, tallies } = sources;
+        progress.set_sources(tallies);
+        let file = Box::new(Metered::new(file, progress));
+        return image::open(file, &url, base.as_ref(), &options).map_err(opening);
+    }
     match foreign::open(url, &store_options(progress)).map_err(opening)? {
         Opened::Imprint(file) => {
             let file = Box::new(Metered::new(file, progress));
@@ -138,16 +192,24 @@ pub fn open_own_image(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image>
     Ok(Box::new(image))
 }
 
-/// Refuses an image that the given key has not signed; without a key there is nothing to refuse.
+/// Refuses an image that the given key has not signed; without a key there is nothing to refuse. The signature may be at any of the
+/// image's places.
 pub fn check_signature(
     image: &dyn DiskImage,
-    url: &StoreUrl,
+    places: &Places<'_>,
     key: Option<&str>,
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let Some(key) = key else { return Ok(()) };
     let options = store_options(progress);
-    trust::require(&PublicKey::find(key)?, url, image.root(), image.stored_len(), &options)
+    let key = PublicKey::find(key)?;
+    let check = |url| trust::require(&key, url, image.root(), image.stored_len(), &options);
+    // What the first place says is the answer, unless another one has a signature that is right.
+    let first = check(&places.url);
+    if first.is_err() && places.also.iter().any(|url| check(url).is_ok()) {
+        return Ok(());
+    }
+    first
 }
 
 /// What an image for this target may hold.
@@ -160,15 +222,16 @@ pub fn limit_of(target: &Disk) -> Limit {
 }
 
 /// Opens a disk to write an image to it. The image itself is not overwritten.
-pub fn open_target(path: &std::path::Path, image: &StoreUrl) -> Result<Disk> {
+pub fn open_target(path: &std::path::Path, image: &Places<'_>) -> Result<Disk> {
     let target = Disk::open_target(path)?;
-    match image {
-        StoreUrl::File(file) if target.is_at(file) => Err(Error::refused(format!(
+    let is_image = |url: &StoreUrl| matches!(url, StoreUrl::File(file) if target.is_at(file));
+    if image.all().any(is_image) {
+        return Err(Error::refused(format!(
             "{} is the image itself; nothing was written",
             path.display()
-        ))),
-        _ => Ok(target),
+        )));
     }
+    Ok(target)
 }
 
 /// Parses a store's URL.
@@ -188,6 +251,11 @@ pub fn store_options(progress: &Arc<Progress>) -> store::Options {
         }
         fn resumed(&self) {
             self.0.set_stalled(None);
+        }
+        fn left_out(&self, what: &str) {
+            let text: String = what.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+            // With standard error gone the summary still says it.
+            let _ = writeln!(std::io::stderr(), "imprint-agent: note: {text}");
         }
     }
     store::Options {
@@ -260,6 +328,7 @@ fn describe_restore(s: &RestoreSummary) -> String {
         s.root,
         limit(s.limited_by.as_deref()),
     );
+    text.push_str(&describe_sources(&s.sources));
     for change in &s.changes {
         text.push_str("\nchanged    ");
         text.push_str(change);
@@ -268,6 +337,16 @@ fn describe_restore(s: &RestoreSummary) -> String {
         text.push_str(&format!("\n{:10} {}", file.action.as_str(), file.path));
     }
     text
+}
+
+/// How much came from which source: a line each.
+#[must_use]
+pub fn describe_sources(sources: &[SourceUse]) -> String {
+    let line = |source: &SourceUse| {
+        let why = source.left_out.as_ref().map(|why| format!(", then left out: {why}"));
+        format!("\nfrom       {}: {}{}", source.url, size(source.bytes), why.unwrap_or_default())
+    };
+    sources.iter().map(line).collect()
 }
 
 /// Bytes for people, in powers of 1024.

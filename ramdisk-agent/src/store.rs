@@ -17,6 +17,7 @@ mod http;
 mod limit;
 mod nfs;
 mod pool;
+mod several;
 mod smb;
 mod url;
 mod watch;
@@ -33,6 +34,7 @@ pub use access::Access;
 pub use error::StoreError;
 pub use image_format::ReadAt;
 pub use limit::{Limiter, Told, Way};
+pub use several::{Several, Tally};
 #[doc(hidden)]
 pub use smb::read_anything as read_any_smb;
 pub use url::{HttpUrl, NfsUrl, SmbUrl, StoreUrl, UrlError, shown};
@@ -90,6 +92,10 @@ pub trait Observer: Send + Sync {
     fn stalled(&self, what: &str);
     /// It answers again.
     fn resumed(&self);
+    /// One of several sources of an image is not used any more; which, and why.
+    fn left_out(&self, what: &str) {
+        let _ = what;
+    }
 }
 
 /// How patient a store is, and who hears of it.
@@ -179,6 +185,12 @@ pub fn open_with(url: &StoreUrl, options: &Options) -> Result<Box<dyn ImageFile>
         StoreUrl::Smb(smb) => smb::open(smb, options),
     }?;
     Ok(limit::image(file, options.limiter.as_ref()))
+}
+
+/// An image file that is not a store's own, under the limit of these options.
+#[must_use]
+pub fn limited(file: Box<dyn ImageFile>, options: &Options) -> Box<dyn ImageFile> {
+    limit::image(file, options.limiter.as_ref())
 }
 
 /// Starts to write an image: refuses when the name is taken, or when somebody else is writing it.

@@ -147,6 +147,17 @@ impl<F: ReadAt> ReadAt for Metered<F> {
         self.progress.meter().time(Part::ReadStore, len, read)
     }
 
+    fn read_checked_at(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        is_right: &dyn Fn(&[u8]) -> bool,
+    ) -> io::Result<()> {
+        let len = buf.len() as u64;
+        let read = || self.file.read_checked_at(buf, offset, is_right);
+        self.progress.meter().time(Part::ReadStore, len, read)
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }

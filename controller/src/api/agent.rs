@@ -305,6 +305,11 @@ fn check_summary(summary: &mut Summary) -> Result<(), ApiError> {
         Summary::Restore(done) => {
             done.root = printable(&done.root, ROOT_LEN);
             done.limited_by = limited(done.limited_by.take());
+            done.sources.truncate(agent_api::MAX_SOURCES);
+            for source in &mut done.sources {
+                source.url = printable(&source.url, LOG_LINE_MAX);
+                source.left_out = source.left_out.take().map(|why| printable(&why, LOG_LINE_MAX));
+            }
         }
         Summary::Plan(plan) => {
             if !is_hex(&plan.hash, ROOT_LEN) {

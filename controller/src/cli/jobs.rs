@@ -365,6 +365,11 @@ pub(super) fn summary_text(summary: &Summary) -> String {
                 done.root,
                 limited(&done.limited_by),
             );
+            for source in &done.sources {
+                let why = source.left_out.as_ref().map(|why| format!(", then left out: {why}"));
+                let (bytes, why) = (size(source.bytes), why.unwrap_or_default());
+                text.push_str(&format!("from     {}: {bytes}{why}\n", source.url));
+            }
             for change in &done.changes {
                 text.push_str(&format!("changed  {change}\n"));
             }

@@ -60,12 +60,14 @@ pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
             .map(|piece| (piece.name.as_str(), piece.offset, Hash::of(&piece.bytes).to_string()))
             .collect(),
         // What was quoted, and how the same result is come to, are no part of it. A root that was asked for is the plan's, and
-        // whoever vouched for it does not change what is written.
+        // whoever vouched for it does not change what is written, nor does where it is read from, and how fast.
         options: RestoreOptions {
             expect_plan: None,
             expect_root: None,
             require_signature: None,
             delta: false,
+            limit: None,
+            also: Vec::new(),
             ..options.clone()
         },
     };

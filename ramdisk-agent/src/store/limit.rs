@@ -120,6 +120,23 @@ impl ReadAt for LimitedImage {
         Ok(())
     }
 
+    fn read_checked_at(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        is_right: &dyn Fn(&[u8]) -> bool,
+    ) -> io::Result<()> {
+        if buf.len() > self.limiter.piece_bytes {
+            // Pieces cannot be told from wrong ones.
+            self.read_exact_at(buf, offset)?;
+            if is_right(buf) {
+                return Ok(());
+            }
+        }
+        self.limiter.wait_for(Way::Read, buf.len());
+        self.file.read_checked_at(buf, offset, is_right)
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }

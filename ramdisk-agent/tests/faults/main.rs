@@ -13,6 +13,7 @@ mod job;
 mod nfs;
 mod report;
 mod scenario;
+mod several;
 mod store;
 
 #[path = "../store_nfs/ganesha.rs"]

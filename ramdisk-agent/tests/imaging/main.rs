@@ -7,6 +7,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "disks of some MiB, on hosts of 64 bits")]
 
 mod agent;
+mod also;
 mod custom;
 mod custom_files;
 mod custom_script;

@@ -1,0 +1,129 @@
+//! Opening one image in several places.
+//!
+//! All are opened at once, and the index of each is read. The image is the one whose root was asked for, or else what the first place
+//! holds that can be opened; a place that cannot be opened in time, or holds another image, is left out and named. With none left the
+//! image cannot be opened.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use image_format::{ImageReader, Root};
+
+use crate::error::{Error, Result};
+use crate::store::{self, ImageFile, Options, Several, StoreUrl, Tally};
+
+/// How long slower places are waited for once one is open.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// An image opened in several places.
+pub struct Sources {
+    /// The first place that is used.
+    pub url: StoreUrl,
+    /// The image, from all of them.
+    pub file: Box<dyn ImageFile>,
+    /// What comes from which, those that are left out included.
+    pub tallies: Vec<Arc<Tally>>,
+}
+
+/// One place that was opened, and what is there.
+type Place = Result<(Box<dyn ImageFile>, Root)>;
+
+/// Opens an image in all of these places. `expect_root` is its root, if that is known.
+///
+/// # Errors
+/// If none can be used: the first one's kind, and why each of them cannot.
+pub fn open(urls: &[StoreUrl], expect_root: Option<&str>, options: &Options) -> Result<Sources> {
+    let mut places = open_all(urls, options);
+    let first = || {
+        let opened = places.iter().filter_map(|place| place.as_ref()?.as_ref().ok());
+        opened.map(|(_, root)| root.to_string()).next()
+    };
+    let wanted = expect_root.map(|root| root.trim().to_ascii_lowercase()).or_else(first);
+    let (mut sources, mut tallies, mut used) = (Vec::new(), Vec::new(), None);
+    let mut failed: Option<Error> = None;
+    for (url, place) in urls.iter().zip(places.drain(..)) {
+        let why = match place {
+            Some(Ok((file, root))) if Some(root.to_string()) == wanted => {
+                let tally = Tally::new(url, None);
+                tallies.push(Arc::clone(&tally));
+                sources.push((file, tally));
+                used.get_or_insert_with(|| url.clone());
+                continue;
+            }
+            Some(Ok((_, root))) => Error::new(
+                agent_api::ErrorKind::ImageCorrupt,
+                format!(
+                    "it holds another image: its root is {root}, wanted is {}",
+                    wanted.as_deref().unwrap_or("the first one's")
+                ),
+            ),
+            Some(Err(error)) => error,
+            None => Error::new(
+                agent_api::ErrorKind::Network,
+                format!("it is not open after {} s", GRACE.as_secs()),
+            ),
+        };
+        let text = why.chain();
+        if let Some(observer) = &options.observer {
+            observer.left_out(&format!("{url} is left out: {text}"));
+        }
+        tallies.push(Tally::new(url, Some(text)));
+        failed.get_or_insert(why);
+    }
+    match (used, failed) {
+        (Some(url), _) => {
+            let file = Box::new(Several::new(sources, options.observer.clone()));
+            Ok(Sources { url, file: store::limited(file, options), tallies })
+        }
+        (None, failed) => {
+            let whys: Vec<String> = tallies
+                .iter()
+                .map(|tally| format!("{}: {}", tally.url(), tally.left_out().unwrap_or_default()))
+                .collect();
+            let kind = failed.map_or(agent_api::ErrorKind::Internal, |error| error.kind());
+            let count = urls.len();
+            let text = format!("none of the {count} sources can be used: {}", whys.join("; "));
+            Err(Error::new(kind, text))
+        }
+    }
+}
+
+/// Opens all at once; `None` for those that took too long.
+fn open_all(urls: &[StoreUrl], options: &Options) -> Vec<Option<Place>> {
+    // The limit is in front of all of them together, and a stall of one is no stall while others answer.
+    let options = Options { limiter: None, observer: None, ..options.clone() };
+    let (sender, answers) = channel();
+    for (index, url) in urls.iter().enumerate() {
+        let (url, options, sender) = (url.clone(), options.clone(), sender.clone());
+        let opening = move || {
+            // Whoever asked may have gone on without it; then this is dropped.
+            let _ = sender.send((index, open_one(&url, &options)));
+        };
+        // It ends with its store's budget: a server that is not needed is not waited for.
+        std::thread::spawn(opening);
+    }
+    drop(sender);
+    let mut places: Vec<Option<Place>> = urls.iter().map(|_| None).collect();
+    let mut until = None;
+    loop {
+        let answer = match until {
+            None => answers.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(until) => {
+                answers.recv_timeout(Instant::saturating_duration_since(&until, Instant::now()))
+            }
+        };
+        // All have answered, or those that have not took too long.
+        let Ok((index, place)) = answer else { return places };
+        if place.is_ok() {
+            until.get_or_insert_with(|| Instant::now() + GRACE);
+        }
+        places[index] = Some(place);
+    }
+}
+
+fn open_one(url: &StoreUrl, options: &Options) -> Place {
+    let file = store::open_with(url, options)?;
+    let root = ImageReader::open(&*file)?.root();
+    Ok((file, root))
+}
