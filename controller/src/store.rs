@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use agent_api::{JobAction, JobSpec, SecretText, StoreAccess};
 
-pub use place::{Place, below, folder_of};
+pub use place::{Place, below, folder_of, shown};
 
 use crate::db::{Db, DbError, LOCAL, StoreRow};
 use crate::job::{Action, Job, Options};
@@ -83,15 +83,15 @@ pub struct Credentials {
 pub struct Places(HashMap<String, String>);
 
 impl Places {
-    /// The store of a stored place, if it has one, and the URL.
+    /// The store of a stored place, if it has one, and the URL as it may be shown.
     #[must_use]
     pub fn locate(&self, place: &str) -> (Option<String>, String) {
         match place.parse::<Place>() {
             Ok(Place::Store { store, file }) => {
                 let url = self.0.get(store.as_str()).map(|folder| below(folder, file.as_str()));
-                (Some(store.into()), url.unwrap_or_else(|| place.to_owned()))
+                (Some(store.into()), shown(&url.unwrap_or_else(|| place.to_owned())))
             }
-            _ => (None, place.to_owned()),
+            _ => (None, shown(place)),
         }
     }
 }

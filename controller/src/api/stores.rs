@@ -16,7 +16,7 @@ use crate::context::Controller;
 use crate::db::{CHECK_TOKEN_PREFIX, StoreRow};
 use crate::names::{ImageUrl, StoreName};
 use crate::secret::{Secret, hex, is_hex, random_bytes};
-use crate::store::{Credentials, check};
+use crate::store::{Credentials, check, shown};
 
 /// Longest user, domain or password, in bytes.
 const CREDENTIAL_MAX: usize = 256;
@@ -53,7 +53,7 @@ async fn view(controller: &Controller, store: StoreRow) -> Result<StoreView, Api
         false => None,
     };
     Ok(StoreView {
-        url: controller.stores.url(&store),
+        url: shown(&controller.stores.url(&store)),
         is_embedded,
         has_credentials: store.password.is_some() || store.token.is_some(),
         available_bytes,
@@ -177,7 +177,7 @@ pub(super) async fn add(
     let Json(new) = body?;
     let credentials = new.credentials()?;
     controller.stores.add(&new.name, new.url.as_str(), credentials).await?;
-    tracing::info!(store = %new.name, url = %new.url, by = caller.name, "store entered");
+    tracing::info!(store = %new.name, url = shown(new.url.as_str()), by = caller.name, "store entered");
     let store = controller.db.store(new.name.as_str()).await?;
     Ok((StatusCode::CREATED, Json(view(&controller, store).await?)))
 }

@@ -52,6 +52,16 @@ impl fmt::Display for Place {
     }
 }
 
+/// A URL as it may be shown: of a web server without the query, which is often a secret, as in presigned URLs.
+#[must_use]
+pub fn shown(url: &str) -> String {
+    let is_web = url.starts_with("http://") || url.starts_with("https://");
+    match url.split_once('?').filter(|_| is_web) {
+        Some((url, _)) => format!("{url}?…"),
+        None => url.to_owned(),
+    }
+}
+
 /// The URL of a file below a store's URL. Options of network stores stay behind the path: `nfs://h/images?uid=7` and `a` make
 /// `nfs://h/images/a?uid=7`.
 #[must_use]
@@ -92,6 +102,14 @@ mod tests {
             "store:local/a.partial",
         ] {
             assert!(text.parse::<Place>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn queries_of_web_servers_are_not_shown() {
+        assert_eq!(shown("https://h/a.img.zst?X-Amz-Signature=5ecre7"), "https://h/a.img.zst?…");
+        for text in ["https://h/a", "nfs://h/images?uid=7", "/srv/odd?name"] {
+            assert_eq!(shown(text), text);
         }
     }
 
