@@ -9,13 +9,20 @@ use std::fmt;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::{Zeroize, Zeroizing};
 
 /// Length of the sealing key in bytes.
 pub const KEY_LEN: usize = 32;
 
-/// A secret text that never shows in logs.
+/// A secret text that never shows in logs. Its memory is cleared when it is dropped; copies that other libraries make are not.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
 
 impl Secret {
     /// Takes a text that came from outside.
@@ -133,7 +140,7 @@ impl Sealer {
     pub fn open(&self, owner: &str, sealed: &[u8]) -> Result<Secret, UnsealError> {
         let fail = || UnsealError { owner: owner.to_owned() };
         let (nonce, body) = sealed.split_first_chunk::<NONCE_LEN>().ok_or_else(fail)?;
-        let mut body = body.to_vec();
+        let mut body = Zeroizing::new(body.to_vec());
         let plain = self
             .key
             .open_in_place(

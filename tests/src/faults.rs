@@ -1,6 +1,6 @@
 //! `cargo xtask test --faults`: every scenario of the fault suite, and what they came to.
 //!
-//! The scenarios are tests of the agent (`ramdisk-agent/tests/faults`); each leaves a line in a folder, and here those are added up.
+//! The scenarios are tests of the agent (`ramdisk-agent/tests/faults`), and of the controller for its own store; each leaves a line in a folder, and here those are added up.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::{packages, project};
 
-const WORDS: &str = "nextest run --profile long -p ramdisk-agent --test faults";
+const WORDS: [&str; 2] = [
+    "nextest run --profile long -p ramdisk-agent --test faults",
+    "nextest run --profile long -p controller --test serve agent_store",
+];
 
 /// What the scenarios of one store and group came to.
 #[derive(Debug, Default)]
@@ -32,19 +35,23 @@ pub fn run() -> Result<()> {
         bail!("the fault suite needs cargo-nextest: cargo install --locked cargo-nextest");
     }
     let folder = tempfile::tempdir().context("making a folder for the results")?;
-    let mut cargo = Command::new("cargo");
-    cargo
-        .args(WORDS.split(' '))
-        .env("IMPRINT_FAULTS", "all")
-        .env("IMPRINT_FAULT_REPORT", folder.path())
-        .current_dir(project::root());
     let start = Instant::now();
-    let status = cargo.status().with_context(|| format!("starting cargo {WORDS}"))?;
+    let mut succeeded = true;
+    for words in WORDS {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .args(words.split(' '))
+            .env("IMPRINT_FAULTS", "all")
+            .env("IMPRINT_FAULT_REPORT", folder.path())
+            .current_dir(project::root());
+        let status = cargo.status().with_context(|| format!("starting cargo {words}"))?;
+        succeeded &= status.success();
+    }
     let groups = read(folder.path())?;
     print!("{}", table(&groups));
     let count: usize = groups.values().map(|group| group.count).sum();
     println!("{count} scenarios in {} s", start.elapsed().as_secs());
-    if !status.success() {
+    if !succeeded {
         bail!("some scenarios did not end as they should");
     }
     Ok(())

@@ -192,6 +192,60 @@ async fn connections_that_break_anywhere_cost_nothing() {
     assert!(sent < 80 * MIB as u64, "{sent} bytes went out for 40 MiB");
 }
 
+/// One break in a capture's or a restore's connections: which of them, and where.
+fn breaks(count: u64) -> Vec<(usize, Script)> {
+    let mut state = 11_u64;
+    let mut any = |below: u64| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let mib = MIB as u64;
+    let script = |n: u64| {
+        let ending = if n.is_multiple_of(2) { Ending::Close } else { Ending::Reset };
+        match n % 4 {
+            // Heads, handshakes and the ends of pieces; data; answers; what is read.
+            0 => (any(3), Script::ends(Way::ToServer, any(3000), ending)),
+            1 => (0, Script::ends(Way::ToServer, any(17 * mib), ending)),
+            2 => (any(3), Script::ends(Way::ToClient, any(5000), ending)),
+            _ => (any(8), Script::ends(Way::ToClient, any(9 * mib), ending)),
+        }
+    };
+    (0..count).map(script).map(|(at, script)| (usize::try_from(at).unwrap(), script)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_break_at_any_byte_of_any_connection() {
+    let served = Served::start_with(&[]).await;
+    let server = served.api_url.strip_prefix("https://").unwrap().parse().unwrap();
+    let all = std::env::var_os("IMPRINT_FAULTS").is_some_and(|value| value == "all");
+    let data = Arc::new(content(17 * MIB + 333, 6));
+    let mut report = String::new();
+    for (connection, script) in breaks(if all { 400 } else { 16 }) {
+        let began = std::time::Instant::now();
+        let scripts = std::iter::repeat_n(Script::default(), connection).chain([script]);
+        let proxy = Proxy::start(server, scripts).unwrap();
+        let store = Store::at(&served, &proxy.address().to_string());
+        let data = Arc::clone(&data);
+        let sent = blocking(move || {
+            let resent = store.write("a.img.zst", &data).unwrap();
+            assert_eq!(resent, 0);
+            let sent = proxy.bytes(Way::ToServer);
+            assert!(store.read("a.img.zst") == **data, "bit for bit");
+            store::remove(&store.url("a.img.zst"), &store.options).unwrap();
+            sent
+        })
+        .await;
+        // Only what was on its way when a connection broke goes out twice: a request.
+        assert!(sent < (17 + 8 + 1) * MIB as u64, "{sent} bytes for {script:?}");
+        let ms = began.elapsed().as_millis();
+        report += &format!("controller\tbreaks\t{connection} {script:?}\tsuccess\t{ms}\n");
+    }
+    if let Some(folder) = std::env::var_os("IMPRINT_FAULT_REPORT") {
+        fs::write(Path::new(&folder).join("controller"), report).unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_is_killed_again_and_again() {
     let mut served = Served::start_with(&[]).await;
