@@ -2,5 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
 
+mod outages;
+mod program;
 mod real;
+mod refusals;
 mod samba;

@@ -1,10 +1,9 @@
-//! Round trips, refusals and outages.
+//! Round trips.
 
-use agent_api::ErrorKind;
 use ramdisk_agent::store::{self, Options, ReadAt as _, Result, StoreError, StoreUrl};
 use uuid::Uuid;
 
-use crate::samba::{Samba, as_guest, as_user, with_password};
+use crate::samba::{Samba, as_guest, as_user};
 
 /// Bytes that do not repeat within a request.
 pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
@@ -90,15 +89,6 @@ fn round_trip_of_a_guest() {
 }
 
 #[test]
-fn a_wrong_password_is_tried_once() {
-    let server = Samba::start();
-    let url = server.url("x");
-    let error = store::create(&url, Uuid::new_v4(), &with_password("wrong", &url)).err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
-    assert!(error.to_string().contains("the user games with this password"), "{error}");
-}
-
-#[test]
 fn every_dialect_and_protection() {
     for (global, what) in [
         ("server max protocol = SMB2_10", "HMAC-SHA256"),
@@ -116,9 +106,61 @@ fn every_dialect_and_protection() {
         let server = Samba::start_with(global, "", None);
         let url = server.url("x");
         let options = as_user(&url);
-        let data = pattern((3 << 20) + 7, 3);
+        let data = pattern((1 << 20) + 70_007, 3);
         write(&url, &data, &options).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(std::fs::read(server.shared().join("x")).unwrap() == data, "{what}");
         assert!(read(&url, data.len(), &options) == data, "{what}");
     }
+}
+
+#[test]
+fn several_threads_read_at_once() {
+    let server = Samba::start();
+    let data = pattern(40 << 20, 2);
+    std::fs::create_dir_all(server.shared().join("a/b c")).unwrap();
+    std::fs::write(server.shared().join("a/b c/x"), &data).unwrap();
+    let url = server.url("a/b%20c/x");
+    let image = store::open_with(&url, &as_user(&url)).unwrap();
+    std::thread::scope(|scope| {
+        for part in 0..4_usize {
+            let (image, data) = (&image, &data);
+            scope.spawn(move || {
+                let mut buffer = vec![0; 3 << 20];
+                for step in 0..3 {
+                    let start = part * (10 << 20) + step * (3 << 20) + part;
+                    image.read_exact_at(&mut buffer, start as u64).unwrap();
+                    assert!(buffer == data[start..start + buffer.len()]);
+                }
+            });
+        }
+    });
+    let error = image.read_exact_at(&mut [0; 2], data.len() as u64 - 1).unwrap_err();
+    assert!(matches!(StoreError::find(&error), Some(StoreError::PastEnd { .. })), "{error}");
+}
+
+#[test]
+fn a_long_folder_is_listed_whole() {
+    let server = Samba::start();
+    for number in 0..1500 {
+        std::fs::write(server.shared().join(format!("image number {number:04} é.img.zst")), b"x")
+            .unwrap();
+    }
+    std::fs::create_dir(server.shared().join("folder")).unwrap();
+    let folder = server.url("").to_string().trim_end_matches('/').parse().unwrap();
+    let entries = store::list(&folder, &as_guest()).unwrap();
+    assert_eq!(entries.len(), 1500);
+    assert_eq!(entries[1499].name, "image number 1499 é.img.zst");
+}
+
+#[test]
+fn an_empty_image_and_small_requests() {
+    let server = Samba::start();
+    let url = server.url("x");
+    let options = Options { request_bytes: 5000, requests_in_flight: 3, ..as_user(&url) };
+    let data = pattern(1_000_003, 9);
+    write(&url, &data, &options).unwrap();
+    assert!(read(&url, data.len(), &options) == data);
+    let url = server.url("empty");
+    store::create(&url, Uuid::new_v4(), &options).unwrap().publish().unwrap();
+    assert!(read(&url, 0, &options).is_empty());
 }

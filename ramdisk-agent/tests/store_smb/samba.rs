@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -174,6 +174,31 @@ impl Samba {
     /// The URL of a name in the share.
     pub fn url(&self, name: &str) -> StoreUrl {
         format!("smb://127.0.0.1/images/{name}").parse().unwrap()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], PORT))
+    }
+
+    /// The same by way of another port, such as a proxy's.
+    pub fn url_at(&self, port: u16, name: &str) -> StoreUrl {
+        format!("smb://127.0.0.1:{port}/images/{name}").parse().unwrap()
+    }
+
+    /// Changes the configuration of the running server, for whoever comes from now on.
+    pub fn reconfigure(&self, from: &str, to: &str) {
+        let config = std::fs::read_to_string(self.config()).unwrap();
+        assert!(config.contains(from), "{config}");
+        std::fs::write(self.config(), config.replace(from, to)).unwrap();
+        self.control(&["reload-config"]);
+    }
+
+    /// Says something to the running server.
+    pub fn control(&self, what: &[&str]) {
+        let mut smbcontrol = Command::new("smbcontrol");
+        smbcontrol.arg("-s").arg(self.config()).arg("smbd").args(what);
+        let output = smbcontrol.output().expect("smbcontrol (package samba-common-bin)");
+        assert!(output.status.success(), "{what:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// smbclient, which runs one of its commands in the share.

@@ -153,7 +153,7 @@ pub(super) fn remove_image(share: &Share, url: &SmbUrl) -> Result<()> {
     share.until_done(place, |link, lost| match open(link, url, How::REMOVE) {
         Ok(found) => remove(link, found.id),
         // An earlier session has done it.
-        Err(Failure::Status(status)) if status.is_not_found() && lost > 0 => Ok(()),
+        Err(Failure::Status(status)) if status.is_not_found() && lost => Ok(()),
         Err(failure) => Err(failure),
     })
 }

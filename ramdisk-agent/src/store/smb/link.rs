@@ -22,6 +22,7 @@ use super::frame::{Inbound, Outbound, Reply, credit_charge, invalid};
 use super::header::{Command, UNASKED};
 use super::login::{Limits, Session};
 use super::messages;
+use super::status::Status;
 
 /// So many credits are worth having; a server gives what it likes.
 const CREDITS_WANTED: u32 = 512;
@@ -29,6 +30,8 @@ const CREDITS_WANTED: u32 = 512;
 const ECHO_PART: u32 = 3;
 /// Writes are made in pieces, so that a slow upload is seen to go on.
 const SEND_BYTES: usize = 256 << 10;
+/// Longer than the answer to reading a file's first bytes.
+const SHORT_READ_BYTES: usize = 1024;
 
 /// Data of a request that are not copied into it.
 #[derive(Debug, Clone)]
@@ -164,7 +167,7 @@ impl Link {
         self.shared.lock().lost.clone()
     }
 
-    /// Whether it ever answered a request.
+    /// Whether anything was done on it that files are opened for.
     pub(super) fn served(&self) -> bool {
         self.shared.lock().served
     }
@@ -229,7 +232,7 @@ impl Shared {
             state.echo_under_way = false;
             return Ok(());
         };
-        state.served = true;
+        state.served |= serves(&reply);
         drop(state);
         self.watch.answered();
         // Who asked may be gone.
@@ -262,6 +265,16 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Opening a file, looking at it and reading its first bytes is what every session begins with.
+fn serves(reply: &Reply) -> bool {
+    let begins = [Command::Create, Command::QueryInfo, Command::Close].map(|c| c as u16);
+    let is_short_read =
+        reply.header.command == Command::Read as u16 && reply.message().len() <= SHORT_READ_BYTES;
+    reply.header.status == Status::SUCCESS
+        && !is_short_read
+        && !begins.contains(&reply.header.command)
 }
 
 fn send_thread(shared: &Shared, mut outbound: Outbound) {

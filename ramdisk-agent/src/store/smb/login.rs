@@ -216,9 +216,9 @@ impl Talk<'_> {
         let address = self.session.stream.peer_addr().ok()?;
         let stream = super::super::connect::connect(address).ok()?;
         (&stream).write_all(negotiate::SMB1_PROBE).ok()?;
-        let mut answer = [0; 8];
+        let mut answer = [0; negotiate::SMB1_ANSWER_BYTES];
         Limited::new(&stream, self.watch, self.silence).read_exact(&mut answer).ok()?;
-        (answer[4..] == *b"\xFFSMB").then(|| {
+        negotiate::is_smb1(&answer).then(|| {
             self.denied(
                 "the server speaks only SMB 1, which protects nothing and is not spoken here: let it speak SMB 2.1 or newer".to_owned(),
             )

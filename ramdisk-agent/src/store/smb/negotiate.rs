@@ -168,8 +168,15 @@ fn read_contexts(
     if has_preauth { Ok(()) } else { Err(WireError::Short) }
 }
 
-/// A NEGOTIATE of SMB 1 that offers "NT LM 0.12" alone, with its length: to tell a server that speaks nothing newer from none.
-pub(super) const SMB1_PROBE: &[u8] = b"\0\0\0\x2f\xFFSMB\x72\0\0\0\0\x18\x01\x28\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xfe\xff\0\0\0\0\0\x0c\0\x02NT LM 0.12\0";
+/// A NEGOTIATE of SMB 1 with its length, as old clients begin: a server that speaks anything newer answers in SMB 2.
+pub(super) const SMB1_PROBE: &[u8] = b"\0\0\0\x45\xFFSMB\x72\0\0\0\0\x18\x01\x28\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xfe\xff\0\0\0\0\0\x22\0\x02NT LM 0.12\0\x02SMB 2.002\0\x02SMB 2.???\0";
+/// How much of the answer tells.
+pub(super) const SMB1_ANSWER_BYTES: usize = 39;
+
+/// Whether the answer chooses "NT LM 0.12", the first of those offered.
+pub(super) fn is_smb1(answer: &[u8; SMB1_ANSWER_BYTES]) -> bool {
+    answer[4..9] == *b"\xFFSMB\x72" && answer[37..] == [0, 0]
+}
 
 #[cfg(test)]
 mod tests {

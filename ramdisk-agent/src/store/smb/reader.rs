@@ -15,7 +15,7 @@ use super::file::{self, HEAD_BYTES, How, Opened};
 use super::header::Command;
 use super::link::{Answer, Link, Request};
 use super::messages::{self, FileId};
-use super::share::{Failure, MAX_LOST, Place, Share};
+use super::share::{Failure, Losses, Place, Share};
 use super::status::Status;
 
 /// More than this in flight brings nothing (docs/stores.md).
@@ -32,13 +32,6 @@ pub(super) struct SmbImage {
     head: Vec<u8>,
     /// The handle of each slot, with the life of the connection that it belongs to.
     handles: Vec<Mutex<Option<(u64, FileId)>>>,
-}
-
-/// Sessions in a row that ended without a byte of this read.
-#[derive(Debug, Default)]
-struct Losses {
-    count: u32,
-    last: Option<(usize, u64)>,
 }
 
 /// A part of a read: where it goes in the caller's buffer.
@@ -90,8 +83,8 @@ impl SmbImage {
 
     /// The connection of a slot, with a handle of the file on it.
     fn handle(&self, slot: usize) -> Result<(Arc<Link>, FileId)> {
-        let mut patience = Patience::default();
-        for _ in 0..MAX_LOST {
+        let (mut patience, mut losses) = (Patience::default(), Losses::default());
+        loop {
             let link = self.share.link(slot)?;
             let mut handle = self.handle_of(slot);
             if let Some((life, id)) = *handle
@@ -105,9 +98,10 @@ impl SmbImage {
                     self.share.watch.calm(&mut patience);
                     return Ok((link, id));
                 }
-                Err(Failure::Lost) => {}
+                Err(Failure::Lost) => losses.note(&self.share)?,
                 Err(Failure::Status(status)) if status.is_session_lost() => {
                     link.end(&format!("the server answered {status}"));
+                    losses.note(&self.share)?;
                 }
                 Err(Failure::Status(status)) if status.is_not_found() => {
                     return Err(self.replaced());
@@ -122,7 +116,6 @@ impl SmbImage {
                 Err(failure) => return Err(self.share.words(self.place(), failure)),
             }
         }
-        Err(self.share.words(self.place(), Failure::Lost))
     }
 
     fn reopen(&self, link: &Link) -> Result<FileId, Failure> {
@@ -193,27 +186,15 @@ impl SmbImage {
                     if link.life == answer.life {
                         link.end(&format!("the server answered {status}"));
                     }
-                    self.note(&mut lost, &part, &answer)?;
+                    lost.note(&self.share)?;
                 }
-                Err(Failure::Lost) => self.note(&mut lost, &part, &answer)?,
+                Err(Failure::Lost) => lost.note(&self.share)?,
                 Err(Failure::Status(Status::END_OF_FILE)) => return Err(self.replaced()),
                 Err(failure) => return Err(self.share.words(self.place(), failure)),
             }
             self.request(&mut part, offset, answer.tag, &sender)?;
             parts.insert(answer.tag, part);
         }
-    }
-
-    /// Takes note of a session that ended; others of its answers come one after the other.
-    fn note(&self, lost: &mut Losses, part: &Part, answer: &Answer) -> Result<()> {
-        if lost.last != Some((part.slot, answer.life)) {
-            lost.last = Some((part.slot, answer.life));
-            lost.count += 1;
-        }
-        if lost.count > MAX_LOST {
-            return Err(self.share.words(self.place(), Failure::Lost));
-        }
-        Ok(())
     }
 
     fn take<'a>(&self, answer: &'a Answer, part: &Part) -> Result<&'a [u8], Failure> {

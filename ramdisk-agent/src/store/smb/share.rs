@@ -26,9 +26,6 @@ const MIN_REQUEST_BYTES: u32 = 4096;
 const TICK: Duration = Duration::from_millis(500);
 /// So many connections in a row that carried garbage, and it fails instead of waiting for the budget's end.
 const MAX_GARBAGE: u32 = 6;
-/// So many sessions in a row that were of no use.
-pub(super) const MAX_LOST: u32 = 20;
-
 /// What is being done to what, for messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
@@ -58,6 +55,30 @@ impl From<WireError> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
+    }
+}
+
+/// Sessions that end one after the other without having been of use.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    since: Option<Instant>,
+}
+
+impl Losses {
+    /// One more; an error when that has gone on for longer than the budget.
+    pub(super) fn note(&mut self, share: &Share) -> Result<()> {
+        let without = self.since.get_or_insert_with(Instant::now).elapsed();
+        if without < share.options.budget {
+            return Ok(());
+        }
+        let what =
+            format!("smb server {} ended every session before it was of use", share.url.server());
+        Err(StoreError::Unreachable { what, seconds: without.as_secs(), source: None })
+    }
+
+    /// Whether there were any since the last use.
+    pub(super) fn any(&self) -> bool {
+        self.since.is_some()
     }
 }
 
@@ -271,32 +292,34 @@ impl Share {
         &self.options
     }
 
-    /// Does something on the first connection until the session that it is done on lasts. `step` hears how many went under it.
+    /// Does something on the first connection until the session that it is done on lasts. `step` hears whether one went under it
+    /// before.
     pub(super) fn until_done<T>(
         &self,
         place: Place<'_>,
-        mut step: impl FnMut(&Link, u32) -> Result<T, Failure>,
+        mut step: impl FnMut(&Link, bool) -> Result<T, Failure>,
     ) -> Result<T> {
         let _busy = Busy::new(&self.watch);
-        let (mut patience, mut lost) = (Patience::default(), 0);
+        let (mut patience, mut losses) = (Patience::default(), Losses::default());
         loop {
             let link = self.link(0)?;
-            match step(&link, lost) {
+            match step(&link, losses.any()) {
                 Ok(done) => {
                     self.watch.calm(&mut patience);
                     return Ok(done);
                 }
                 // A session of ours that ended may still hold the file.
                 Err(Failure::Status(status))
-                    if status.is_passing() || lost > 0 && status == Status::SHARING_VIOLATION =>
+                    if status.is_passing()
+                        || losses.any() && status == Status::SHARING_VIOLATION =>
                 {
                     self.watch.wait(place.doing, &mut patience)?;
                 }
-                Err(Failure::Status(status)) if status.is_session_lost() && lost < MAX_LOST => {
+                Err(Failure::Status(status)) if status.is_session_lost() => {
                     link.end(&format!("the server answered {status}"));
-                    lost += 1;
+                    losses.note(self)?;
                 }
-                Err(Failure::Lost) if lost < MAX_LOST => lost += 1,
+                Err(Failure::Lost) => losses.note(self)?,
                 Err(failure) => return Err(self.words(place, failure)),
             }
         }
@@ -312,7 +335,7 @@ impl Share {
                 StoreError::Protocol { doing, url: url.to_string(), reason: error.to_string() }
             }
             Failure::Lost => {
-                let status = "nothing: the session ended again and again".to_owned();
+                let status = "nothing: the session ended".to_owned();
                 StoreError::Server { doing, url: url.to_string(), status }
             }
         }

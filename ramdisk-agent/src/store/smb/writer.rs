@@ -14,13 +14,13 @@ use std::time::Duration;
 use super::super::watch::Patience;
 use super::super::window::{Window, WindowError, Written, bytes};
 use super::super::{ImageFile, Options, Result, SmbUrl, StoreError, StoreWriter};
-use super::file::{self, HEAD_BYTES, How, partial_of};
+use super::file::{self, HEAD_BYTES, How, Opened, partial_of};
 use super::frame::Reply;
 use super::header::Command;
 use super::link::{Answer, Link, Payload, Request};
 use super::messages::{self, FileId};
 use super::reader::{SmbImage, in_flight};
-use super::share::{Failure, MAX_LOST, Place, Share};
+use super::share::{Failure, Losses, Place, Share};
 use super::status::Status;
 
 /// The most that is kept in memory until it is durable, the piece being filled included.
@@ -51,8 +51,7 @@ pub(super) struct SmbWriter {
     window: Window,
     len_bytes: u64,
     patience: Patience,
-    /// Sessions in a row that ended before anything was written on them.
-    lost_in_a_row: u32,
+    losses: Losses,
     sender: Sender<Answer>,
     answers: Receiver<Answer>,
     dead: bool,
@@ -88,7 +87,7 @@ impl SmbWriter {
             window: Window::default(),
             len_bytes: 0,
             patience: Patience::default(),
-            lost_in_a_row: 0,
+            losses: Losses::default(),
             sender,
             answers,
             dead: false,
@@ -125,10 +124,10 @@ impl SmbWriter {
             }
             match self.reopen(&link) {
                 Ok(id) => self.handle = Some((link.life, id)),
-                Err(Failure::Lost) => self.lost()?,
+                Err(Failure::Lost) => self.losses.note(&self.share)?,
                 Err(Failure::Status(status)) if status.is_session_lost() => {
                     link.end(&format!("the server answered {status}"));
-                    self.lost()?;
+                    self.losses.note(&self.share)?;
                 }
                 Err(Failure::Status(status)) if status.is_not_found() => {
                     return Err(self.replaced());
@@ -158,12 +157,10 @@ impl SmbWriter {
         Ok(opened.id)
     }
 
-    fn lost(&mut self) -> Result<()> {
-        self.lost_in_a_row += 1;
-        if self.lost_in_a_row > MAX_LOST {
-            return Err(self.share.words(self.place(), Failure::Lost));
-        }
-        Ok(())
+    /// Something was written.
+    fn succeeded(&mut self) {
+        self.losses = Losses::default();
+        self.share.watch.calm(&mut self.patience);
     }
 
     /// Sends the piece that was being filled, when its turn comes.
@@ -207,15 +204,13 @@ impl SmbWriter {
         let verifier = answer.life.to_le_bytes();
         let failure = match (taken(answer), answer.tag) {
             (Ok(_), FLUSH_TAG) => {
-                self.lost_in_a_row = 0;
-                self.share.watch.calm(&mut self.patience);
+                self.succeeded();
                 return self.window.committed(verifier).map_err(|error| self.hopeless(error));
             }
             (Ok(reply), number) => {
                 let count = messages::read_written(reply.message());
                 let count = count.map_err(|error| self.share.words(self.place(), error.into()))?;
-                self.lost_in_a_row = 0;
-                self.share.watch.calm(&mut self.patience);
+                self.succeeded();
                 let written = Written { count, stable: false, verifier };
                 let taken = self.window.written(number, written);
                 return taken.map_err(|error| self.hopeless(error));
@@ -235,7 +230,7 @@ impl SmbWriter {
             Failure::Lost if !is_current => Ok(()),
             Failure::Lost => {
                 self.handle = None;
-                self.lost()
+                self.losses.note(&self.share)
             }
             Failure::Status(status) if status.is_session_lost() => {
                 if is_current {
@@ -244,7 +239,7 @@ impl SmbWriter {
                         link.end(&format!("the server answered {status}"));
                     }
                     self.handle = None;
-                    self.lost()?;
+                    self.losses.note(&self.share)?;
                 }
                 Ok(())
             }
@@ -300,36 +295,33 @@ impl SmbWriter {
         })
     }
 
-    fn is_ours(&self, link: &Link, opened: &file::Opened) -> Result<bool, Failure> {
-        Ok(opened.number == self.number
-            && opened.len_bytes == self.len_bytes
-            && file::begins_with(link, opened.id, &self.head)?)
-    }
-
     /// Gives the partial file its name, on one session.
     fn name_it(&self, link: &Link) -> Result<(), Failure> {
-        let (partial, wanted) = (&self.partial_url, &self.url);
-        let opened = match file::open(link, partial, How::OWN) {
+        let (opened, named) = match file::open(link, &self.partial_url, How::OWN) {
+            // Carried out on an earlier session, its answer lost?
             Err(Failure::Status(status)) if status.is_not_found() => {
-                // Carried out on an earlier session, its answer lost?
-                let found = file::open(link, wanted, How::OWN)?;
-                if !self.is_ours(link, &found)? {
-                    return Err(self.replaced().into());
-                }
-                found
+                (file::open(link, &self.url, How::OWN)?, true)
             }
-            Err(failure) => return Err(failure),
-            Ok(opened) => {
-                if !self.is_ours(link, &opened)? {
-                    return Err(self.replaced().into());
-                }
-                file::rename(link, opened.id, wanted)?;
-                opened
-            }
+            opened => (opened?, false),
         };
+        let done = self.name_opened(link, &opened, named);
+        // After an error the handle has to go too: it would be in the way of removing the file.
+        let closed = file::close(link, opened.id);
+        done.and(closed)
+    }
+
+    fn name_opened(&self, link: &Link, opened: &Opened, named: bool) -> Result<(), Failure> {
+        let is_ours = opened.number == self.number
+            && opened.len_bytes == self.len_bytes
+            && file::begins_with(link, opened.id, &self.head)?;
+        if !is_ours {
+            return Err(self.replaced().into());
+        }
+        if !named {
+            file::rename(link, opened.id, &self.url)?;
+        }
         // The name, too, is to survive a power cut.
-        file::flush(link, opened.id)?;
-        file::close(link, opened.id)
+        file::flush(link, opened.id)
     }
 
     fn remove_partial(&mut self) -> Result<()> {
@@ -362,7 +354,7 @@ fn taken(answer: &Answer) -> Result<&Reply, Failure> {
 }
 
 /// Makes the partial file; a left-over of a dead run, which nobody holds open, goes first.
-fn create_partial(link: &Link, url: &SmbUrl) -> Result<file::Opened, Failure> {
+fn create_partial(link: &Link, url: &SmbUrl) -> Result<Opened, Failure> {
     match file::open(link, url, How::CREATE) {
         Err(Failure::Status(Status::OBJECT_NAME_COLLISION)) => {
             let left_over = file::open(link, url, How::REMOVE)?;

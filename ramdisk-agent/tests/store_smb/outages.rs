@@ -1,0 +1,251 @@
+//! Servers and connections that end in the middle.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agent_api::ErrorKind;
+use fault_proxy::{Ending, Proxy, Script, Way};
+use ramdisk_agent::store::{self, Observer, Options, ReadAt as _, StoreError};
+use uuid::Uuid;
+
+use crate::real::{pattern, write};
+use crate::refusals::names;
+use crate::samba::{Samba, as_guest, as_user, isolate};
+
+#[derive(Default)]
+struct Told {
+    stalled: Mutex<Vec<String>>,
+    resumed: AtomicUsize,
+}
+
+impl Observer for Told {
+    fn stalled(&self, what: &str) {
+        self.stalled.lock().unwrap().push(what.to_owned());
+    }
+    fn resumed(&self) {
+        self.resumed.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Down for longer than the observer's first word comes.
+const OUTAGE: Duration = Duration::from_secs(7);
+
+#[test]
+fn writing_goes_on_after_the_server_was_killed() {
+    let mut server = Samba::start();
+    let told = Arc::new(Told::default());
+    let url = server.url("x.img.zst");
+    let options = Options { observer: Some(told.clone()), ..as_user(&url) };
+    let data = pattern(128 << 20, 3);
+    let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
+    for (index, piece) in data.chunks(8 << 20).enumerate() {
+        if index == 9 {
+            server.kill();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(OUTAGE);
+                    server.restart();
+                });
+                writer.append(piece).unwrap();
+                writer.commit().unwrap();
+            });
+        } else {
+            writer.append(piece).unwrap();
+        }
+        if index == 13 {
+            // At once, with WRITEs and FLUSHes under way.
+            server.restart();
+        }
+    }
+    writer.commit().unwrap();
+    assert!(
+        writer.resent_bytes() <= 128 << 20,
+        "more than the window was sent again at each of two restarts"
+    );
+    let mut back = vec![0; data.len()];
+    writer.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
+    assert!(back == data);
+    writer.publish().unwrap();
+    assert!(std::fs::read(server.shared().join("x.img.zst")).unwrap() == data);
+    let stalled = told.stalled.lock().unwrap();
+    assert!(
+        stalled.iter().any(|what| what.starts_with("smb server 127.0.0.1 does not answer (")),
+        "{stalled:?}"
+    );
+    assert!(told.resumed.load(Ordering::SeqCst) > 0);
+}
+
+#[test]
+fn reading_goes_on_after_the_server_was_killed() {
+    let mut server = Samba::start();
+    let data = pattern(64 << 20, 4);
+    std::fs::write(server.shared().join("x"), &data).unwrap();
+    let url = server.url("x");
+    let image = store::open_with(&url, &as_user(&url)).unwrap();
+    let mut back = vec![0; data.len()];
+    for (index, piece) in back.chunks_mut(4 << 20).enumerate() {
+        if index % 5 == 2 {
+            server.kill();
+            std::thread::scope(|scope| {
+                scope.spawn(|| server.restart());
+                image.read_exact_at(piece, index as u64 * (4 << 20)).unwrap();
+            });
+        } else {
+            image.read_exact_at(piece, index as u64 * (4 << 20)).unwrap();
+        }
+    }
+    assert!(back == data);
+}
+
+#[test]
+fn sessions_that_the_server_ends() {
+    let server = Samba::start();
+    let url = server.url("x");
+    let data = pattern(48 << 20, 5);
+    let mut writer = store::create(&url, Uuid::new_v4(), &as_user(&url)).unwrap();
+    for piece in data.chunks(8 << 20) {
+        writer.append(piece).unwrap();
+        // Whatever is under way then: the handle is gone, the connection stays.
+        server.control(&["close-share", "images"]);
+    }
+    writer.publish().unwrap();
+    assert!(std::fs::read(server.shared().join("x")).unwrap() == data);
+    let image = store::open_with(&url, &as_user(&url)).unwrap();
+    let mut back = vec![0; data.len()];
+    for (index, piece) in back.chunks_mut(8 << 20).enumerate() {
+        server.control(&["close-share", "images"]);
+        image.read_exact_at(piece, index as u64 * (8 << 20)).unwrap();
+    }
+    assert!(back == data);
+}
+
+#[test]
+fn a_server_that_stays_down_ends_the_budget() {
+    let mut server = Samba::start();
+    let url = server.url("x");
+    let options = Options { budget: Duration::from_secs(3), ..as_user(&url) };
+    let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
+    writer.append(&pattern(1 << 20, 1)).unwrap();
+    server.kill();
+    let error = writer.append(&pattern(3 << 20, 1)).and_then(|()| writer.commit()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Network, "{error}");
+    assert!(error.to_string().contains("smb server 127.0.0.1 made no progress"), "{error}");
+    assert!(matches!(writer.append(b"x"), Err(StoreError::Dead { .. })));
+}
+
+#[test]
+fn nobody_there_and_somebody_else_there() {
+    isolate();
+    let options = Options { connect_budget: Duration::from_secs(2), ..as_guest() };
+    let error =
+        store::open_with(&"smb://127.0.0.1/images/x".parse().unwrap(), &options).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Network, "{error}");
+
+    // A web server that answers everything with its own words.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            use std::io::Write as _;
+            let _ =
+                stream.unwrap().write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+        }
+    });
+    let url = format!("smb://127.0.0.1:{port}/images/x").parse().unwrap();
+    let error = store::open_with(&url, &as_guest()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Store, "{error}");
+    assert!(error.to_string().contains("not valid"), "{error}");
+}
+
+#[test]
+fn connections_cut_anywhere() {
+    let server = Samba::start();
+    let data = pattern(24 << 20, 6);
+    // In the login, around lengths and headers, in the middle of data, and again and again in a row.
+    let mut cuts = Vec::new();
+    for (index, after_bytes) in
+        [3_u64, 4, 68, 300, 700, 1_100, 1_500, 2_000, 66_000, 1_048_576, 2_500_001]
+            .into_iter()
+            .enumerate()
+    {
+        for way in [Way::ToServer, Way::ToClient] {
+            // Replies to writes are short.
+            let after_bytes =
+                if way == Way::ToClient { after_bytes % 3_001 + 1 } else { after_bytes };
+            let ending = if index % 2 == 0 { Ending::Close } else { Ending::Reset };
+            cuts.push(Script::ends(way, after_bytes + index as u64, ending));
+            // One that lives long enough to make progress.
+            cuts.push(Script::ends(Way::ToServer, 3_000_000, ending));
+        }
+    }
+    let proxy = Proxy::start(server.address(), cuts).unwrap();
+    let url = server.url_at(proxy.port(), "x");
+    write(&url, &data, &as_user(&url)).unwrap();
+    assert!(std::fs::read(server.shared().join("x")).unwrap() == data);
+    assert!(proxy.faults() >= 10, "only {} cuts happened", proxy.faults());
+    assert_eq!(names(server.shared()), ["x"]);
+
+    let cuts = (0..50_u64).map(|n| {
+        let after_bytes = if n % 2 == 0 { 7 + n * n * 503 } else { 1_000_000 + n };
+        Script::ends(Way::ToClient, after_bytes, Ending::Close)
+    });
+    let proxy = Proxy::start(server.address(), cuts).unwrap();
+    let url = server.url_at(proxy.port(), "x");
+    let options = Options { request_bytes: 256 << 10, ..as_user(&url) };
+    let image = store::open_with(&url, &options).unwrap();
+    let mut back = vec![0; data.len()];
+    for (index, piece) in back.chunks_mut(2 << 20).enumerate() {
+        image.read_exact_at(piece, index as u64 * (2 << 20)).unwrap();
+    }
+    assert!(back == data);
+    assert!(proxy.faults() > 20, "only {} cuts happened", proxy.faults());
+}
+
+#[test]
+fn an_answer_that_is_lost_when_the_name_is_given() {
+    let server = Samba::start();
+    let data = pattern(100_000, 8);
+    // How much goes to the client until the image has its name; the next ones end before that, more and more of it. (What the
+    // server says in between, "I work on it", is not always the same: a few do not end.)
+    let proxy = Proxy::start(server.address(), []).unwrap();
+    let url = server.url_at(proxy.port(), "counted");
+    write(&url, &data, &as_user(&url)).unwrap();
+    let whole = proxy.bytes(Way::ToClient);
+    let mut ended = 0;
+    for (index, before_end) in (1..1_400).step_by(53).enumerate() {
+        let ends = Script::ends(Way::ToClient, whole - before_end, Ending::Reset);
+        let proxy = Proxy::start(server.address(), [ends]).unwrap();
+        let name = format!("x{index:06}");
+        let url = server.url_at(proxy.port(), &name);
+        write(&url, &data, &as_user(&url))
+            .unwrap_or_else(|e| panic!("{before_end} bytes early: {e}"));
+        assert!(std::fs::read(server.shared().join(&name)).unwrap() == data);
+        assert!(!server.shared().join(format!("{name}.partial")).exists());
+        ended += proxy.faults();
+    }
+    assert!(ended > 15, "only {ended} connections ended");
+}
+
+#[test]
+fn a_silent_connection_is_replaced() {
+    let server = Samba::start();
+    let proxy = Proxy::start(server.address(), []).unwrap();
+    let data = pattern(4 << 20, 7);
+    let url = server.url_at(proxy.port(), "x");
+    let mut writer = store::create(&url, Uuid::new_v4(), &as_user(&url)).unwrap();
+    let before = proxy.connections();
+    std::thread::scope(|scope| {
+        proxy.set_silent(true);
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(6));
+            proxy.set_silent(false);
+        });
+        writer.append(&data).unwrap();
+        writer.commit().unwrap();
+    });
+    assert!(proxy.connections() > before);
+    writer.publish().unwrap();
+    assert!(std::fs::read(server.shared().join("x")).unwrap() == data);
+}
