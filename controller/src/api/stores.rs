@@ -230,6 +230,13 @@ pub(super) async fn check(
             ),
         ));
     }
+    if url.starts_with("http") && url.contains('?') {
+        // Its query may be a secret, and would be in a process list.
+        return Err(ApiError::conflict(
+            "not_checkable",
+            "a web server's URL with a query is only read from: a probe cannot be written there",
+        ));
+    }
     if store.url.is_some() {
         let access = controller.stores.credentials(store)?;
         return Ok(Json(check::check(&controller.agent, &url, &access).await?));

@@ -344,6 +344,10 @@ async fn stores_are_tried_out() {
     assert_eq!(served.post("/v1/stores", path).await.0, 201);
     let (status, problem) = served.post("/v1/stores/path/check", json!({})).await;
     assert_eq!((status, &problem["code"]), (409, &json!("not_checkable")));
+    let signed = json!({"name": "signed", "url": "https://h/images?X-Sig=5ecre7"});
+    assert_eq!(served.post("/v1/stores", signed).await.0, 201);
+    let (status, problem) = served.post("/v1/stores/signed/check", json!({})).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("not_checkable")), "not in a process list");
     fs::remove_file(&program).unwrap();
     let (status, problem) = served.post("/v1/stores/local/check", json!({})).await;
     assert_eq!((status, &problem["code"]), (409, &json!("no_agent_program")));
