@@ -98,6 +98,8 @@ fn main() -> Result<()> {
     })
     .context("reading")?;
     let read = rate(start);
+    // An SMB server removes no image that is open.
+    drop(image);
     writer.publish().context("publishing")?;
     store::remove(&url, &options).context("removing")?;
     drop(proxy);

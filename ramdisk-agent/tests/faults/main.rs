@@ -14,6 +14,7 @@ mod nfs;
 mod report;
 mod scenario;
 mod several;
+mod smb;
 mod store;
 
 #[path = "../store_nfs/ganesha.rs"]
@@ -23,6 +24,10 @@ mod ganesha;
 #[path = "../store_http/nginx.rs"]
 #[allow(dead_code, reason = "its own tests use more of it")]
 mod nginx;
+
+#[path = "../store_smb/samba.rs"]
+#[allow(dead_code, reason = "its own tests use more of it")]
+mod samba;
 
 /// The groups of scenarios, as tests of one store.
 macro_rules! faults_of {
@@ -63,5 +68,6 @@ macro_rules! faults_of {
 }
 
 faults_of!(nfs_ganesha, nfs::Nfs);
+faults_of!(samba_smb, smb::Smb);
 faults_of!(nginx_http, http::Http);
 faults_of!(nginx_https, http::Https);

@@ -62,11 +62,13 @@ impl From<StoreError> for Failure {
 #[derive(Debug, Default)]
 pub(super) struct Losses {
     since: Option<Instant>,
+    count: u32,
 }
 
 impl Losses {
     /// One more; an error when that has gone on for longer than the budget.
     pub(super) fn note(&mut self, share: &Share) -> Result<()> {
+        self.count = self.count.saturating_add(1);
         let without = self.since.get_or_insert_with(Instant::now).elapsed();
         if without < share.options.budget {
             return Ok(());
@@ -74,6 +76,11 @@ impl Losses {
         let what =
             format!("smb server {} ended every session before it was of use", share.url.server());
         Err(StoreError::Unreachable { what, seconds: without.as_secs(), source: None })
+    }
+
+    /// So many that there should be one request at a time until there is an answer: several at once may never get one.
+    pub(super) fn are_many(&self) -> bool {
+        self.count >= 2
     }
 
     /// Whether there were any since the last use.
@@ -122,6 +129,13 @@ impl Drop for Busy<'_> {
 impl Share {
     /// Connects to the share of a URL, over up to `connections` connections of which the first is made at once.
     pub(super) fn open(url: &SmbUrl, options: &Options, connections: usize) -> Result<Self> {
+        if url.share().is_empty() {
+            return Err(StoreError::Denied {
+                doing: "opening",
+                url: url.to_string(),
+                reason: "it names no share: write smb://host/share/folder/name".to_owned(),
+            });
+        }
         let account = account(url, options)?;
         let watch = Watch::new(format!("smb server {}", url.server()), options);
         let share = Self {

@@ -177,7 +177,8 @@ impl SmbWriter {
         }
         let (link, id) = self.handle()?;
         let most = usize::try_from(link.limits.write_bytes).expect("u32 fits usize");
-        while let Some(send) = self.window.next_to_send(self.writes_in_flight) {
+        let in_flight = if self.losses.are_many() { 1 } else { self.writes_in_flight };
+        while let Some(send) = self.window.next_to_send(in_flight) {
             // A connection made anew may take less: that is a short write, and the rest follows.
             let data_bytes = send.range.len().min(most);
             let len = u32::try_from(data_bytes).expect("a piece is at most a request long");

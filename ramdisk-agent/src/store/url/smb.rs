@@ -31,7 +31,7 @@ impl SmbUrl {
         authority(&self.host, self.port)
     }
 
-    /// The share's name.
+    /// The share's name; empty where only the server is named, as credentials do.
     #[must_use]
     pub fn share(&self) -> &str {
         let path = self.path.trim_start_matches('/');
@@ -108,9 +108,6 @@ pub(super) fn parse(url: &str, rest: &str) -> Result<SmbUrl, UrlError> {
             }
         }
     }
-    if parsed.share().is_empty() {
-        return Err(malformed(url, "it names no share: write smb://host/share/folder/name"));
-    }
     Ok(parsed)
 }
 
@@ -140,6 +137,7 @@ mod tests {
         assert_eq!(url.to_string(), "smb://imprint@nas:4455/images/a/x%20y.img.zst?encrypt=yes");
         let root = smb("SMB://[fd77::1]/images");
         assert_eq!((root.share(), root.below_share(), &root.user), ("images", "", &None));
+        assert_eq!((smb("smb://nas").share(), smb("smb://nas/").below_share()), ("", ""));
     }
 
     #[test]
@@ -148,8 +146,6 @@ mod tests {
             ("smb://user:secret@nas/images/x", "password"),
             ("smb://nas/images/x?password=secret", "password"),
             ("smb://nas/images/a%5Cb", "separated by '/'"),
-            ("smb://nas", "names no share"),
-            ("smb://nas/", "names no share"),
             ("smb://@nas/i/x", "empty"),
             ("smb://nas/i/x?seal", "known are encrypt"),
             ("smb://nas/i/x?encrypt=perhaps", "yes or no"),
