@@ -172,12 +172,15 @@ impl Stores {
     /// # Errors
     /// When a store is gone or its credentials do not open.
     pub async fn hand_out(&self, job: &Job, mut spec: JobSpec) -> Result<JobSpec, StoreError> {
-        let base = match &mut spec.action {
-            JobAction::Capture(options) => &mut options.base,
-            JobAction::Restore(options) | JobAction::Plan(options) => &mut options.base,
+        let (base, also) = match &mut spec.action {
+            JobAction::Capture(options) => (&mut options.base, None),
+            JobAction::Restore(options) | JobAction::Plan(options) => {
+                (&mut options.base, Some(&mut options.also))
+            }
         };
         let mut stores: Vec<StoreRow> = Vec::new();
-        for text in [Some(&mut spec.image_url), base.as_mut()].into_iter().flatten() {
+        let texts = [Some(&mut spec.image_url), base.as_mut()].into_iter().flatten();
+        for text in texts.chain(also.into_iter().flatten()) {
             if let Place::Store { store, file } = text.parse()? {
                 let store = self.db.store(store.as_str()).await?;
                 *text = below(&self.url(&store), file.as_str());
@@ -256,7 +259,7 @@ pub struct Rights {
     pub write: bool,
 }
 
-/// A capture writes its image. Every job reads its image and base with what lies beside them; one with a delta image any image of
+/// A capture writes its image. Every job reads its image, from wherever it is told to, and base with what lies beside them; one with a delta image any image of
 /// the store, since the images beneath a delta are known to the agent only.
 #[must_use]
 pub fn rights(job: &Job, file: &FileName) -> Rights {
@@ -265,17 +268,18 @@ pub fn rights(job: &Job, file: &FileName) -> Rights {
         _ => None,
     };
     let image = local(&job.image_url);
-    let base = match &job.options {
-        Options::Capture(options) => options.base.as_deref(),
-        Options::Restore(options) => options.base.as_deref(),
+    let (base, also) = match &job.options {
+        Options::Capture(options) => (options.base.as_deref(), [].as_slice()),
+        Options::Restore(options) => (options.base.as_deref(), options.also.as_slice()),
     };
     let base = base.and_then(local);
+    let also: Vec<FileName> = also.iter().filter_map(|text| local(text)).collect();
     let has_name = |name: &str| file.as_str().ends_with(name);
     let belongs = |image: &FileName| {
         let rest = file.as_str().strip_prefix(image.as_str());
         rest.is_some_and(|rest| rest.is_empty() || BESIDE_IMAGE.contains(&rest))
     };
-    let own = [&image, &base].into_iter().flatten();
+    let own = [&image, &base].into_iter().flatten().chain(&also);
     let deltas = base.is_some() || own.clone().any(|image| image.as_str().ends_with(DELTA_SUFFIX));
     Rights {
         read: own.clone().any(belongs)

@@ -389,6 +389,9 @@ async fn plan(
                 }
                 _ => options.expect_root = Some(image.root),
             }
+            for also in &mut options.also {
+                *also = also_place(controller, also, &image.url).await?;
+            }
             (Options::Restore(options), image.url.parse()?)
         }
     };
@@ -419,6 +422,22 @@ async fn base_place(
 ) -> Result<Option<String>, ApiError> {
     let Some(name) = base else { return Ok(None) };
     Ok(Some(controller.db.image(name.parse::<ImageName>()?.as_str()).await?.url))
+}
+
+/// Another place of an image: a URL, a file of a store (`store:NAME/FILE`), or a store that has it under the same file name.
+async fn also_place(controller: &Controller, also: &str, image: &str) -> Result<String, ApiError> {
+    let place = match also.parse::<StoreName>() {
+        Ok(store) => {
+            let path = image.split('?').next().unwrap_or_default();
+            let file = path.rsplit('/').next().unwrap_or_default();
+            Place::Store { store, file: file.parse()? }
+        }
+        Err(_) => also.parse()?,
+    };
+    if let Some(store) = place.store() {
+        controller.db.store(store.as_str()).await?;
+    }
+    Ok(place.to_string())
 }
 
 /// The options of an action. Agents ignore what they do not know; here a name that is not known is a mistake of the caller, and

@@ -121,7 +121,9 @@ impl Db {
             .await?;
         let url = url.ok_or_else(|| not_found("image", name))?;
         let busy: Option<i64> = sqlx::query_scalar(
-            "SELECT id FROM jobs WHERE (image = ?1 OR json_extract(options, '$.options.base') = ?2)
+            "SELECT id FROM jobs
+             WHERE (image = ?1 OR json_extract(options, '$.options.base') = ?2
+                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also') WHERE value = ?2))
                AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
         )
         .bind(name)
@@ -171,7 +173,10 @@ impl Db {
             ));
         }
         let job: Option<i64> = sqlx::query_scalar(
-            "SELECT id FROM jobs WHERE image_url = ? AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
+            "SELECT id FROM jobs
+             WHERE (image_url = ?1 OR json_extract(options, '$.options.base') = ?1
+                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also') WHERE value = ?1))
+               AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
         )
         .bind(&place)
         .fetch_optional(&self.pool)

@@ -125,7 +125,9 @@ impl Db {
         let job: Option<i64> = sqlx::query_scalar(
             "SELECT id FROM jobs WHERE state NOT IN ('succeeded', 'failed', 'cancelled')
                AND (substr(image_url, 1, length(?1)) = ?1
-                    OR substr(json_extract(options, '$.options.base'), 1, length(?1)) = ?1) LIMIT 1",
+                    OR substr(json_extract(options, '$.options.base'), 1, length(?1)) = ?1
+                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also')
+                               WHERE substr(value, 1, length(?1)) = ?1)) LIMIT 1",
         )
         .bind(prefix(name))
         .fetch_optional(&mut *tx)

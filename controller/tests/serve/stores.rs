@@ -146,6 +146,46 @@ async fn an_agent_gets_what_lets_it_in_and_nobody_else_does() {
     }
 }
 
+#[tokio::test]
+async fn an_image_is_read_from_other_stores_as_well() {
+    let served = Served::start_with(&[]).await;
+    served.post("/v1/stores", nas()).await;
+    let image =
+        json!({"name": "a", "url": "nfs://h/images/a.img.zst?uid=7", "root": "ab".repeat(32)});
+    assert_eq!(served.post("/v1/images", image).await.0, 201);
+    served.add_node7().await;
+    let wish =
+        |also: Value| json!({"action": "restore", "host": "node7", "image": "a", "also": also});
+    for (also, status) in [("none", 404), ("store:none/a", 404), ("store:nas/../a", 422)] {
+        let (got, problem) = served.post("/v1/jobs", wish(json!([also]))).await;
+        assert_eq!(got, status, "{also}: {problem}");
+    }
+    let also = json!(["nas", "store:local/b.img.zst", "nfs://other/a.img.zst"]);
+    let (status, job) = served.post("/v1/jobs", wish(also)).await;
+    assert_eq!(status, 202, "{job}");
+    let job = job["id"].as_i64().unwrap();
+    let (status, problem) = served.ask(Method::DELETE, "/v1/stores/nas", None).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("store_in_use")));
+    served.wait_state(job, "booting").await;
+    let work = Agent::check_in(&served, 1).await.work().await;
+    let local = format!("{}/v1/stores/local/files", served.api_url);
+    let also = json!([
+        "smb://nas/images/a.img.zst",
+        format!("{local}/b.img.zst"),
+        "nfs://other/a.img.zst"
+    ]);
+    assert_eq!(work["options"]["also"], also);
+    let prefixes: Vec<&Value> =
+        work["access"].as_array().unwrap().iter().map(|access| &access["prefix"]).collect();
+    assert_eq!(prefixes, [&json!("smb://nas/images"), &json!(local)]);
+    // Its token is for that file: there is none, but it may ask.
+    let token = work["access"][1]["token"].as_str().unwrap();
+    for (file, status) in [("b.img.zst", 404), ("c.img.zst", 403)] {
+        let path = format!("/v1/stores/local/files/{file}");
+        assert_eq!(served.send(Method::GET, &path, token, None).await.status(), status, "{file}");
+    }
+}
+
 /// What the agent of a job gets after a restart of the controller.
 async fn agent_access(served: &Served, job: i64) -> Value {
     // The agent is known still, but its credential is only in the test that got it: it boots again.
