@@ -99,6 +99,12 @@ impl Controller {
         self.folder.join("serve.log")
     }
 
+    /// The folder of its own image store.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.data().join("images")
+    }
+
     fn data(&self) -> PathBuf {
         self.folder.join("data")
     }

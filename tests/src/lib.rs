@@ -22,6 +22,7 @@ pub mod nfs;
 pub mod packages;
 pub mod process;
 pub mod project;
+pub mod smb;
 pub mod suite;
 pub mod template;
 pub mod wait;

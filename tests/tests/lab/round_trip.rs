@@ -1,20 +1,25 @@
-//! One machine's disk, out over PXE and NFS, and onto another machine that boots.
+//! One machine's disk, out over PXE to a store, and onto another machine that boots. NFS is the store of `faults`.
+
+use std::path::Path;
 
 use tests::machine::{BootDevice, Firmware};
 use tests::template::{LOGIN_LIMIT, LOGIN_PROMPT};
 
-use crate::rack::{IMAGE, SOURCE, TARGET, rack};
+use tests::smb::{self, SmbServer};
+
+use crate::rack::{IMAGE, Rack, SOURCE, TARGET, rack};
 use crate::witness;
 
-fn round_trip(firmware: Firmware) {
-    let rack = rack(firmware);
+/// Through the store of this name, whose files lie in `images` on this machine.
+fn round_trip(rack: &Rack, store: &str, images: &Path) {
     let lab = &rack.lab;
-    lab.start_job(&["capture", SOURCE, IMAGE]).unwrap();
+    lab.start_job(&["capture", SOURCE, IMAGE, "--store", store]).unwrap();
     let captured = lab.wait_job(SOURCE).unwrap();
     let raw = captured["summary"]["raw"].as_array().unwrap();
     // The BIOS boot partition holds GRUB's core, which is no filesystem.
     assert_eq!(raw.len(), 1, "only one partition has no map: {captured:#}");
-    witness::check_unpacked(&rack.image(), &rack.template, rack.folder.path());
+    let image = images.join(format!("{IMAGE}.img.zst"));
+    witness::check_unpacked(&image, &rack.template, rack.folder.path());
 
     lab.start_job(&["restore", TARGET, IMAGE]).unwrap();
     let restored = lab.wait_job(TARGET).unwrap();
@@ -28,15 +33,25 @@ fn round_trip(firmware: Firmware) {
     rack.target.set_boot_device(BootDevice::Disk).unwrap();
     rack.power_on(&rack.target);
     rack.target.console().wait_for(LOGIN_PROMPT, &["Kernel panic"], LOGIN_LIMIT).unwrap();
-    let _ = rack.source;
 }
 
+/// Nothing but the controller itself keeps the image.
 #[test]
-fn with_bios() {
-    round_trip(Firmware::Bios);
+fn with_bios_through_the_controllers_own_store() {
+    let rack = rack(Firmware::Bios);
+    round_trip(&rack, "local", &rack.lab.controller.images());
 }
 
+/// The controller hands out the password; the server speaks to nobody without encryption.
 #[test]
-fn with_uefi() {
-    round_trip(Firmware::Uefi);
+fn with_uefi_through_smb() {
+    let rack = rack(Firmware::Uefi);
+    let lab = &rack.lab;
+    let server = SmbServer::start(&lab.network, &rack.folder.path().join("smb")).unwrap();
+    let password = rack.folder.path().join("password");
+    std::fs::write(&password, smb::PASSWORD).unwrap();
+    let (url, password) = (server.url(), password.to_str().unwrap().to_owned());
+    let add = ["store", "add", "nas", &url, "--user", smb::USER, "--password-file", &password];
+    lab.controller.ask(&lab.network, &add).unwrap();
+    round_trip(&rack, "nas", &server.images());
 }
