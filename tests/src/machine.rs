@@ -254,7 +254,9 @@ impl Machine {
         socket.write_all(format!("{text}\n").as_bytes()).with_context(connecting)
     }
 
-    fn nvram(&self) -> PathBuf {
+    /// The file of its UEFI firmware's variables.
+    #[must_use]
+    pub fn nvram(&self) -> PathBuf {
         self.folder.join("nvram.fd")
     }
 

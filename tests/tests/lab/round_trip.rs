@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tests::machine::{BootDevice, Firmware};
+use tests::machine::{BootDevice, Firmware, Machine};
 use tests::template::{LOGIN_LIMIT, LOGIN_PROMPT};
 
 use tests::smb::{self, SmbServer};
@@ -10,8 +10,15 @@ use tests::smb::{self, SmbServer};
 use crate::rack::{IMAGE, Rack, SOURCE, TARGET, rack};
 use crate::witness;
 
-/// Through the store of this name, whose files lie in `images` on this machine.
-fn round_trip(rack: &Rack, store: &str, images: &Path) {
+/// Through the store of this name, whose files lie in `images` on this machine. The restore has these options, and its target is
+/// looked at before it boots.
+fn round_trip(
+    rack: &Rack,
+    store: &str,
+    images: &Path,
+    options: &[&str],
+    look: impl FnOnce(&Machine),
+) {
     let lab = &rack.lab;
     lab.start_job(&["capture", SOURCE, IMAGE, "--store", store]).unwrap();
     let captured = lab.wait_job(SOURCE).unwrap();
@@ -21,12 +28,13 @@ fn round_trip(rack: &Rack, store: &str, images: &Path) {
     let image = images.join(format!("{IMAGE}.img.zst"));
     witness::check_unpacked(&image, &rack.template, rack.folder.path());
 
-    lab.start_job(&["restore", TARGET, IMAGE]).unwrap();
+    lab.start_job(&[&["restore", TARGET, IMAGE], options].concat()).unwrap();
     let restored = lab.wait_job(TARGET).unwrap();
     assert_eq!(restored["summary"]["root"], captured["summary"]["root"]);
     assert!(restored["summary"]["readback_bytes"].as_u64().unwrap() > 100 << 20);
     assert!(!rack.target.is_on(), "it powers off, as it was told");
     witness::check_restored(rack.target.disk.as_ref().unwrap(), &rack.template);
+    look(&rack.target);
 
     // A machine whose firmware has never seen this disk.
     rack.target.forget_nvram().unwrap();
@@ -35,14 +43,17 @@ fn round_trip(rack: &Rack, store: &str, images: &Path) {
     rack.target.console().wait_for(LOGIN_PROMPT, &["Kernel panic"], LOGIN_LIMIT).unwrap();
 }
 
+/// What the firmware's menu calls the restored system.
+const LABEL: &str = "Restored in the lab";
+
 /// Nothing but the controller itself keeps the image.
 #[test]
 fn with_bios_through_the_controllers_own_store() {
     let rack = rack(Firmware::Bios);
-    round_trip(&rack, "local", &rack.lab.controller.images());
+    round_trip(&rack, "local", &rack.lab.controller.images(), &[], |_| {});
 }
 
-/// The controller hands out the password; the server speaks to nobody without encryption.
+/// The controller hands out the password; the server speaks to nobody without encryption. The firmware gets a boot entry.
 #[test]
 fn with_uefi_through_smb() {
     let rack = rack(Firmware::Uefi);
@@ -53,5 +64,11 @@ fn with_uefi_through_smb() {
     let (url, password) = (server.url(), password.to_str().unwrap().to_owned());
     let add = ["store", "add", "nas", &url, "--user", smb::USER, "--password-file", &password];
     lab.controller.ask(&lab.network, &add).unwrap();
-    round_trip(&rack, "nas", &server.images());
+    let options = ["--efi-boot-entry", LABEL, "--efi-boot-order", "first"];
+    round_trip(&rack, "nas", &server.images(), &options, |target| {
+        let wanted: Vec<u8> = LABEL.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let nvram = std::fs::read(target.nvram()).unwrap();
+        let has_entry = nvram.windows(wanted.len()).any(|window| window == wanted);
+        assert!(has_entry, "the firmware keeps the boot entry");
+    });
 }
