@@ -1,9 +1,9 @@
 //! What a writer keeps in memory until it is durable: which parts of it the server acknowledged, and under which verifier.
 //!
 //! A pure state machine, in the words of NFS; the verifier of an SMB share is the number of the session. The rule: a piece is
-//! durable once a COMMIT that was sent after the piece was acknowledged comes back with the verifier of that acknowledgement. Another verifier, in whatever reply, means that the server restarted: everything
-//! that was acknowledged under an earlier one is sent again. When that happens over and over, the window becomes careful and
-//! sends one piece at a time, each with its COMMIT.
+//! durable once a COMMIT that was sent after the piece was acknowledged comes back with the verifier of that acknowledgement.
+//! Another verifier, in whatever reply, means that the server restarted: everything that was acknowledged under an earlier one is
+//! sent again. When that happens over and over, the window becomes careful and sends one piece at a time, each with its COMMIT.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -48,6 +48,13 @@ impl Piece {
     fn is_durable(&self) -> bool {
         self.is_written() && self.verifier.is_none()
     }
+}
+
+/// Data of a request that are not copied into it.
+#[derive(Debug, Clone)]
+pub(super) struct Payload {
+    pub(super) data: Arc<Vec<u8>>,
+    pub(super) range: Range<usize>,
 }
 
 /// Something to be sent.

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use super::super::pool::Pool;
 use super::super::watch::{Patience, Watch};
+use super::super::window::Payload;
 use super::super::{NfsUrl, Options, Result, StoreError};
-use super::lane::{Answer, Call, Lane, LaneError, Payload};
+use super::lane::{Answer, Call, Lane, LaneError};
 use super::proto::{self, Handle, Outcome, Status};
 use super::rpc::{Credential, Procedure, RpcError, begin_call, finish_call, reply_results};
 use super::xdr::{Decoder, Encoder, XdrError};

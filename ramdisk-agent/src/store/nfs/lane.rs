@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice, Read, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::super::connect::{connect_privileged, is_time_out};
 use super::super::pool::Pool;
 use super::super::watch::{Watch, pause};
+use super::super::window::Payload;
 use super::rpc::{Procedure, Record, invalid, read_record, reply_xid};
 
 /// How often the watch may speak in a pause.
@@ -27,13 +27,6 @@ const TICK: Duration = Duration::from_millis(500);
 const CAREFUL_AFTER: u32 = 2;
 /// So many connections in a row that carried garbage, and calls fail instead of waiting for the budget's end.
 const MAX_GARBAGE: u32 = 6;
-
-/// Data of a call that is not copied into it.
-#[derive(Debug, Clone)]
-pub(super) struct Payload {
-    pub(super) data: Arc<Vec<u8>>,
-    pub(super) range: Range<usize>,
-}
 
 /// A call ready to be sent.
 #[derive(Debug)]

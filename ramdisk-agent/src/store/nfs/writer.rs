@@ -11,10 +11,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use super::super::watch::Patience;
-use super::super::window::{Window, WindowError, bytes};
+use super::super::window::{Payload, Window, WindowError, bytes};
 use super::super::{ImageFile, NfsUrl, Options, PARTIAL_SUFFIX, Result, StoreError, StoreWriter};
 use super::client::Place;
-use super::lane::{Answer, Payload};
+use super::lane::Answer;
 use super::proto::{self, FileKind, Handle, Status};
 use super::publish::publish;
 use super::reader::NfsImage;

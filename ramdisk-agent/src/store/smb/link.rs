@@ -8,7 +8,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant};
 pub(super) use super::super::connect::is_time_out;
 use super::super::pool::Pool;
 use super::super::watch::Watch;
+use super::super::window::Payload;
 use super::frame::{Inbound, Outbound, Reply, credit_charge, invalid};
 use super::header::{Command, UNASKED};
 use super::login::{Limits, Session};
@@ -32,13 +32,6 @@ const ECHO_PART: u32 = 3;
 const SEND_BYTES: usize = 256 << 10;
 /// Longer than the answer to reading a file's first bytes.
 const SHORT_READ_BYTES: usize = 1024;
-
-/// Data of a request that are not copied into it.
-#[derive(Debug, Clone)]
-pub(super) struct Payload {
-    pub(super) data: Arc<Vec<u8>>,
-    pub(super) range: Range<usize>,
-}
 
 /// A request ready to be sent.
 #[derive(Debug)]

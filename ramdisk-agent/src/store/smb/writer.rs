@@ -12,12 +12,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use super::super::watch::Patience;
-use super::super::window::{Window, WindowError, Written, bytes};
+use super::super::window::{Payload, Window, WindowError, Written, bytes};
 use super::super::{ImageFile, Options, Result, SmbUrl, StoreError, StoreWriter};
 use super::file::{self, HEAD_BYTES, How, Opened, partial_of};
 use super::frame::Reply;
 use super::header::Command;
-use super::link::{Answer, Link, Payload, Request};
+use super::link::{Answer, Link, Request};
 use super::messages::{self, FileId};
 use super::reader::{SmbImage, in_flight};
 use super::share::{Failure, Losses, Place, Share};
