@@ -2,22 +2,20 @@
 //!
 //! There is no certificate authority: the controller makes an ECDSA P-256 key and a self-signed certificate at its first start, and
 //! whoever talks to it knows the SHA-256 of the key (RFC 7469's pin, in hex): agents from the kernel command line, the command
-//! line from `client.json`. Names and dates in the certificate mean nothing; the handshake's signature is checked as usual.
+//! line from `client.json`.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use key_pin::{Pin, WrongKey};
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ServerConfig};
 
 use crate::data_dir::{DataDir, DataDirError, write_private};
-use crate::secret::{hex, is_hex, sha256};
 
 /// Why the identity cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +92,7 @@ impl Identity {
             path: certificate_path.clone(),
             what: "certificate",
         })?;
-        let pin = pin_of(&certificate)
+        let pin = Pin::of(&certificate)
             .map_err(|_| TlsError::Content { path: certificate_path, what: "certificate" })?;
         let key = PrivateKeyDer::try_from(key.serialize_der())
             .map_err(|_| TlsError::Content { path: key_path, what: "private key" })?;
@@ -105,84 +103,17 @@ impl Identity {
             .with_single_cert(vec![certificate], key)
             .map_err(TlsError::Setup)?;
         server.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { server: Arc::new(server), pin })
+        Ok(Self { server: Arc::new(server), pin: pin.to_string() })
     }
 }
 
-fn pin_of(certificate: &CertificateDer<'_>) -> Result<String, rustls::Error> {
-    let parsed = ParsedCertificate::try_from(certificate)?;
-    Ok(hex(&sha256(&parsed.subject_public_key_info())))
-}
-
-/// Accepts the server that holds the pinned key, and nobody else.
-#[derive(Debug)]
-struct PinnedKey {
-    pin: String,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for PinnedKey {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let found = pin_of(end_entity)?;
-        if found == self.pin {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(rustls::Error::General(format!(
-                "the server's key has the pin {found}, not {}: this is not the controller that was meant",
-                self.pin
-            )))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// A client configuration that trusts the key with this pin only.
+/// A client configuration that trusts the key with this pin only; another server's pin is left in `wrong`.
 ///
 /// # Errors
 /// When the pin has not the form of one.
-pub fn pinned_client(pin: &str) -> Result<ClientConfig, TlsError> {
-    if !is_hex(pin, 64) {
-        return Err(TlsError::Pin(pin.to_owned()));
-    }
-    let provider = Arc::new(ring::default_provider());
-    let verifier = PinnedKey { pin: pin.to_owned(), provider: Arc::clone(&provider) };
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(TlsError::Setup)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    Ok(config)
+pub fn pinned_client(pin: &str, wrong: &WrongKey) -> Result<ClientConfig, TlsError> {
+    let pin = pin.parse().map_err(|_| TlsError::Pin(pin.to_owned()))?;
+    key_pin::client_config(pin, wrong).map_err(TlsError::Setup)
 }
 
 #[cfg(test)]
@@ -194,7 +125,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data = DataDir::open(folder.path()).unwrap();
         let first = Identity::load_or_make(&data).unwrap().pin;
-        assert!(is_hex(&first, 64));
+        assert!(first.parse::<Pin>().is_ok());
         assert_eq!(Identity::load_or_make(&data).unwrap().pin, first);
         // A new certificate for the same key keeps the pin.
         fs::remove_file(data.path().join("tls.crt")).unwrap();
@@ -205,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_pin_is_64_hex_digits() {
-        assert!(pinned_client(&"0".repeat(64)).is_ok());
-        assert!(matches!(pinned_client("abc"), Err(TlsError::Pin(_))));
+        assert!(pinned_client(&"0".repeat(64), &WrongKey::default()).is_ok());
+        assert!(matches!(pinned_client("abc", &WrongKey::default()), Err(TlsError::Pin(_))));
     }
 }

@@ -19,7 +19,6 @@ pub mod fs;
 pub mod image;
 pub mod init;
 mod mounted;
-mod pin;
 pub mod pipeline;
 pub mod probe;
 pub mod progress;

@@ -1,10 +1,12 @@
 //! The client's side of the API: where the controller is, how it is known, who we are.
 
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
+use key_pin::WrongKey;
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -62,6 +64,8 @@ pub struct Connection {
 pub struct Client {
     http: reqwest::Client,
     file: ClientFile,
+    /// The key of a server that is not the controller.
+    wrong_key: WrongKey,
 }
 
 impl Client {
@@ -102,14 +106,15 @@ impl Client {
         if !file.url.starts_with("https://") {
             bail!("the controller's URL must begin with https://, not {:?}", file.url);
         }
+        let wrong_key = WrongKey::default();
         let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(pinned_client(&file.pin)?)
+            .tls_backend_preconfigured(pinned_client(&file.pin, &wrong_key)?)
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_LIMIT)
             .build()
             .context("setting up the connection")?;
-        Ok(Self { http, file })
+        Ok(Self { http, file, wrong_key })
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -119,7 +124,13 @@ impl Client {
 
     pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let response = request.send().await.map_err(|error| {
-            let cause = crate::error_chain(&error.without_url());
+            let cause = match *self.wrong_key.lock().unwrap_or_else(PoisonError::into_inner) {
+                Some(found) => format!(
+                    "its key has the pin {found}, not {}: this is not the controller that was meant",
+                    self.file.pin
+                ),
+                None => crate::error_chain(&error.without_url()),
+            };
             anyhow!("asking the controller at {}: {cause}", self.file.url)
         })?;
         if response.status().is_success() {

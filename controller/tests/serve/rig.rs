@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use controller::cli::connect::ClientFile;
 use controller::tls::pinned_client;
+use key_pin::WrongKey;
 use reqwest::{Client, Method, Response, Url};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -248,7 +249,7 @@ impl Served {
 /// A client that trusts the controller with this pin only.
 fn trusting(pin: &str) -> Client {
     Client::builder()
-        .tls_backend_preconfigured(pinned_client(pin).unwrap())
+        .tls_backend_preconfigured(pinned_client(pin, &WrongKey::default()).unwrap())
         .no_proxy()
         .timeout(LIMIT)
         .build()

@@ -8,12 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use agent_api::{Heartbeat, Orders, Outcome, Redeem, Report, Session, WORK_WAIT_SECS, Work};
+use key_pin::WrongKey;
+pub use key_pin::{Pin, PinError};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Method, RequestBuilder, StatusCode, Url, redirect};
 use serde::de::DeserializeOwned;
-
-use crate::pin;
-pub use crate::pin::{Pin, PinError};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const CALL_LIMIT: Duration = Duration::from_secs(15);
@@ -95,7 +94,7 @@ pub struct Controller {
     base: Url,
     http: Client,
     credential: Arc<RwLock<Option<String>>>,
-    wrong_key: pin::WrongKey,
+    wrong_key: WrongKey,
 }
 
 impl std::fmt::Debug for Controller {
@@ -110,8 +109,8 @@ impl Controller {
         let base: Url = format!("{}/", base.trim_end_matches('/'))
             .parse()
             .map_err(|_| ClientError::Url(base.to_owned()))?;
-        let wrong_key = pin::WrongKey::default();
-        let tls = pin::client_config(pin, &wrong_key).map_err(ClientError::Tls)?;
+        let wrong_key = WrongKey::default();
+        let tls = key_pin::client_config(pin, &wrong_key).map_err(ClientError::Tls)?;
         let http = Client::builder()
             .tls_backend_preconfigured(tls)
             .https_only(true)

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use key_pin::{Pin, WrongKey};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
@@ -25,7 +26,6 @@ use super::lanes::Lanes;
 use super::status::{self, Place, Trouble};
 use super::tls;
 use super::transport::Transport;
-use crate::pin::{Pin, WrongKey};
 
 /// How much of a body that is not data is looked at.
 const MAX_DETAIL_LEN: usize = 8 << 10;

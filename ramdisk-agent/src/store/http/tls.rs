@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use key_pin::{Pin, WrongKey};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{
@@ -14,7 +15,6 @@ use rustls::{
 };
 
 use super::super::{Result, StoreError};
-use crate::pin::{self, Pin, WrongKey};
 
 /// Files with certificates of further authorities, in PEM.
 const CA_FILE_VARIABLES: [&str; 2] = ["IMPRINT_CA_FILE", "SSL_CERT_FILE"];
@@ -38,7 +38,7 @@ pub(super) fn by_authorities() -> Result<Arc<ClientConfig>> {
 
 /// A configuration that believes one key.
 pub(super) fn by_key(pin: Pin, wrong: &WrongKey) -> Arc<ClientConfig> {
-    Arc::new(pin::client_config(pin, wrong).expect("ring has the default versions of TLS"))
+    Arc::new(key_pin::client_config(pin, wrong).expect("ring has the default versions of TLS"))
 }
 
 fn add_file(roots: &mut RootCertStore, variable: &str, path: &Path) -> Result<()> {

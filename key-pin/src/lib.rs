@@ -1,7 +1,10 @@
-//! TLS with one known key: the server is who it should be if its public key has the hash that this boot was given.
+//! TLS with one known key: the server is who it should be if its public key has the hash that the client was given.
 //!
 //! Names, dates and chains say nothing here: the certificate is the controller's own, the machine's clock may be wrong, and its
 //! address may be a number. What is checked is the key's hash, and, by the handshake's signature, that the server holds that key.
+//!
+//! Agents have the pin from their kernel command line, the command line of the controller has it from `client.json`, and users may
+//! give one for a web server. Deliberately absent: certificate authorities, and the server's side.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,12 +19,15 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 
-/// SHA-256 of a key's SubjectPublicKeyInfo.
+/// SHA-256 of a key's SubjectPublicKeyInfo, as RFC 7469 pins keys; its text is lower-case hexadecimal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Pin([u8; 32]);
 
 impl Pin {
     /// The pin of a certificate's key.
+    ///
+    /// # Errors
+    /// If it is no certificate.
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, rustls::Error> {
         let key = ParsedCertificate::try_from(certificate)?.subject_public_key_info();
         let hash = digest(&SHA256, key.as_ref());
@@ -64,7 +70,10 @@ impl FromStr for Pin {
 /// Where the verifier leaves the key of a server that it refused, for the message.
 pub type WrongKey = Arc<Mutex<Option<Pin>>>;
 
-/// A TLS configuration that accepts only the server whose key has this pin.
+/// A TLS configuration that accepts only the server whose key has this pin, and leaves another server's in `wrong`.
+///
+/// # Errors
+/// If the provider has none of TLS's default versions.
 pub fn client_config(pin: Pin, wrong: &WrongKey) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(provider::default_provider());
     let verifier = Verifier { pin, wrong: Arc::clone(wrong), provider: Arc::clone(&provider) };
