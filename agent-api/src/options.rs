@@ -113,6 +113,12 @@ pub struct RestoreOptions {
     /// Restore an image that lacks sectors which could not be read when it was made; they become zeros
     #[arg(long)]
     pub accept_bad_sectors: bool,
+    /// Restore only this partition of the image, onto a target that becomes that volume
+    #[arg(long, value_name = "N", value_parser = partition_number())]
+    pub partition: Option<u32>,
+    /// Write to this partition of the disk, and leave its table and all other partitions as they are
+    #[arg(long, value_name = "N", value_parser = partition_number())]
+    pub into_partition: Option<u32>,
     /// Grow a partition, and its filesystem, into the space of a larger disk: `last` (the last one but swap) or a number
     #[arg(long, value_name = "last|N")]
     pub grow: Option<Grow>,
@@ -126,6 +132,10 @@ pub struct RestoreOptions {
     #[serde(flatten)]
     #[command(flatten)]
     pub customise: Box<Customisation>,
+}
+
+fn partition_number() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..)
 }
 
 /// Which partition is to take the space of a larger disk; in text `last` or the partition's number.
@@ -178,6 +188,10 @@ impl RestoreOptions {
                 "require_signature {} is no minisign public key: those are {PUBLIC_KEY_LEN} characters of base64 that begin with RW",
                 key.escape_debug()
             )),
+            _ if self.partition == Some(0) || self.into_partition == Some(0) => {
+                Err("partition and into_partition are numbers of partitions, which begin with 1"
+                    .into())
+            }
             _ if self.also.len() >= MAX_SOURCES => Err(format!(
                 "also names too many places: an image is read from {MAX_SOURCES} at most"
             )),
@@ -237,6 +251,17 @@ mod tests {
             let error = with(bad).check().unwrap_err();
             assert!(error.starts_with("require_signature "), "{error}");
         }
+    }
+
+    #[test]
+    fn partitions_are_counted_from_one() {
+        let (one, none) = (Some(1), Some(0));
+        let with = |partition, into_partition| {
+            RestoreOptions { partition, into_partition, ..RestoreOptions::default() }.check()
+        };
+        with(one, one).unwrap();
+        assert!(with(none, one).unwrap_err().contains("begin with 1"));
+        assert!(with(one, none).unwrap_err().contains("begin with 1"));
     }
 
     #[test]

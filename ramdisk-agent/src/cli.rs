@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::progress::{Face, Progress, Ticker};
 use crate::run::{
     Places, check_signature, describe, describe_sources, limit_of, open_image, open_index,
-    open_own_image, open_target, parse_url, size,
+    open_own_image, open_target, parse_url, part_of, size,
 };
 use crate::store_check::{self, Shown};
 use crate::{capture, damage, foreign, restore, run, store, verify};
@@ -279,10 +279,10 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         }
         Command::Plan(PlanCommand::Restore { image, disk, options }) => {
             progress.set_limit(options.limit);
-            let target = Disk::open_source(&find(disk)?)?;
+            let target = part_of(Disk::open_source(&find(disk)?)?, options)?;
             let url = parse_url(image)?;
             let places = Places::of_restore(&url, options)?;
-            let image = open_image(&places, limit_of(&target), &progress)?;
+            let image = open_image(&places, limit_of(&target, options), &progress)?;
             check_signature(&*image, &places, options.require_signature.as_deref(), &progress)?;
             show(cli.json, &restore::plan(&*image, &target, options)?)?;
         }
@@ -402,9 +402,9 @@ fn restore_command(
     };
     let url = parse_url(image)?;
     let places = Places::of_restore(&url, options)?;
-    let target = open_target(&find(disk)?, &places)?;
+    let target = open_target(&find(disk)?, &places, options)?;
     progress.watch(&target);
-    let image = open_image(&places, limit_of(&target), progress)?;
+    let image = open_image(&places, limit_of(&target, options), progress)?;
     check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
     let plan = restore::plan(&*image, &target, options)?;
     if !json {
@@ -445,7 +445,7 @@ fn finish(json: bool, summary: Summary) -> Result<()> {
 }
 
 fn confirm(target: &Disk) -> Result<()> {
-    let path = target.path().display();
+    let path = target.name();
     if !std::io::stdin().is_terminal() {
         return Err(Error::refused(format!(
             "nobody is there to agree to overwriting {path}: standard input is not a terminal; give --yes"

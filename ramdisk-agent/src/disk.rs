@@ -8,6 +8,7 @@
 mod backing;
 mod bad;
 mod inventory;
+mod part;
 mod selector;
 mod users;
 mod watch;
@@ -26,6 +27,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 pub(crate) use bad::{BLOCK_LEN, copy_shared};
 pub use bad::{Unreadable, is_of_medium};
 pub use inventory::{inventory, inventory_of};
+pub use part::{PartOf, list_of};
 pub use selector::{Selector, identity, resolve};
 pub use users::in_use;
 pub use watch::Watch;
@@ -46,7 +48,10 @@ pub struct Disk {
     /// The same thing opened with O_DIRECT, where the filesystem beneath allows it.
     direct: Option<File>,
     is_block: bool,
+    /// Where its first byte is in the file: not at its begin if it is a part of a disk.
+    origin: u64,
     len: u64,
+    part_of: Option<PartOf>,
     logical_sector_bytes: u32,
     watch: Arc<Watch>,
 }
@@ -148,7 +153,17 @@ impl Disk {
         }
         let path = path.to_owned();
         let watch = Arc::new(Watch::new(path.clone(), logical_sector_bytes));
-        Ok(Self { path, file, direct, is_block, len, logical_sector_bytes, watch })
+        Ok(Self {
+            path,
+            file,
+            direct,
+            is_block,
+            origin: 0,
+            len,
+            part_of: None,
+            logical_sector_bytes,
+            watch,
+        })
     }
 
     /// The path it was opened by.
@@ -181,11 +196,11 @@ impl Disk {
         &self.file
     }
 
-    /// What sysfs says of it.
+    /// What sysfs says of it; of a part what it says of the whole disk.
     pub fn info(&self) -> DiskInfo {
         let mut info = inventory_of(&self.path).unwrap_or_default();
         info.path = self.path.display().to_string();
-        info.size_bytes = self.len;
+        info.size_bytes = self.part_of.map_or(self.len, |part| part.disk_bytes);
         info.logical_sector_bytes = self.logical_sector_bytes;
         info
     }
@@ -217,7 +232,7 @@ impl Disk {
     /// O_DIRECT wants memory, offset and length in whole sectors; the odd end of a file goes through the cache.
     fn direct_for(&self, buf: &[u8], offset: u64) -> &File {
         let sector = u64::from(self.logical_sector_bytes.max(512));
-        let aligned = offset.is_multiple_of(sector)
+        let aligned = (self.origin + offset).is_multiple_of(sector)
             && (buf.len() as u64).is_multiple_of(sector)
             && (buf.as_ptr().addr() as u64).is_multiple_of(sector);
         match &self.direct {
@@ -227,16 +242,17 @@ impl Disk {
     }
 
     fn at(&self, doing: &str, len: usize, offset: u64) -> String {
-        let lba = offset / u64::from(self.logical_sector_bytes.max(1));
-        format!("{doing} {len} bytes at LBA {lba} (byte {offset}) of {}", self.path.display())
+        let byte = self.origin + offset;
+        let lba = byte / u64::from(self.logical_sector_bytes.max(1));
+        format!("{doing} {len} bytes at LBA {lba} (byte {byte}) of {}", self.path.display())
     }
 
     /// Makes a range read as zeros: by the disk's own command where it has one, by writing them where it has none or fails.
     pub fn zero(&self, offset: u64, len: u64) -> Result<()> {
         let sector = u64::from(self.logical_sector_bytes);
         if self.is_block && offset.is_multiple_of(sector) && len.is_multiple_of(sector) {
-            let _pending = self.watch.begin("zeroing", Some(offset));
-            if sys::block::zero_out(&self.file, offset, len).is_ok() {
+            let _pending = self.watch.begin("zeroing", Some(self.origin + offset));
+            if sys::block::zero_out(&self.file, self.origin + offset, len).is_ok() {
                 return Ok(());
             }
         }
@@ -268,20 +284,21 @@ impl Disk {
     /// the filesystem beneath has no holes, or something is wrong that writing zeros will meet too.
     fn punch_hole(&self, offset: u64, len: u64) -> bool {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(&self.file, flags, offset, len).is_ok()
+        rustix::fs::fallocate(&self.file, flags, self.origin + offset, len).is_ok()
     }
 
     /// The first part of a range of a disk file that is no hole. Blocks that a hole covers only in part are among it.
     fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>> {
         let seek = |to| rustix::fs::seek(&self.file, to);
         let doing = || format!("looking for data in {}", self.path.display());
-        let start = match seek(SeekFrom::Data(range.start)) {
-            Ok(at) if at >= range.end => return Ok(None),
+        let end = self.origin + range.end;
+        let start = match seek(SeekFrom::Data(self.origin + range.start)) {
+            Ok(at) if at >= end => return Ok(None),
             Err(rustix::io::Errno::NXIO) => return Ok(None),
             at => at.map_err(std::io::Error::from).on_disk(doing)?,
         };
-        let end = seek(SeekFrom::Hole(start)).map_err(std::io::Error::from).on_disk(doing)?;
-        Ok(Some(start..end.min(range.end)))
+        let hole = seek(SeekFrom::Hole(start)).map_err(std::io::Error::from).on_disk(doing)?;
+        Ok(Some(start - self.origin..hole.min(end) - self.origin))
     }
 
     /// Waits until everything written is on the medium, and the medium's own cache is flushed. After an error what was written
@@ -295,7 +312,10 @@ impl Disk {
 
     /// Hints that a range will be read soon; returns at once.
     pub fn read_ahead(&self, offset: u64, len: u64) {
-        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+        let (Ok(offset), Ok(len)) = (i64::try_from(self.origin + offset), i64::try_from(len))
+        else {
+            return;
+        };
         // A hint: if the kernel will not take it, the read is only later.
         let _ = nix::fcntl::posix_fadvise(
             &self.file,

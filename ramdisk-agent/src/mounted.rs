@@ -46,7 +46,7 @@ impl Loop {
             let device =
                 OpenOptions::new().read(true).write(access == Access::Write).open(&path)?;
             let sector = disk.logical_sector_bytes();
-            match sys::loops::configure(&device, disk.file(), start, len, sector) {
+            match sys::loops::configure(&device, disk.file(), disk.origin() + start, len, sector) {
                 // Kernels may refuse to mount what is open for writing.
                 Ok(()) => return Ok(Self { file: File::open(&path)?, path }),
                 Err(e) if e.raw_os_error() == Some(libc::EBUSY) && left > 0 => left -= 1,

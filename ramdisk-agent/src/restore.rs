@@ -67,7 +67,7 @@ pub fn run(
 ) -> Result<RestoreSummary> {
     let start = Instant::now();
     progress.check()?;
-    let path = target.path().display();
+    let path = target.name();
     let mut work = Work {
         image,
         target,
@@ -396,9 +396,10 @@ impl Work<'_> {
                 "{} reads back other bytes than were written between byte {} and {} (from LBA {}): the disk, its \
                  controller or the memory is defective",
                 self.target.path().display(),
-                range.start,
-                range.end,
-                range.start / u64::from(self.target.logical_sector_bytes())
+                self.target.origin() + range.start,
+                self.target.origin() + range.end,
+                (self.target.origin() + range.start)
+                    / u64::from(self.target.logical_sector_bytes())
             ),
         )
     }

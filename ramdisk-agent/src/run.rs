@@ -65,18 +65,18 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
         JobAction::Restore(options) => {
             progress.set_limit(options.limit);
             let places = Places::of_restore(&url, options)?;
-            let target = open_target(&path, &places)?;
+            let target = open_target(&path, &places, options)?;
             progress.watch(&target);
-            let image = open_image(&places, limit_of(&target), progress)?;
+            let image = open_image(&places, limit_of(&target, options), progress)?;
             check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
         }
         JobAction::Plan(options) => {
             progress.set_limit(options.limit);
-            let target = Disk::open_source(&path)?;
+            let target = part_of(Disk::open_source(&path)?, options)?;
             let places = Places::of_restore(&url, options)?;
-            let image = open_image(&places, limit_of(&target), progress)?;
+            let image = open_image(&places, limit_of(&target, options), progress)?;
             check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
             let plan = restore::plan(&*image, &target, options)?;
             Ok(Summary::Plan(PlanSummary {
@@ -212,9 +212,12 @@ pub fn check_signature(
     first
 }
 
-/// What an image for this target may hold.
+/// What an image for this target may hold; of one that is restored in part nothing is known yet.
 #[must_use]
-pub fn limit_of(target: &Disk) -> Limit {
+pub fn limit_of(target: &Disk, options: &RestoreOptions) -> Limit {
+    if options.partition.is_some() {
+        return foreign::any_disk();
+    }
     Limit {
         bytes: target.len_bytes(),
         reason: format!("{} has no more; nothing was written", target.path().display()),
@@ -222,7 +225,11 @@ pub fn limit_of(target: &Disk) -> Limit {
 }
 
 /// Opens a disk to write an image to it. The image itself is not overwritten.
-pub fn open_target(path: &std::path::Path, image: &Places<'_>) -> Result<Disk> {
+pub fn open_target(
+    path: &std::path::Path,
+    image: &Places<'_>,
+    options: &RestoreOptions,
+) -> Result<Disk> {
     let target = Disk::open_target(path)?;
     let is_image = |url: &StoreUrl| matches!(url, StoreUrl::File(file) if target.is_at(file));
     if image.all().any(is_image) {
@@ -231,7 +238,15 @@ pub fn open_target(path: &std::path::Path, image: &Places<'_>) -> Result<Disk> {
             path.display()
         )));
     }
-    Ok(target)
+    part_of(target, options)
+}
+
+/// A disk, or the partition of it that is to be written.
+pub fn part_of(disk: Disk, options: &RestoreOptions) -> Result<Disk> {
+    match options.into_partition {
+        Some(number) => disk.into_partition(number),
+        None => Ok(disk),
+    }
 }
 
 /// Parses a store's URL.

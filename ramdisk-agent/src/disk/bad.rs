@@ -20,13 +20,15 @@ pub(crate) const BLOCK_LEN: usize = 64 << 10;
 
 /// A sector that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("LBA {} (byte {offset}) of {} cannot be read", .offset / u64::from(*.sector_bytes), .path.display())]
+#[error("LBA {} (byte {}) of {} cannot be read", (.origin + .offset) / u64::from(*.sector_bytes), .origin + .offset, .path.display())]
 pub struct Unreadable {
     /// The disk.
     pub path: PathBuf,
     /// Its logical sector size.
     pub sector_bytes: u32,
-    /// Where the sector begins.
+    /// Where on the disk the part begins that was read; 0: it is the whole disk.
+    pub origin: u64,
+    /// Where the sector begins, counted from there.
     pub offset: u64,
     /// What the kernel said.
     #[source]
@@ -60,8 +62,8 @@ impl Disk {
 
     /// Reads through the page cache, once; the error names the place of the whole read.
     pub(crate) fn read_once(&self, buf: &mut [u8], offset: u64) -> Result<(), Unreadable> {
-        let _pending = self.watch.begin("reading", Some(offset));
-        self.file.read_exact_at(buf, offset).map_err(|e| self.unreadable(offset, e))
+        let _pending = self.watch.begin("reading", Some(self.origin + offset));
+        self.file.read_exact_at(buf, self.origin + offset).map_err(|e| self.unreadable(offset, e))
     }
 
     pub(super) fn read_up_to_bad(&self, buf: &mut [u8], offset: u64) -> Result<(), Unreadable> {
@@ -90,13 +92,13 @@ impl Disk {
 
     /// Reads from the medium where that is possible. `buf` and `offset` as for [`Disk::read_direct`].
     pub(crate) fn read_past_cache(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let _pending = self.watch.begin("reading", Some(offset));
-        self.direct_for(buf, offset).read_exact_at(buf, offset)
+        let _pending = self.watch.begin("reading", Some(self.origin + offset));
+        self.direct_for(buf, offset).read_exact_at(buf, self.origin + offset)
     }
 
     pub(super) fn write_past_cache(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let _pending = self.watch.begin("writing", Some(offset));
-        self.direct_for(buf, offset).write_all_at(buf, offset)
+        let _pending = self.watch.begin("writing", Some(self.origin + offset));
+        self.direct_for(buf, offset).write_all_at(buf, self.origin + offset)
     }
 
     /// Where in a write that has failed the first sector is that fails by itself, and its length.
@@ -117,7 +119,7 @@ impl Disk {
 
     fn unreadable(&self, offset: u64, source: io::Error) -> Unreadable {
         let (path, sector_bytes) = (self.path.clone(), self.logical_sector_bytes);
-        Unreadable { path, sector_bytes, offset, source }
+        Unreadable { path, sector_bytes, origin: self.origin, offset, source }
     }
 }
 

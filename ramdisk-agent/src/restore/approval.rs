@@ -9,6 +9,7 @@ use image_format::Hash;
 use serde::Serialize;
 
 use super::plan::RestorePlan;
+use crate::disk::PartOf;
 use crate::error::{Error, Result};
 
 /// Keeps hashes of later versions apart.
@@ -24,6 +25,8 @@ struct Quoted<'a> {
     model: Option<&'a str>,
     size_bytes: u64,
     logical_sector_bytes: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    into: Option<PartOf>,
     destroys: &'a [String],
     table_kind: &'a str,
     partitions: Vec<(u32, u64, u64, &'a str)>,
@@ -45,6 +48,7 @@ pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
         model: target.model.as_deref(),
         size_bytes: target.size_bytes,
         logical_sector_bytes: target.logical_sector_bytes,
+        into: plan.into,
         destroys: &plan.destroys,
         table_kind: &plan.table_kind,
         partitions: plan

@@ -89,7 +89,54 @@ pub fn arrange(
     Ok(Arrangement { slots, placement, commit, fresh, growths, notes })
 }
 
-/// A disk that has no partitions: one filesystem, or something that nothing is known of.
+/// One volume that becomes the whole target: an image without a partition table, or one partition of an image.
+pub fn volume(
+    disk: &mut ImageDisk<'_>,
+    source: Slot,
+    target: &Disk,
+    options: &RestoreOptions,
+) -> Result<Arrangement> {
+    let target_bytes = target.len_bytes();
+    let Slot { number, start_bytes, len_bytes } = source;
+    if target_bytes < len_bytes {
+        let what = match number {
+            0 => "the image's disk".to_owned(),
+            number => format!("partition {number} of the image"),
+        };
+        return Err(Error::refused(format!(
+            "{} has {target_bytes} bytes and {what} {len_bytes}: {} bytes are missing; nothing was written",
+            target.name(),
+            len_bytes - target_bytes
+        )));
+    }
+    let mut growths = Vec::new();
+    let mut notes = Vec::new();
+    if let Some(grow) = options.grow {
+        let is_meant = match grow {
+            agent_api::Grow::Last => true,
+            agent_api::Grow::Partition(grown) => grown == number,
+        };
+        if !is_meant {
+            layout::chosen(&[], grow)?;
+        }
+        let kind = kind_of(disk, start_bytes, len_bytes)?;
+        match growth(kind, None, 0, target_bytes)? {
+            Some(_) if target_bytes == len_bytes => {}
+            Some(growth) => growths.push(growth),
+            None => {
+                notes.push(format!("the {kind} keeps its size: grow it in the restored system"))
+            }
+        }
+    }
+    let head = start_bytes..start_bytes + HEAD_LEN.min(len_bytes);
+    let withheld = vec![(head.clone(), disk.bytes(head.start, index(head.end - head.start))?)];
+    let commit = volume_pieces(&withheld, 0);
+    let segment = Segment { image: start_bytes..source.end_bytes(), target: 0 };
+    let placement = Placement::new(vec![segment], withheld, &places_of(&commit));
+    Ok(Arrangement { slots: Vec::new(), placement, commit, fresh: Vec::new(), growths, notes })
+}
+
+/// A disk that has no partitions: one filesystem, something that nothing is known of, or an empty table.
 fn bare(
     disk: &mut ImageDisk<'_>,
     disk_bytes: u64,
@@ -97,6 +144,10 @@ fn bare(
     target: &Disk,
     options: &RestoreOptions,
 ) -> Result<Arrangement> {
+    let whole = Slot { number: 0, start_bytes: 0, len_bytes: disk_bytes };
+    if table.kind == TableKind::None {
+        return volume(disk, whole, target, options);
+    }
     let target_bytes = target.len_bytes();
     if target_bytes < disk_bytes {
         return Err(Error::refused(format!(
@@ -105,32 +156,19 @@ fn bare(
             disk_bytes - target_bytes
         )));
     }
-    let mut growths = Vec::new();
     let mut notes = Vec::new();
     if let Some(grow) = options.grow {
-        if table.kind != TableKind::None || grow != agent_api::Grow::Last {
-            layout::chosen(&[], grow)?;
-        }
-        let kind = kind_of(disk, 0, disk_bytes)?;
-        match growth(kind, None, 0, target_bytes)? {
-            Some(_) if target_bytes == disk_bytes => {}
-            Some(growth) => growths.push(growth),
-            None => {
-                notes.push(format!("the {kind} keeps its size: grow it in the restored system"))
-            }
-        }
+        layout::chosen(&[], grow)?;
     } else if table.kind == TableKind::Gpt && target_bytes != disk_bytes {
         notes.push(BACKUP_MOVES.into());
     }
     let withheld = withheld(disk, table, HEAD_LEN.min(disk_bytes))?;
     let pieces = table::arrange(disk, table, &[], target_bytes).map_err(image_error)?;
-    let commit = match table.kind {
-        TableKind::None => volume_pieces(&withheld, 0),
-        _ => commit_pieces(pieces.into_iter().map(Piece::from).collect(), &withheld),
-    };
+    let commit = commit_pieces(pieces.into_iter().map(Piece::from).collect(), &withheld);
     let whole = Segment { image: 0..disk_bytes, target: 0 };
     let placement = Placement::new(vec![whole], withheld, &places_of(&commit));
-    Ok(Arrangement { slots: Vec::new(), placement, commit, fresh: Vec::new(), growths, notes })
+    let (slots, fresh, growths) = (Vec::new(), Vec::new(), Vec::new());
+    Ok(Arrangement { slots, placement, commit, fresh, growths, notes })
 }
 
 const BACKUP_MOVES: &str =
@@ -182,8 +220,8 @@ pub fn volumes(
     target: &Disk,
 ) -> Result<Vec<Volume>> {
     if table.kind == TableKind::None {
-        let (kind, len_bytes) = (kind_of(disk, 0, disk_bytes)?, target.len_bytes());
-        return Ok(vec![Volume { number: None, kind, start_bytes: 0, len_bytes }]);
+        let whole = Slot { number: 0, start_bytes: 0, len_bytes: disk_bytes };
+        return only_volume(disk, whole, target);
     }
     let volume = |slot: &Slot| {
         let there = table.partitions.iter().find(|p| p.number == slot.number);
@@ -195,6 +233,12 @@ pub fn volumes(
         Ok(Volume { number: Some(number), kind, start_bytes, len_bytes })
     };
     arranged.slots.iter().map(volume).collect()
+}
+
+/// The one volume that a target becomes.
+pub fn only_volume(disk: &mut ImageDisk<'_>, source: Slot, target: &Disk) -> Result<Vec<Volume>> {
+    let kind = kind_of(disk, source.start_bytes, source.len_bytes)?;
+    Ok(vec![Volume { number: None, kind, start_bytes: 0, len_bytes: target.len_bytes() }])
 }
 
 /// `None` if nobody here can grow such a filesystem.

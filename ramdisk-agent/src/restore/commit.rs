@@ -81,8 +81,8 @@ pub fn invalidate(target: &Disk, plan: &RestorePlan) -> Result<HandMadeNodes> {
                         "{} cannot be erased: it says that zeros were written between byte {} and {}, and reads back \
                          something else",
                         target.path().display(),
-                        range.start,
-                        range.end
+                        target.origin() + range.start,
+                        target.origin() + range.end
                     ),
                 ));
             }
@@ -94,7 +94,7 @@ pub fn invalidate(target: &Disk, plan: &RestorePlan) -> Result<HandMadeNodes> {
 /// Writes the withheld pieces, reads each back, and tells the kernel. Returns the bytes written.
 pub fn commit(target: &Disk, plan: &RestorePlan, nodes: HandMadeNodes) -> Result<u64> {
     let written = write_pieces(target, &plan.commit)?;
-    if target.is_block() {
+    if target.is_block() && target.part_of().is_none() {
         announce_partitions(target, plan, nodes);
     }
     Ok(written)
@@ -128,7 +128,11 @@ pub fn write_pieces(target: &Disk, pieces: &[Piece]) -> Result<u64> {
 
 /// Partition nodes of the old table would let udev, md or LVM find what is left of the old system, and keep stale pages.
 fn forget_partitions(target: &Disk) -> HandMadeNodes {
-    if !target.is_block() || sys::block::reread_partitions(target.file()).is_ok() {
+    // The table around a partition stays.
+    if !target.is_block()
+        || target.part_of().is_some()
+        || sys::block::reread_partitions(target.file()).is_ok()
+    {
         return HandMadeNodes(false);
     }
     // A kernel without table parsers, or a loop device without partition scanning: nodes made by hand go by hand. The call

@@ -8,7 +8,7 @@ use agent_api::{DiskInfo, ErrorKind, RestoreOptions};
 use serde::Serialize;
 
 use crate::damage;
-use crate::disk::Disk;
+use crate::disk::{self, Disk, PartOf};
 use crate::error::{Error, IoContext, Result};
 use crate::image::{DiskImage, ImageDisk, disk_error};
 use crate::probe;
@@ -19,7 +19,7 @@ use crate::restore::customise::{self, Changes};
 use crate::restore::grow::Growth;
 use crate::restore::placement::Placement;
 use crate::run::size;
-use crate::table::{self, Partition, Slot, TableOutcome};
+use crate::table::{self, Partition, Slot, Table, TableKind, TableOutcome};
 
 /// What a restore will do.
 #[derive(Debug, Clone, Serialize)]
@@ -32,6 +32,10 @@ pub struct RestorePlan {
     pub image_bytes: u64,
     /// The target.
     pub target: DiskInfo,
+    /// The partition of the target that is written; `None`: all of it.
+    pub into: Option<PartOf>,
+    /// The partition of the image that is restored; `None`: all of it.
+    pub from: Option<PlannedPartition>,
     /// What was found on the target: all of it will be destroyed.
     pub destroys: Vec<String>,
     /// The partition table that will be there: `gpt`, `mbr` or `none`.
@@ -125,24 +129,47 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
                 .because(refusal));
         }
     };
-    let arranged = arrangement::arrange(&mut disk, image.disk_len(), &table, target, options)?;
-    let volumes = arrangement::volumes(&mut disk, image.disk_len(), &table, &arranged, target)?;
+    let from = source(image, &table, target, options)?;
+    let (arranged, volumes) = match from {
+        Some(slot) => (
+            arrangement::volume(&mut disk, slot, target, options)?,
+            arrangement::only_volume(&mut disk, slot, target)?,
+        ),
+        None => {
+            let arranged =
+                arrangement::arrange(&mut disk, image.disk_len(), &table, target, options)?;
+            let volumes =
+                arrangement::volumes(&mut disk, image.disk_len(), &table, &arranged, target)?;
+            (arranged, volumes)
+        }
+    };
     let order = options.customise.efi_boot_order;
-    let customises = customise::plan(volumes, &options.customise, |label| {
-        customise::plan_boot_entry(&mut disk, &table, &arranged.slots, target, label, order)
+    let customises = customise::plan(volumes, &options.customise, |label| match from {
+        Some(_) => Err(Error::refused(
+            "no EFI boot entry can be made for a single partition; nothing was written",
+        )),
+        None => {
+            customise::plan_boot_entry(&mut disk, &table, &arranged.slots, target, label, order)
+        }
     })?;
     let found = found_on(target)?;
-    let wipes = wipes(image.disk_len(), target.len_bytes(), &arranged, &found);
-    let mut notes = table.warnings.clone();
+    let image_bytes = from.map_or(image.disk_len(), |slot| slot.len_bytes);
+    let wipes = wipes(image_bytes, target.len_bytes(), &arranged, &found);
+    let mut notes = if from.is_some() { Vec::new() } else { table.warnings.clone() };
     notes.extend(arranged.notes.iter().cloned());
     let mut plan = RestorePlan {
         hash: String::new(),
         root: image.root().to_string(),
         image_bytes: image.disk_len(),
         target: target.info(),
+        into: target.part_of(),
+        from: from.map(|slot| planned_partitions(image, &table.partitions, &[slot]).remove(0)),
         found: found_ranges(&found, target.len_bytes()),
         destroys: found.into_iter().map(|signature| signature.what).collect(),
-        table_kind: format!("{:?}", table.kind).to_lowercase(),
+        table_kind: match from {
+            Some(_) => "none".into(),
+            None => format!("{:?}", table.kind).to_lowercase(),
+        },
         partitions: planned_partitions(image, &table.partitions, &arranged.slots),
         whole: whole(image, &table.partitions),
         damaged,
@@ -159,9 +186,48 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
     Ok(plan)
 }
 
+/// The partition of the image that is to be restored, if not all of it. Refuses what would put one thing in the place of another: a
+/// disk into a partition, or a volume onto a disk with partitions.
+fn source(
+    image: &dyn DiskImage,
+    table: &Table,
+    target: &Disk,
+    options: &RestoreOptions,
+) -> Result<Option<Slot>> {
+    let path = target.name();
+    let slots = table.slots();
+    let Some(number) = options.partition else {
+        if target.part_of().is_some() && table.kind != TableKind::None {
+            return Err(Error::refused(format!(
+                "the image is of a disk with a partition table, and {path} is to get a volume: name one of its \
+                 partitions with --partition ({}); nothing was written",
+                disk::list_of(table)
+            )));
+        }
+        return Ok(None);
+    };
+    let Some(slot) = slots.into_iter().find(|slot| slot.number == number) else {
+        return Err(Error::refused(format!(
+            "the image of {} has no partition {number}: {}; nothing was written",
+            size(image.disk_len()),
+            disk::list_of(table)
+        )));
+    };
+    // A table that is damaged is nothing to keep.
+    if let (None, TableOutcome::Table(held)) = (target.part_of(), target.table()?)
+        && !held.partitions.is_empty()
+    {
+        return Err(Error::refused(format!(
+            "{path} is a disk with partitions, which a single volume would replace: say which partition is meant with \
+             --into-partition, or erase the table first with wipefs; nothing was written"
+        )));
+    }
+    Ok(Some(slot))
+}
+
 /// The safety rules about the target itself.
 fn check_target(image: &dyn DiskImage, target: &Disk) -> Result<()> {
-    let path = target.path().display();
+    let path = target.name();
     let users = crate::disk::in_use(target.path(), false)?;
     if !users.is_empty() {
         return Err(Error::refused(format!(
@@ -173,7 +239,8 @@ fn check_target(image: &dyn DiskImage, target: &Disk) -> Result<()> {
         return Err(Error::refused(format!("{path} is write-protected; nothing was written")));
     }
     let sector = image.manifest().disk.logical_sector_bytes;
-    if target.is_block() && target.logical_sector_bytes() != sector {
+    let counts = target.is_block() || target.part_of().is_some();
+    if counts && target.logical_sector_bytes() != sector {
         return Err(Error::refused(format!(
             "{path} has logical sectors of {} bytes and the image's disk had {sector}: tables and filesystems made for \
              one do not work on the other; nothing was written",
@@ -185,7 +252,7 @@ fn check_target(image: &dyn DiskImage, target: &Disk) -> Result<()> {
 
 fn found_on(target: &Disk) -> Result<Vec<probe::Signature>> {
     probe::signatures(&mut target.window(0, target.len_bytes()), target.len_bytes())
-        .on_disk(|| format!("looking at what is on {}", target.path().display()))
+        .on_disk(|| format!("looking at what is on {}", target.name()))
 }
 
 /// What an image without partitions holds.
@@ -270,6 +337,15 @@ impl fmt::Display for RestorePlan {
             or_dash(&t.serial),
             or_dash(&t.wwn)
         )?;
+        if let Some(part) = &self.into {
+            writeln!(
+                f,
+                "into       partition {}, {} from byte {}; the table and all other partitions stay as they are",
+                part.number,
+                size(part.len_bytes),
+                part.start_bytes
+            )?;
+        }
         if self.destroys.is_empty() {
             writeln!(f, "destroys   nothing that is known")?;
         }
@@ -283,6 +359,14 @@ impl fmt::Display for RestorePlan {
                 p.number,
                 size(p.len_bytes),
                 p.what
+            )?;
+        }
+        if let Some(from) = &self.from {
+            let (number, len) = (from.number, size(from.len_bytes));
+            writeln!(
+                f,
+                "writes     partition {number}  {len:>12}  {}, and nothing else of the image",
+                from.what
             )?;
         }
         if let Some(what) = &self.whole {

@@ -20,6 +20,7 @@ mod faulty;
 mod grow;
 mod limit;
 mod lvm;
+mod partition;
 mod power_cut;
 mod refusals;
 mod rescue;

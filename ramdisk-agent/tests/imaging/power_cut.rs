@@ -29,22 +29,49 @@ struct Layout {
     /// How much larger the target is.
     extra: u64,
     make: fn(&str),
+    /// What the restore is told beside that.
+    flags: &'static [&'static str],
 }
 
 fn sfdisk(device: &str, script: &str) {
     run("fdisk", "sh", &["-c", &format!("printf '{script}' | sfdisk -q --no-reread {device}")]);
 }
 
-const LAYOUTS: [Layout; 9] = [
-    Layout { name: "GPT", sector_bytes: 512, extra: 0, make: gpt },
-    Layout { name: "MBR with logical partitions", sector_bytes: 512, extra: 0, make: logical },
-    Layout { name: "GPT onto a larger disk", sector_bytes: 512, extra: 3 * MIB, make: gpt },
-    Layout { name: "MBR", sector_bytes: 512, extra: 0, make: mbr },
-    Layout { name: "hybrid MBR", sector_bytes: 512, extra: 0, make: hybrid },
-    Layout { name: "bare filesystem", sector_bytes: 512, extra: 0, make: bare },
-    Layout { name: "GPT, 4096", sector_bytes: 4096, extra: 0, make: gpt },
-    Layout { name: "GPT onto a larger disk, 4096", sector_bytes: 4096, extra: 2 * MIB, make: gpt },
-    Layout { name: "MBR, 4096", sector_bytes: 4096, extra: 0, make: mbr },
+const LAYOUTS: [Layout; 10] = [
+    Layout { name: "GPT", sector_bytes: 512, extra: 0, make: gpt, flags: &[] },
+    Layout {
+        name: "MBR with logical partitions",
+        sector_bytes: 512,
+        extra: 0,
+        make: logical,
+        flags: &[],
+    },
+    Layout {
+        name: "GPT onto a larger disk",
+        sector_bytes: 512,
+        extra: 3 * MIB,
+        make: gpt,
+        flags: &[],
+    },
+    Layout { name: "MBR", sector_bytes: 512, extra: 0, make: mbr, flags: &[] },
+    Layout { name: "hybrid MBR", sector_bytes: 512, extra: 0, make: hybrid, flags: &[] },
+    Layout { name: "bare filesystem", sector_bytes: 512, extra: 0, make: bare, flags: &[] },
+    Layout { name: "GPT, 4096", sector_bytes: 4096, extra: 0, make: gpt, flags: &[] },
+    Layout {
+        name: "GPT onto a larger disk, 4096",
+        sector_bytes: 4096,
+        extra: 2 * MIB,
+        make: gpt,
+        flags: &[],
+    },
+    Layout { name: "MBR, 4096", sector_bytes: 4096, extra: 0, make: mbr, flags: &[] },
+    Layout {
+        name: "one partition",
+        sector_bytes: 512,
+        extra: 0,
+        make: with_filesystem,
+        flags: &["--partition", "2"],
+    },
 ];
 
 fn gpt(device: &str) {
@@ -71,6 +98,19 @@ fn bare(device: &str) {
     let made = dir.path().join("fs");
     ext4(&made, LEN, dir.path());
     run("coreutils", "cp", &[made.to_str().unwrap(), device]);
+}
+
+/// A GPT with an ext4 of 4 MiB in its second partition.
+fn with_filesystem(device: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let (made, tree) = (dir.path().join("fs"), dir.path().join("tree"));
+    fs::create_dir(&tree).unwrap();
+    noise_file(&tree.join("file"), MIB, 3);
+    let (text, from) = (made.to_str().unwrap(), tree.to_str().unwrap());
+    run("e2fsprogs", "mke2fs", &["-q", "-F", "-t", "ext4", "-d", from, text, "4M"]);
+    run("gdisk", "sgdisk", &["-Z", "-o", "-n1:1M:+1M", "-n2:2M:+4M", device]);
+    let (from, to) = (format!("if={text}"), format!("of={device}"));
+    run("coreutils", "dd", &[&from, &to, "bs=1M", "seek=2", "conv=notrunc", "status=none"]);
 }
 
 /// Makes a disk of this layout in a file full of noise.
@@ -123,7 +163,7 @@ fn logged_restore(layout: &Layout, image: &Path, target: &Path, folder: &Path) -
         FaultyDisk::export(&options, folder).attached(&["--direct-io=off", "--sector-size", &size]);
     let name = disk.path().file_name().unwrap().to_str().unwrap();
     fs::write(format!("/sys/block/{name}/queue/max_sectors_kb"), "64").unwrap();
-    restore(image, disk.path(), &["--scrub-free"]);
+    restore(image, disk.path(), &[layout.flags, &["--scrub-free"]].concat());
     drop(disk);
     read_log(&log)
 }
@@ -286,7 +326,9 @@ fn cut(layout: &Layout, all: bool) -> usize {
     // An older system, of another layout, that boots.
     noise_file(&target, LEN + layout.extra, 2);
     let text = target.to_str().unwrap();
-    if layout.name.contains("GPT") || layout.sector_bytes != SECTOR {
+    if layout.name == "one partition" {
+        bare(text);
+    } else if layout.name.contains("GPT") || layout.sector_bytes != SECTOR {
         sfdisk(text, "label: dos\\nstart=1MiB,size=3MiB,bootable\\nstart=5MiB,size=2MiB\\n");
     } else {
         run("gdisk", "sgdisk", &["-Z", "-o", "-n1:2048:+2M", "-t1:ef00", "-n2:0:0", text]);
@@ -317,7 +359,7 @@ fn cut(layout: &Layout, all: bool) -> usize {
     for disk in samples {
         fs::write(&target, disk).unwrap();
         let device = Loop::new(&target, &["--sector-size", &size]);
-        restore(&image, device.path(), &["--scrub-free"]);
+        restore(&image, device.path(), &[layout.flags, &["--scrub-free"]].concat());
         drop(device);
         assert!(fs::read(&target).unwrap() == new, "{}: run again, it differs", layout.name);
     }
