@@ -74,6 +74,8 @@ pub enum Stage {
     Planning,
     /// Capture: reading the disk, compressing, storing.
     Capturing,
+    /// Copying an image from one store to another.
+    Copying,
     /// Delta restore: comparing what the target holds with the image.
     Comparing,
     /// Restore: growing filesystems and changing the restored system, before the disk is made bootable.
@@ -98,6 +100,7 @@ impl Stage {
         match self {
             Self::Planning => "planning",
             Self::Capturing => "capturing",
+            Self::Copying => "copying",
             Self::Comparing => "comparing",
             Self::Finishing => "finishing",
             Self::Restoring => "restoring",

@@ -1,4 +1,4 @@
-//! What came of trying a store out.
+//! What came of work on stores: trying one out, copying an image.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,4 +20,30 @@ pub struct StoreReport {
     pub failed_at: Option<String>,
     /// Why it failed, and what to do; `None`: captures and restores work.
     pub failure: Option<Failure>,
+}
+
+/// What came of copying an image: `imprint-agent copy --json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CopySummary {
+    /// Root hash of the image, and of its copy.
+    pub root: String,
+    /// Its id.
+    pub image_id: String,
+    /// Size of the disk in bytes.
+    pub disk_bytes: u64,
+    /// Bytes that its filesystems use.
+    pub used_bytes: u64,
+    /// Size of the image in bytes.
+    pub stored_bytes: u64,
+    /// Stored bytes of the copy that were read again and compared before it got its name.
+    pub reread_bytes: u64,
+    /// Root hash of the image that this one is the difference to.
+    pub parent_root: Option<String>,
+    /// Of a signed image: whether the signature was copied too.
+    pub signature: Option<bool>,
+    /// From start to published, in ms.
+    pub total_ms: u64,
+    /// What limited the work, in words.
+    pub limited_by: Option<String>,
 }

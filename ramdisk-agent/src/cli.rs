@@ -4,6 +4,7 @@
 //! standard error, and an exit code for the kind of failure (`docs/agent-cli.md`). Nothing is written before the plan was shown
 //! and agreed to.
 
+mod copies;
 mod credentials;
 mod trust;
 
@@ -73,6 +74,10 @@ enum Command {
     Keygen(trust::KeygenArgs),
     /// Sign an image: writes NAME.root and NAME.root.minisig beside it
     Sign(trust::SignArgs),
+    /// Copy an image to another store, byte for byte: every hash is compared on the way and when the copy is read again
+    Copy(copies::CopyArgs),
+    /// Remove an image and its signature; not if a delta image beside it needs it
+    Rm(copies::RmArgs),
     /// Show what an image holds
     Inspect {
         /// URL or path of the image
@@ -114,10 +119,12 @@ impl Command {
             Self::Capture(args) => args.places.last().map(String::as_str).into_iter().collect(),
             Self::Restore(args) => args.places.first().map(String::as_str).into_iter().collect(),
             Self::Convert(ConvertArgs { source, target, .. })
-            | Self::Flatten(FlattenArgs { source, target, .. }) => vec![source, target],
+            | Self::Flatten(FlattenArgs { source, target, .. })
+            | Self::Copy(copies::CopyArgs { source, target, .. }) => vec![source, target],
             Self::Plan(PlanCommand::Restore { image, .. })
             | Self::Verify(VerifyArgs { image, .. })
             | Self::Sign(trust::SignArgs { image, .. })
+            | Self::Rm(copies::RmArgs { image, .. })
             | Self::Inspect { image }
             | Self::StoreCheck { folder: image }
             | Self::Ls { folder: image } => vec![image],
@@ -289,6 +296,8 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Verify(args) => verify_command(args, cli.json, face, &progress)?,
         Command::Keygen(args) => trust::keygen(args, cli.json)?,
         Command::Sign(args) => trust::sign(args, cli.json, &progress)?,
+        Command::Copy(args) => copies::copy(args, cli.json, face, &progress)?,
+        Command::Rm(args) => copies::rm(args, cli.json, &progress)?,
         Command::Inspect { image } => inspect_command(image, cli.json, &progress)?,
         Command::Ls { folder } => ls_command(folder, cli.json, &progress)?,
         Command::StoreCheck { folder } => {

@@ -14,6 +14,7 @@ use image_format::{
 };
 
 pub use chain::{Chain, MAX_CHAIN_LEN};
+pub(crate) use chain::{open_one, parent_beside};
 pub use disk::ImageDisk;
 pub(crate) use disk::disk_error;
 pub(crate) use sources::{Sources, open as open_sources};

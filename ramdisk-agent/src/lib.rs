@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod capture;
 pub mod cli;
 pub mod convert;
+pub mod copy;
 pub mod damage;
 pub mod disk;
 mod efi;

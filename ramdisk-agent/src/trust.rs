@@ -125,6 +125,76 @@ fn urls(image: &StoreUrl) -> Result<(StoreUrl, StoreUrl)> {
     })
 }
 
+/// What lies beside a signed image: the text that is signed, and the signature. Neither was checked.
+#[derive(Debug)]
+pub struct Beside {
+    root: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+/// Reads what lies beside an image, if it is signed.
+///
+/// # Errors
+/// If the store fails.
+pub fn read_beside(image: &StoreUrl, options: &store::Options) -> Result<Option<Beside>> {
+    let (root_url, signature_url) = urls(image)?;
+    let read = |url: &StoreUrl| match read_small(url, options) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.context(format!("reading {url}"))),
+    };
+    let Some(signature) = read(&signature_url)? else { return Ok(None) };
+    Ok(read(&root_url)?.map(|root| Beside { root, signature }))
+}
+
+impl Beside {
+    /// Writes the same beside another image of the same name. What was written.
+    ///
+    /// # Errors
+    /// If the store fails, or holds other files of these names.
+    pub fn write(&self, image: &StoreUrl, options: &store::Options) -> Result<Vec<StoreUrl>> {
+        let (root_url, signature_url) = urls(image)?;
+        let mut written = Vec::new();
+        for (url, bytes) in [(root_url, &self.root), (signature_url, &self.signature)] {
+            let result = match read_small(&url, options) {
+                Ok(found) if found == *bytes => continue,
+                Ok(_) => Err(Error::refused(format!(
+                    "{url} is there and belongs to another image; remove it first"
+                ))),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    write_small(&url, bytes, options)
+                }
+                Err(error) => Err(error.context(format!("reading {url}"))),
+            };
+            if let Err(error) = result {
+                for url in written {
+                    // The first error is the one that matters; what stays is a text that belongs to no image.
+                    let _ = store::remove(&url, options);
+                }
+                return Err(error);
+            }
+            written.push(url);
+        }
+        Ok(written)
+    }
+}
+
+/// Removes what lies beside an image, if it is signed.
+///
+/// # Errors
+/// If the store fails.
+pub fn remove_beside(image: &StoreUrl, options: &store::Options) -> Result<()> {
+    let (root_url, signature_url) = urls(image)?;
+    for url in [signature_url, root_url] {
+        match store::remove(&url, options).map_err(Error::from) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error.context(format!("removing {url}"))),
+        }
+    }
+    Ok(())
+}
+
 fn read_small(url: &StoreUrl, options: &store::Options) -> Result<Vec<u8>> {
     let file = store::open_with(url, options)?;
     let len = file.len_bytes();

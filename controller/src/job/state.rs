@@ -117,7 +117,9 @@ impl State {
     pub fn of_stage(stage: Stage) -> Option<Self> {
         match stage {
             Stage::Planning | Stage::Flushing | Stage::Unknown => None,
-            Stage::Capturing | Stage::Comparing | Stage::Restoring => Some(Self::Running),
+            Stage::Capturing | Stage::Copying | Stage::Comparing | Stage::Restoring => {
+                Some(Self::Running)
+            }
             Stage::Verifying => Some(Self::Verifying),
             Stage::Finishing | Stage::Committing => Some(Self::Finalizing),
         }

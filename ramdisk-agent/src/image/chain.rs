@@ -30,7 +30,7 @@ pub struct Chain {
 }
 
 /// Opens one image file.
-pub(super) fn open_one(url: &StoreUrl, options: &store::Options) -> Result<Reader> {
+pub(crate) fn open_one(url: &StoreUrl, options: &store::Options) -> Result<Reader> {
     let file = store::open_with(url, options)?;
     ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))
 }
@@ -106,6 +106,18 @@ impl Chain {
         }
         Ok(entries)
     }
+}
+
+/// Where in the folder of `child`, which need not be there, the parent is.
+///
+/// # Errors
+/// `not_found` if it is not there.
+pub(crate) fn parent_beside(
+    parent: &Parent,
+    child: &StoreUrl,
+    options: &store::Options,
+) -> Result<StoreUrl> {
+    Ok(beside(parent, child, options)?.0)
 }
 
 /// The parent where the caller says that it is.

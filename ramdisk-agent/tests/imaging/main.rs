@@ -8,6 +8,7 @@
 
 mod agent;
 mod also;
+mod copies;
 mod custom;
 mod custom_files;
 mod custom_script;
