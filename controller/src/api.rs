@@ -14,6 +14,7 @@ pub mod images;
 pub mod jobs;
 mod range;
 pub mod stores;
+pub mod tasks;
 pub mod tokens;
 pub mod uploads;
 
@@ -68,6 +69,10 @@ fn routes(controller: Arc<Controller>) -> OpenApiRouter {
         .routes(routes!(hosts::seen))
         .routes(routes!(images::list, images::add))
         .routes(routes!(images::show, images::remove))
+        .routes(routes!(tasks::copy))
+        .routes(routes!(tasks::verify))
+        .routes(routes!(tasks::list))
+        .routes(routes!(tasks::show, tasks::cancel))
         .routes(routes!(jobs::list, jobs::create))
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::cancel))

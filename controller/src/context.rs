@@ -9,6 +9,7 @@ use crate::dhcp::Dhcp;
 use crate::live::Live;
 use crate::names::KernelArgs;
 use crate::store::Stores;
+use crate::tasks::Tasks;
 
 /// Kernel and initramfs of the agent.
 #[derive(Debug, Clone)]
@@ -51,7 +52,9 @@ pub struct Controller {
     pub dhcp: Option<Arc<Dhcp>>,
     /// Where images lie.
     pub stores: Stores,
-    /// `imprint-agent` for this machine, which tries stores out.
+    /// What is being done with images without a machine.
+    pub tasks: Tasks,
+    /// `imprint-agent` for this machine, which does what is to be done in stores.
     pub agent: PathBuf,
     /// Time limits of jobs.
     pub limits: crate::reconcile::Limits,

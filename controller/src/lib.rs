@@ -22,6 +22,7 @@ pub mod reconcile;
 pub mod secret;
 pub mod serve;
 pub mod store;
+pub mod tasks;
 pub mod tls;
 
 /// An error and its causes in one line.

@@ -25,6 +25,7 @@ use crate::names::{KernelArgs, StoreName};
 use crate::net::{Subnet, interface_of_address, subnet_of_interface};
 use crate::secret::{Secret, hex, is_hex, sha256};
 use crate::store::{DefaultStore, Stores};
+use crate::tasks::Tasks;
 use crate::tls::Identity;
 use crate::{api, boot, reconcile};
 
@@ -195,6 +196,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         boot,
         dhcp: dhcp.clone(),
         stores,
+        tasks: Tasks::default(),
         agent: agent_program(&args)?,
         limits: reconcile::Limits::default(),
     });

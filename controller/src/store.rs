@@ -2,8 +2,9 @@
 //!
 //! A store has a name, and either a URL or the controller itself behind it ([`embedded`]). A job keeps only names ([`Place`]); URL,
 //! credentials and the token for the controller's own store are put together when the job is handed to its agent, and live no
-//! longer than that answer. The controller itself never connects to a store.
+//! longer than that answer. The controller itself never connects to a store: it starts the agent's program for that ([`check`], [`agent_program`]).
 
+pub mod agent_program;
 pub mod check;
 pub mod embedded;
 mod place;

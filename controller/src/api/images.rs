@@ -1,7 +1,9 @@
 //! The catalogue of images.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use agent_api::ErrorKind;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -10,13 +12,18 @@ use serde::{Deserialize, Serialize};
 
 use super::ApiError;
 use super::auth::Caller;
+use super::tasks::{Reached, own_file, reach};
 use crate::clock::rfc3339;
 use crate::context::Controller;
 use crate::db::{Image, LOCAL, NewImage};
 use crate::names::{FileName, ImageName, ImageUrl, StoreName};
 use crate::secret::is_hex;
+use crate::store::agent_program::{self, ProgramError};
 use crate::store::embedded::EmbeddedError;
 use crate::store::{BESIDE_IMAGE, IMAGE_SUFFIX, Place, Places};
+
+/// How long a store may take to remove a file: less than an answer of the API may take, with the time to end the program.
+const REMOVE_LIMIT: Duration = Duration::from_secs(110);
 
 /// An image.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
@@ -159,10 +166,14 @@ pub(super) struct RemoveQuery {
     keep_file: bool,
 }
 
-/// Removes an image: its entry, and its file with what lies beside it if it is in the controller's own store. On other servers files stay.
+/// Removes an image: its entry, and its file with what lies beside it. In stores on servers `imprint-agent` does that from the controller's machine.
 #[utoipa::path(
     delete, path = "/v1/images/{name}", tag = "images", params(("name" = String, Path, description = "The image"), RemoveQuery),
-    responses((status = 204, description = "Removed"), (status = 404, description = "No such image"), (status = 409, description = "image_in_use, image_is_base"))
+    responses(
+        (status = 204, description = "Removed"), (status = 404, description = "No such image"),
+        (status = 409, description = "image_in_use, image_is_base, in_use_by_task, secret_url, no_agent_program"),
+        (status = 502, description = "not_removed: the store refuses; the entry stays"),
+    )
 )]
 pub(super) async fn remove(
     State(controller): State<Arc<Controller>>,
@@ -171,17 +182,77 @@ pub(super) async fn remove(
     query: Result<Query<RemoveQuery>, QueryRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Query(RemoveQuery { keep_file }) = query?;
+    let held = controller.tasks.catalogue.lock().await;
+    controller.tasks.refuse_image(&name)?;
     let image = controller.db.image(&name).await?;
-    let file = match image.url.parse() {
-        Ok(Place::Store { store, file }) if store.as_str() == LOCAL && !keep_file => Some(file),
+    let place = image.url.parse::<Place>().ok().filter(|_| !keep_file);
+    // Looked at before the entry goes: what cannot be reached cannot be removed.
+    let outside = match &place {
+        Some(place) if own_file(place).is_none() => Some(reach(&controller, &[place]).await?),
         _ => None,
     };
-    controller.db.remove_image(&name, file.is_none()).await?;
-    tracing::info!(image = name, keep_file = file.is_none(), by = caller.name, "image removed");
-    if let Some(file) = file {
-        remove_file(&controller, &name, &file).await?;
+    controller.db.remove_image(&name, place.is_none()).await?;
+    drop(held);
+    tracing::info!(image = name, keep_file, by = caller.name, "image removed");
+    match (&place, outside) {
+        (_, Some(reached)) => {
+            // To its end, whether or not its client still listens: the entry comes back if the file stays.
+            let work =
+                tokio::spawn(async move { remove_outside(&controller, image, reached).await });
+            work.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        }
+        (Some(place), None) => {
+            if let Some(file) = own_file(place) {
+                remove_file(&controller, &name, file).await?;
+            }
+        }
+        (None, None) => {}
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has the agent's program remove the file of an image that is in the catalogue no more. While the file stays, so does the entry.
+async fn remove_outside(
+    controller: &Controller,
+    image: Image,
+    reached: Reached,
+) -> Result<(), ApiError> {
+    let args = [&["rm".to_owned()], reached.urls.as_slice()].concat();
+    let ended = agent_program::run(
+        &controller.agent,
+        &args,
+        &reached.access,
+        |_| {},
+        tokio::time::sleep(REMOVE_LIMIT),
+    );
+    let error = match ended.await {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    let failure = error.failure();
+    let is_path = !reached.urls.iter().all(|url| url.contains("://") && !url.starts_with("file:"));
+    if failure.kind == ErrorKind::NotFound && !is_path {
+        tracing::warn!(image = image.name, error = failure.message, "its file was gone already");
+        return Ok(());
+    }
+    let name = image.name.clone();
+    let stays = match controller.db.put_image_back(image).await {
+        Ok(()) => "the entry stays".to_owned(),
+        Err(error) => format!("the entry is gone ({})", crate::error_chain(&error)),
+    };
+    tracing::error!(image = name, error = failure.message, stays, "file not removed");
+    let (status, code) = match error {
+        ProgramError::Program(..) => (StatusCode::CONFLICT, "no_agent_program"),
+        ProgramError::Failed(_) => (StatusCode::BAD_GATEWAY, "not_removed"),
+    };
+    Err(ApiError::new(
+        status,
+        code,
+        format!(
+            "the file of image {name} was not removed, {stays}: {} (`imprint image rm --keep-file` removes the entry only)",
+            failure.message
+        ),
+    ))
 }
 
 /// Removes the file of an image that is in the catalogue no more.

@@ -198,12 +198,14 @@ pub(super) async fn show(
 /// Forgets a store and its credentials. Its files stay.
 #[utoipa::path(
     delete, path = "/v1/stores/{store}", tag = "stores", params(("store" = String, Path, description = "The store")),
-    responses((status = 204, description = "Forgotten"), (status = 404, description = "No such store"), (status = 409, description = "store_in_use, store_built_in"))
+    responses((status = 204, description = "Forgotten"), (status = 404, description = "No such store"), (status = 409, description = "store_in_use, in_use_by_task, store_built_in"))
 )]
 pub(super) async fn remove(
     State(controller): State<Arc<Controller>>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
+    let _held = controller.tasks.catalogue.lock().await;
+    controller.tasks.refuse_store(&name)?;
     controller.db.remove_store(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,11 +1,16 @@
 //! `imprint images` and `imprint image`.
 
+use std::time::Duration;
+
+use anyhow::bail;
 use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::Method;
 
 use super::connect::{Client, segment};
 use super::table;
 use crate::api::images::{AddImage, ImageView};
+use crate::api::tasks::{CopyImage, TaskView, VerifyImage};
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
@@ -41,7 +46,43 @@ pub(super) enum ImageCommand {
         #[arg(long)]
         root: String,
     },
-    /// Remove an image, and its file if that is in the controller's own store
+    /// Copy an image into a store, as another image of the catalogue; waits for the end
+    Copy {
+        /// Which
+        name: String,
+        /// The store
+        store: String,
+        /// Name of the copy, and of its file [default: IMAGE-STORE, and the file's own name, of which its signature is]
+        #[arg(long = "as", value_name = "NAME")]
+        copy: Option<String>,
+        /// Copy a delta image to where its base is not
+        #[arg(long)]
+        without_base: bool,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Read all of an image from the controller's machine and compare its hashes; waits for the end
+    Verify {
+        /// Which
+        name: String,
+        /// Decompress too, and check the content hashes
+        #[arg(long)]
+        deep: bool,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// List copies and checks, those that have ended too
+    Tasks {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a copy or a check
+    Cancel {
+        /// Number of the task
+        task: u64,
+    },
+    /// Remove an image and its file; not while a job, a task or a delta image needs it
     Rm {
         /// Which
         name: String,
@@ -49,6 +90,71 @@ pub(super) enum ImageCommand {
         #[arg(long)]
         keep_file: bool,
     },
+}
+
+/// What is done while a task runs.
+#[derive(Debug, Args)]
+pub(super) struct Waiting {
+    /// Do not wait: print the task
+    #[arg(long)]
+    no_wait: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How often a task is asked for.
+const POLL: Duration = Duration::from_millis(300);
+
+/// Waits for the end of a task, and shows how far it is.
+async fn follow(client: &Client, mut task: TaskView, waiting: &Waiting) -> anyhow::Result<()> {
+    let bar = ProgressBar::with_draw_target(
+        None,
+        if waiting.json { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() },
+    );
+    let template = "{spinner} {prefix:<10} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {msg}";
+    bar.set_style(
+        ProgressStyle::with_template(template).expect("the template is a constant that parses"),
+    );
+    while task.state == "running" && !waiting.no_wait {
+        bar.set_prefix(task.stage.clone().unwrap_or_default());
+        bar.set_length(task.total_bytes);
+        bar.set_position(task.done_bytes);
+        bar.set_message(task.stalled.clone().unwrap_or_default());
+        tokio::time::sleep(POLL).await;
+        task = client.get(&format!("/v1/tasks/{}", task.id)).await?;
+    }
+    bar.finish_and_clear();
+    if waiting.json {
+        table::json(&task)?;
+    }
+    if let Some(why) = &task.failure_message {
+        let kind = task.failure_kind.as_deref().unwrap_or("unknown");
+        bail!("task {} ({}) failed: {why} [{kind}]", task.id, task.action);
+    }
+    if waiting.json {
+        return Ok(());
+    }
+    let number = |key: &str| {
+        let result = task.result.as_ref();
+        let bytes = result.and_then(|result| result.pointer(key)?.as_i64());
+        bytes.map_or_else(|| "-".to_owned(), table::bytes)
+    };
+    let text = match (&task.copy, task.state.as_str()) {
+        (_, "running") => format!("task     {}\n", task.id),
+        (Some(copy), _) => format!(
+            "copied   {}, read again {}: all hashes right\nimage    {copy}\n{}",
+            number("/stored_bytes"),
+            number("/reread_bytes"),
+            match task.result.as_ref().and_then(|result| result.get("signature")?.as_bool()) {
+                Some(false) =>
+                    "note     the signature was not copied: it is of the old name as well\n",
+                _ => "",
+            },
+        ),
+        (None, _) => format!("read     {}: all hashes right\n", number("/verified/stored_bytes")),
+    };
+    table::put(&text)
 }
 
 pub(super) async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
@@ -105,6 +211,46 @@ pub(super) async fn run(client: &Client, command: ImageCommand) -> anyhow::Resul
                 root,
             };
             client.done(client.request(Method::POST, "/v1/images").json(&image)).await
+        }
+        ImageCommand::Copy { name, store, copy, without_base, waiting } => {
+            let wish = CopyImage {
+                store: store.parse()?,
+                name: copy.map(|name| name.parse()).transpose()?,
+                without_base,
+            };
+            let path = format!("/v1/images/{}/copy", segment(&name)?);
+            let task = client.json(client.request(Method::POST, &path).json(&wish)).await?;
+            follow(client, task, &waiting).await
+        }
+        ImageCommand::Verify { name, deep, waiting } => {
+            let path = format!("/v1/images/{}/verify", segment(&name)?);
+            let wish = VerifyImage { deep };
+            let task = client.json(client.request(Method::POST, &path).json(&wish)).await?;
+            follow(client, task, &waiting).await
+        }
+        ImageCommand::Tasks { json } => {
+            let tasks: Vec<TaskView> = client.get("/v1/tasks").await?;
+            if json {
+                return table::json(&tasks);
+            }
+            let row = |task: TaskView| {
+                let share = match task.total_bytes {
+                    0 => String::new(),
+                    total => format!(" {} %", task.done_bytes.saturating_mul(100) / total),
+                };
+                let how = match (task.failure_kind, task.stage) {
+                    (Some(kind), _) => kind,
+                    (None, Some(stage)) if task.state == "running" => format!("{stage}{share}"),
+                    _ => String::new(),
+                };
+                let copy = task.copy.unwrap_or_else(|| "-".into());
+                vec![task.id.to_string(), task.action, task.image, copy, task.state, how]
+            };
+            let header = ["TASK", "ACTION", "IMAGE", "COPY", "STATE", "PROGRESS"];
+            table::print(&header, &tasks.into_iter().map(row).collect::<Vec<_>>())
+        }
+        ImageCommand::Cancel { task } => {
+            client.done(client.request(Method::DELETE, &format!("/v1/tasks/{task}"))).await
         }
         ImageCommand::Rm { name, keep_file } => {
             let path = format!("/v1/images/{}?keep_file={keep_file}", segment(&name)?);

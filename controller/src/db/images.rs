@@ -26,6 +26,8 @@ pub struct Image {
     pub job_id: Option<i64>,
     /// When it was made or entered.
     pub created_ms: i64,
+    /// Of a delta image: root hash of the image that it is the difference to, if that is known.
+    pub parent_root: Option<String>,
 }
 
 /// A row to be.
@@ -49,15 +51,24 @@ pub struct NewImage {
     pub host: Option<String>,
     /// Job that captured it.
     pub job_id: Option<i64>,
+    /// Of a delta image: root hash of the image that it is the difference to, if that is known.
+    pub parent_root: Option<String>,
 }
 
 pub(super) async fn insert<'e, E>(executor: E, image: &NewImage) -> Result<()>
 where
     E: sqlx::Executor<'e, Database = sqlx::Sqlite>,
 {
+    insert_at(executor, image, now_ms()).await
+}
+
+async fn insert_at<'e, E>(executor: E, image: &NewImage, created_ms: i64) -> Result<()>
+where
+    E: sqlx::Executor<'e, Database = sqlx::Sqlite>,
+{
     sqlx::query(
-        "INSERT INTO images (name, url, root, image_id, disk_bytes, used_bytes, stored_bytes, host, job_id, created_ms)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO images (name, url, root, image_id, disk_bytes, used_bytes, stored_bytes, host, job_id, created_ms, parent_root)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&image.name)
     .bind(&image.url)
@@ -68,7 +79,8 @@ where
     .bind(image.stored_bytes)
     .bind(&image.host)
     .bind(image.job_id)
-    .bind(now_ms())
+    .bind(created_ms)
+    .bind(&image.parent_root)
     .execute(executor)
     .await
     .map_err(|e| {
@@ -87,6 +99,41 @@ impl Db {
     /// When the name is taken.
     pub async fn add_image(&self, image: &NewImage) -> Result<()> {
         insert(&self.pool, image).await
+    }
+
+    /// Enters an image again whose file could not be removed.
+    ///
+    /// # Errors
+    /// When the name is taken by now.
+    pub async fn put_image_back(&self, image: Image) -> Result<()> {
+        let created_ms = image.created_ms;
+        let image = NewImage {
+            name: image.name,
+            url: image.url,
+            root: image.root,
+            image_id: image.image_id,
+            disk_bytes: image.disk_bytes,
+            used_bytes: image.used_bytes,
+            stored_bytes: image.stored_bytes,
+            host: image.host,
+            job_id: image.job_id,
+            parent_root: image.parent_root,
+        };
+        insert_at(&self.pool, &image, created_ms).await
+    }
+
+    /// The root of the image at this place, if that is one of the catalogue.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub(super) async fn root_at<'e, E>(executor: E, place: &str) -> Result<Option<String>>
+    where
+        E: sqlx::Executor<'e, Database = sqlx::Sqlite>,
+    {
+        Ok(sqlx::query_scalar("SELECT root FROM images WHERE url = ? LIMIT 1")
+            .bind(place)
+            .fetch_optional(executor)
+            .await?)
     }
 
     /// An image by name.
@@ -138,9 +185,19 @@ impl Db {
         }
         let delta: Option<String> = sqlx::query_scalar(
             "SELECT images.name FROM images JOIN jobs ON jobs.id = images.job_id
-             WHERE jobs.action = 'capture' AND json_extract(jobs.options, '$.options.base') = ? LIMIT 1",
+             WHERE jobs.action = 'capture' AND json_extract(jobs.options, '$.options.base') = ?1
+             UNION ALL
+             -- Copies too: beside it (rtrim leaves the folder), but for where the same image is there again.
+             SELECT delta.name FROM images JOIN images AS delta ON delta.parent_root = images.root
+             WHERE images.name = ?2 AND delta.name <> images.name
+               AND rtrim(delta.url, replace(delta.url, '/', '')) = rtrim(images.url, replace(images.url, '/', ''))
+               AND NOT EXISTS (
+                   SELECT 1 FROM images AS again WHERE again.root = images.root AND again.url <> images.url
+                     AND rtrim(again.url, replace(again.url, '/', '')) = rtrim(images.url, replace(images.url, '/', '')))
+             LIMIT 1",
         )
         .bind(&url)
+        .bind(name)
         .fetch_optional(&mut *tx)
         .await?;
         if let Some(delta) = delta.filter(|_| !is_base_fine) {

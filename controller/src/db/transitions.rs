@@ -3,7 +3,7 @@
 //! Every function here is one transaction that looks at the stored state first, so that of two who want to move a job at the same
 //! moment one finds it moved already. [`State::may_become`] says what is possible; the history gets a row for each change.
 
-use agent_api::{ErrorKind, Outcome, Summary};
+use agent_api::{CaptureOptions, ErrorKind, Outcome, Summary};
 use sqlx::SqliteConnection;
 
 use super::approvals::store_plan;
@@ -11,7 +11,7 @@ use super::images::{self, NewImage};
 use super::jobs::job_of_row;
 use super::{Db, DbError, Result, conflict, content, not_found};
 use crate::clock::now_ms;
-use crate::job::{Action, State};
+use crate::job::{Action, Options, State};
 
 /// Code of the conflict when a job waits for a person.
 pub const JOB_PAUSED: &str = "job_paused";
@@ -184,6 +184,12 @@ impl Db {
                 }
                 if let Summary::Capture(summary) = summary.as_ref() {
                     let bytes = |value: u64| i64::try_from(value).ok();
+                    let parent_root = match &job.options {
+                        Options::Capture(CaptureOptions { base: Some(base), .. }) => {
+                            Self::root_at(&mut *tx, base).await?
+                        }
+                        _ => None,
+                    };
                     let image = NewImage {
                         name: job.image.clone(),
                         url: job.image_url.clone(),
@@ -194,6 +200,7 @@ impl Db {
                         stored_bytes: bytes(summary.stored_bytes),
                         host: Some(job.host.clone()),
                         job_id: Some(id),
+                        parent_root,
                     };
                     match images::insert(&mut *tx, &image).await {
                         // Somebody entered the name by hand meanwhile: the image is published all the same.

@@ -72,8 +72,8 @@ pub async fn check(
     })
 }
 
-/// As lines of a credentials file. None of the values has a line break in it: that was checked where they came in.
-fn credentials(access: &StoreAccess) -> String {
+/// As a section of a credentials file. None of the values has a line break in it: that was checked where they came in.
+pub(super) fn credentials(access: &StoreAccess) -> String {
     let secret = |secret: &Option<SecretText>| secret.as_ref().map(|text| text.expose().to_owned());
     let lines = [
         ("user", access.user.clone()),
@@ -83,5 +83,6 @@ fn credentials(access: &StoreAccess) -> String {
         ("tls_key", access.tls_key.clone()),
     ];
     let lines = lines.into_iter().filter_map(|(key, value)| Some(format!("{key}={}\n", value?)));
-    lines.collect()
+    let lines: String = lines.collect();
+    if lines.is_empty() { lines } else { format!("[{}]\n{lines}", access.prefix) }
 }

@@ -20,7 +20,7 @@ use crate::rig::{Served, wait, write_program};
 const MIB: usize = 1 << 20;
 
 /// Bytes that are the same nowhere.
-fn content(len: usize, seed: u64) -> Vec<u8> {
+pub fn content(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut data = Vec::with_capacity(len + 8);
     while data.len() < len {
@@ -298,7 +298,7 @@ fn agent() {
 }
 
 /// A program that is `imprint-agent`, for `--agent`: this test program, without what its harness says. Its command line is noted.
-fn agent_program(folder: &Path) -> PathBuf {
+pub fn agent_program(folder: &Path) -> PathBuf {
     let path = folder.join("imprint-agent");
     let own = std::env::current_exe().unwrap();
     let text = format!(

@@ -102,7 +102,7 @@ async fn images_and_tokens() {
     assert_eq!(json(&served, &["images", "--json"])[0]["root"], root.as_str());
     let twice = served.imprint(&["image", "add", "gold", "/x", "--root", &root]);
     assert!(text(&twice).contains("image_exists"), "{}", text(&twice));
-    done(&served, &["image", "rm", "gold"]);
+    done(&served, &["image", "rm", "gold", "--keep-file"]);
     assert_eq!(json(&served, &["images", "--json"]), json!([]));
 
     let token = done(&served, &["token", "add", "ci"]);

@@ -15,6 +15,7 @@ use controller::live::Live;
 use controller::reconcile::{Limits, start};
 use controller::secret::Secret;
 use controller::store::{DefaultStore, Stores};
+use controller::tasks::Tasks;
 use tempfile::TempDir;
 
 use crate::rig::{MAC, wait, write_program};
@@ -95,6 +96,7 @@ impl Rig {
         let controller = Arc::new(Controller {
             bmcs: Bmcs::new(tool, db.clone(), sealer),
             db,
+            tasks: Tasks::default(),
             live: Live::default(),
             boot: BootSettings {
                 http_url: "http://127.0.0.1:1".into(),

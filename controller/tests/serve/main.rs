@@ -8,6 +8,7 @@ mod api;
 mod approval;
 mod boot;
 mod cli;
+mod copies;
 mod crash;
 mod dhcp;
 mod files;

@@ -46,7 +46,7 @@ async fn a_store_from_entering_to_removing() {
     assert_eq!(served.post("/v1/images", image).await.1["url"], "smb://nas/images/b.img.zst");
     let (_, problem) = served.ask(Method::DELETE, "/v1/stores/nas", None).await;
     assert!(problem["detail"].as_str().unwrap().starts_with("image b lies in"), "{problem}");
-    assert_eq!(served.ask(Method::DELETE, "/v1/images/b", None).await.0, 204);
+    assert_eq!(served.ask(Method::DELETE, "/v1/images/b?keep_file=true", None).await.0, 204);
     assert_eq!(served.ask(Method::DELETE, "/v1/stores/nas", None).await.0, 204);
     assert_eq!(served.ask(Method::GET, "/v1/stores/nas", None).await.0, 404);
     let (status, problem) = served.ask(Method::DELETE, "/v1/stores/local", None).await;

@@ -1,0 +1,155 @@
+//! Work on images that the controller has `imprint-agent` do on its own machine: copies, checks, removals.
+//!
+//! The same program that captures and restores, with the credentials on standard input, so that they are in no process list and no
+//! environment. Its progress comes as JSON lines on standard error, its last line there is why it failed, and its result is JSON on
+//! standard output. It is asked to end before it is made to: what it has begun to write it removes by itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use agent_api::{ErrorKind, Failure, StageProgress, StoreAccess};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::check::credentials;
+use crate::names::printable;
+
+/// How long the program may take to end when it was asked to.
+const END_LIMIT: Duration = Duration::from_secs(30);
+/// Longest result that is read.
+const RESULT_MAX: u64 = 1 << 20;
+/// Longest message of the program that is passed on, in characters.
+const MESSAGE_MAX: usize = 1000;
+
+/// Why work was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// The program cannot be run.
+    #[error("running {program}: install imprint-agent beside imprint, or name it with --agent", program = .0.display())]
+    Program(PathBuf, #[source] std::io::Error),
+    /// It did not do it.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+}
+
+impl ProgramError {
+    /// As what a task failed of.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Program(..) => {
+                Failure { kind: ErrorKind::Internal, message: crate::error_chain(self) }
+            }
+            Self::Failed(failure) => failure.clone(),
+        }
+    }
+}
+
+/// Runs the program with these arguments to its end, or until `cancelled` is over; its result.
+///
+/// # Errors
+/// When it cannot be run, or says why it failed.
+pub async fn run(
+    program: &Path,
+    args: &[String],
+    access: &[StoreAccess],
+    mut progressed: impl FnMut(StageProgress),
+    cancelled: impl Future<Output = ()>,
+) -> Result<Value, ProgramError> {
+    let failed = |error| ProgramError::Program(program.to_owned(), error);
+    let mut child = Command::new(program)
+        .args(["--json", "--progress", "json", "--credentials", "/dev/stdin"])
+        .args(args)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let pid = child.id();
+    let mut stdin = child.stdin.take().expect("it was asked for");
+    let stdout = child.stdout.take().expect("it was asked for");
+    let stderr = child.stderr.take().expect("it was asked for");
+    let secrets: String = access.iter().map(credentials).collect();
+    // A program that does not read them says why.
+    let _ = stdin.write_all(secrets.as_bytes()).await;
+    drop(stdin);
+    let result = async {
+        let mut text = Vec::new();
+        stdout.take(RESULT_MAX).read_to_end(&mut text).await.map(|_| text)
+    };
+    let said = async {
+        let (mut lines, mut last) = (BufReader::new(stderr).lines(), String::new());
+        while let Some(line) = lines.next_line().await? {
+            match serde_json::from_str(&line) {
+                Ok(progress) => progressed(progress),
+                Err(_) => last = line,
+            }
+        }
+        Ok::<_, std::io::Error>(last)
+    };
+    let ended = async { tokio::try_join!(result, said) };
+    tokio::pin!(ended);
+    let (result, last) = tokio::select! {
+        ended = &mut ended => ended.map_err(failed)?,
+        () = cancelled => {
+            if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
+                // It may have ended by itself.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            }
+            match timeout(END_LIMIT, &mut ended).await {
+                Ok(ended) => ended.map_err(failed)?,
+                Err(_) => {
+                    child.kill().await.map_err(failed)?;
+                    return Err(ProgramError::Failed(Failure {
+                        kind: ErrorKind::Cancelled,
+                        message: "it did not end in time and was ended: a .partial file may be left".to_owned(),
+                    }));
+                }
+            }
+        }
+    };
+    let status = child.wait().await.map_err(failed)?;
+    if status.success()
+        && let Ok(value) = serde_json::from_slice(&result)
+    {
+        return Ok(value);
+    }
+    Err(ProgramError::Failed(failure(&last)))
+}
+
+/// `imprint-agent: TEXT [KIND]`.
+fn failure(line: &str) -> Failure {
+    let line = printable(line, MESSAGE_MAX);
+    let text = line.strip_prefix("imprint-agent: ").unwrap_or(&line);
+    let parts = text.strip_suffix(']').and_then(|text| text.rsplit_once(" ["));
+    match parts {
+        Some((message, kind)) => Failure {
+            kind: serde_json::from_value(kind.into()).unwrap_or(ErrorKind::Unknown),
+            message: message.to_owned(),
+        },
+        None => Failure {
+            kind: ErrorKind::Internal,
+            message: format!("imprint-agent gave no result: {text}"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_says_why() {
+        let told = failure("imprint-agent: opening smb://h/a [b]: no such file [not_found]");
+        assert_eq!(told.kind, ErrorKind::NotFound);
+        assert_eq!(told.message, "opening smb://h/a [b]: no such file");
+        assert_eq!(failure("killed").kind, ErrorKind::Internal);
+    }
+}
