@@ -29,8 +29,12 @@ pub struct NameError {
 }
 
 fn refuse(what: &'static str, value: &str, rule: &'static str) -> NameError {
-    // A hostile value may be long: the message need not be.
-    NameError { what, value: value.chars().take(80).collect(), rule }
+    // A URL that is refused may hold a password, wherever in it; a hostile value may be long: the message need not be.
+    let value = match value.split_once("://") {
+        Some((scheme, _)) => format!("{}://…", scheme.chars().take(20).collect::<String>()),
+        None => value.chars().take(80).collect(),
+    };
+    NameError { what, value, rule }
 }
 
 macro_rules! text_type {
@@ -150,12 +154,31 @@ fn is_image_url(text: &str) -> bool {
         return path.len() > 1;
     }
     let Some((scheme, rest)) = text.split_once("://") else { return false };
-    let authority = rest.split('/').next().unwrap_or_default();
-    let has_password = authority.split_once('@').is_some_and(|(user, _)| user.contains(':'));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let (user, server) = authority.rsplit_once('@').unwrap_or(("", authority));
     matches!(scheme, "nfs" | "smb" | "http" | "https")
-        && !authority.is_empty()
-        && !has_password
+        && !server.is_empty()
+        // Elsewhere a user comes with the credentials.
+        && (scheme == "smb" || !authority.contains('@'))
+        && !user.contains(':')
+        && !user.to_ascii_lowercase().contains("%3a")
+        // A password may hold a '/', and then ends what looks like the server.
+        && has_port_or_none(server)
+        && !(matches!(scheme, "nfs" | "smb") && has_secret_option(rest))
         && rest.len() > authority.len() + 1
+}
+
+fn has_port_or_none(server: &str) -> bool {
+    let behind = server.rsplit_once(']').map_or(server, |(_, behind)| behind);
+    behind.split_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+/// Whether a share's options say who comes.
+fn has_secret_option(rest: &str) -> bool {
+    let options = rest.split_once('?').map_or("", |(_, options)| options);
+    let name = |option: &str| option.split('=').next().unwrap_or_default().to_ascii_lowercase();
+    let secret = ["user", "username", "password", "pass"];
+    options.split('&').any(|option| secret.contains(&name(option).as_str()))
 }
 
 text_type! {
@@ -363,12 +386,35 @@ mod tests {
             "nfs://h",
             "nfs://h/",
             "smb://u:p@h/s/a",
+            "smb://u:p/w@h/s/a",
+            "smb://u:p?w@h/s/a",
+            "smb://u:p@w@h/s/a",
+            "smb://u%3Ap@h/s/a",
+            "smb://h/s/a?password=p",
+            "nfs://h/a?uid=7&PASS=p",
+            "nfs://u@h/a",
+            "https://u@h/a",
+            "https://h:0/a",
+            "https://h:8x/a",
             "ftp://h/a",
             "nfs://h/a b",
             "nfs://h/a\n",
             "/",
         ] {
             assert!(text.parse::<ImageUrl>().is_err(), "{text:?}");
+        }
+        for text in [
+            "smb://u@h/s/a",
+            "smb://u@[::1]:445/s/a",
+            "nfs://h:2049/a@b:c?uid=7",
+            "https://h/a?password=of-presigned",
+            "https://[fd77::1]/a",
+        ] {
+            assert!(text.parse::<ImageUrl>().is_ok(), "{text:?}");
+        }
+        for text in ["smb://u:5ecre7@h/s/a", "smb://u:a/5ecre7@h/s/a", "https://5ecre7@h/a"] {
+            let error = text.parse::<ImageUrl>().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("5ecre7"), "{error}");
         }
     }
 

@@ -32,12 +32,11 @@ pub fn read(file: Option<&Path>, images: &[&str]) -> Result<Access> {
         }
         None => Vec::new(),
     };
-    let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
     let access = StoreAccess {
-        user: variable("IMPRINT_STORE_USER"),
-        domain: variable("IMPRINT_STORE_DOMAIN"),
-        password: variable("IMPRINT_STORE_PASSWORD").map(SecretText::from),
-        token: variable("IMPRINT_STORE_TOKEN").map(SecretText::from),
+        user: variable("IMPRINT_STORE_USER")?,
+        domain: variable("IMPRINT_STORE_DOMAIN")?,
+        password: variable("IMPRINT_STORE_PASSWORD")?.map(SecretText::from),
+        token: variable("IMPRINT_STORE_TOKEN")?.map(SecretText::from),
         ..StoreAccess::default()
     };
     if access != StoreAccess::default() {
@@ -46,6 +45,15 @@ pub fn read(file: Option<&Path>, images: &[&str]) -> Result<Access> {
     // What is no URL is refused where it is opened.
     let own: Vec<StoreUrl> = images.iter().filter_map(|text| text.parse().ok()).collect();
     Access::new(list, &own)
+}
+
+/// A variable of the environment. One that is no text is an error, not nothing: the job would go on as somebody else.
+fn variable(name: &str) -> Result<Option<String>> {
+    let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let text = value.into_string();
+    text.map(Some).map_err(|_| Error::refused(format!("the variable {name} is not UTF-8 text")))
 }
 
 fn read_file(path: &Path) -> Result<String> {

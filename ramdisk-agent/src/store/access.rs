@@ -57,7 +57,7 @@ fn prefix_of(access: &StoreAccess, own: &[StoreUrl]) -> Result<Option<StoreUrl>>
     let no_server = || {
         Error::refused(format!(
             "credentials are for '{}', which is no URL of a server, share or folder",
-            access.prefix
+            super::url::shown(&access.prefix)
         ))
     };
     let prefix: StoreUrl = access.prefix.parse().map_err(|e| no_server().because(e))?;
@@ -137,6 +137,11 @@ mod tests {
         for prefix in ["/images", "nas", "gopher://nas/"] {
             let error = Access::new(vec![access(prefix, "me")], &[]).unwrap_err().to_string();
             assert!(error.contains(prefix) && error.contains("no URL of a server"), "{error}");
+        }
+        for prefix in ["https://me:hunter2@nas/", "smb://me:a/hunter2@nas/", "ftp://nas/?hunter2"] {
+            let error = Access::new(vec![access(prefix, "me")], &[]).unwrap_err();
+            let text = format!("{error} {error:?}");
+            assert!(!text.contains("hunter2"), "{text}");
         }
     }
 }

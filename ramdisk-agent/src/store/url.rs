@@ -102,6 +102,12 @@ impl FromStr for StoreUrl {
         if let Some(path) = text.strip_prefix("file:") {
             return Ok(Self::File(PathBuf::from(percent_decode(text, path)?)));
         }
+        if let Some((scheme, _)) = text.split_once(':').filter(|(s, _)| is_known(s)) {
+            // What follows may hold a password.
+            let url = format!("{scheme}:…");
+            let reason = "'//' stands behind its ':'; a file of such a name is ./NAME";
+            return Err(UrlError::Malformed { url, reason });
+        }
         Ok(Self::File(PathBuf::from(text)))
     }
 }
@@ -226,6 +232,11 @@ pub fn shown(url: &str) -> String {
 fn is_scheme(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
+}
+
+/// Whether this is the scheme of a network store.
+fn is_known(scheme: &str) -> bool {
+    ["nfs", "smb", "http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
 }
 
 fn parse_file(url: &str, rest: &str) -> Result<StoreUrl, UrlError> {

@@ -58,3 +58,44 @@ fn a_disk_goes_to_a_share_and_comes_back() {
     assert!(!text.contains("not that one"), "{text}");
     drop(server);
 }
+
+#[test]
+fn credentials_that_are_none_are_refused_and_never_quoted() {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    let with = |content: &[u8]| {
+        std::fs::write(&file, content).unwrap();
+        let (done, text) =
+            agent(&["verify", "smb://127.0.0.1:1/i/x", "--credentials", path(&file)], &[]);
+        assert!(!done && text.contains("[refused]"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+        text
+    };
+    for (content, word) in [
+        (b"hunter2\n".as_slice(), "line 1"),
+        (b"user=me\npassword=hunter2\n[https://me:hunter2@nas/x]\ntoken=hunter2\n", "no URL"),
+        (b"[smb://me:a/hunter2@nas/x]\nuser=me\n", "no URL"),
+        (b"password=\xff\xfehunter2\n", "UTF-8"),
+        (b"\xff\xfeh\0u\0n\0", "UTF-8"),
+        (&[b'#'; 70_000], "longer than"),
+    ] {
+        let text = with(content);
+        assert!(text.contains(word), "{text}");
+    }
+    let (done, text) =
+        agent(&["verify", "smb://127.0.0.1:1/i/x", "--credentials", path(folder.path())], &[]);
+    assert!(!done && text.contains("directory"), "{text}");
+
+    // A variable that is no text is not taken for none, which would be a guest.
+    let odd = std::ffi::OsString::from_vec(b"hunter2\xff".to_vec());
+    let output = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+        .args(["verify", "smb://127.0.0.1:1/i/x"])
+        .env("IMPRINT_STORE_PASSWORD", odd)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("IMPRINT_STORE_PASSWORD is not UTF-8"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}

