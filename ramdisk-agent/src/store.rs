@@ -214,6 +214,8 @@ pub fn list(folder: &StoreUrl, options: &Options) -> Result<Vec<Entry>> {
         StoreUrl::Http(http) => http::list(http, options),
         StoreUrl::Smb(smb) => smb::list(smb, options),
     }?;
+    // A server says what it likes; what is put behind a folder's URL has to stay in that folder.
+    entries.retain(|entry| !entry.name.contains(['/', '\\', '\0']) && entry.name != "..");
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use nfs3_types::mount::{fhandle3, mountres3, mountres3_ok};
 use nfs3_types::nfs3::*;
 use nfs3_types::rpc::*;
-use nfs3_types::xdr_codec::{Opaque, Pack, Unpack, Void};
+use nfs3_types::xdr_codec::{List, Opaque, Pack, Unpack, Void};
 
 /// What the server does wrong. Counters count down to the event.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +45,8 @@ pub struct Faults {
     pub create_error: Option<nfsstat3>,
     /// Its limit for reads and writes.
     pub request_bytes: u32,
+    /// Its folder never ends, and holds nothing but folders.
+    pub endless_folder: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -81,6 +83,8 @@ pub struct Fake {
 }
 
 const FOLDER: u64 = 1;
+/// What no file in a folder is called.
+const ELSEWHERE: &str = "../../elsewhere.img.zst";
 
 impl Fake {
     pub fn start(faults: Faults) -> Self {
@@ -389,7 +393,36 @@ fn answer(state: &mut State, procedure: NFS_PROGRAM, rest: &mut &[u8], reply: &m
             });
             put(reply, result.map_err(|status| (status, RENAME3resfail::default())));
         }
+        NFS_PROGRAM::NFSPROC3_READDIRPLUS => {
+            let args: READDIRPLUS3args = get(rest);
+            put::<_, READDIRPLUS3resfail>(reply, Ok(folder_page(state, args.cookie)));
+        }
         other => panic!("the client is not expected to call {other}"),
+    }
+}
+
+/// All files, and a name that leads elsewhere; or one more page of a folder that has no end.
+fn folder_page(state: &State, cookie: u64) -> READDIRPLUS3resok<'static> {
+    let entry = |name: &str, id: u64, cookie: u64| entryplus3 {
+        fileid: id,
+        name: filename3(Opaque::owned(name.as_bytes().to_vec())),
+        cookie,
+        name_attributes: Nfs3Option::Some(attributes(state, id)),
+        name_handle: Nfs3Option::None,
+    };
+    let entries = if state.faults.endless_folder {
+        (1..100).map(|n| entry(&format!("folder {n}"), FOLDER, cookie.wrapping_add(n))).collect()
+    } else {
+        let mut files: Vec<_> =
+            state.names.iter().map(|(name, id)| entry(name, *id, *id)).collect();
+        files.extend(state.names.values().map(|id| entry(ELSEWHERE, *id, *id)));
+        files
+    };
+    let eof = !state.faults.endless_folder;
+    READDIRPLUS3resok {
+        dir_attributes: Nfs3Option::None,
+        cookieverf: cookieverf3::default(),
+        reply: dirlistplus3 { entries: List(entries), eof },
     }
 }
 

@@ -248,3 +248,18 @@ fn stale_handles_are_looked_up_again_and_another_file_is_an_error() {
     writer.publish().unwrap();
     assert!(server.stable("y").unwrap() == [&data[..], &data[..]].concat());
 }
+
+#[test]
+fn a_folder_that_does_not_end_and_names_that_lead_elsewhere() {
+    let server = Fake::start(Faults { endless_folder: true, ..Faults::default() });
+    let folder = server.url("x").parent().unwrap();
+    let error = store::list(&folder, &options()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Store);
+    assert!(error.to_string().contains("too many"), "{error}");
+
+    let server = Fake::start(Faults::default());
+    server.put("x.img.zst", b"1");
+    let entries = store::list(&server.url("x").parent().unwrap(), &options()).unwrap();
+    let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(names, ["x.img.zst"]);
+}

@@ -202,6 +202,8 @@ impl Session {
     pub(super) fn list(&self) -> Result<Vec<(String, u64)>> {
         let place = Place { doing: "listing", url: &self.folder };
         let (mut files, mut cookie, mut verifier) = (Vec::new(), 0_u64, [0; 8]);
+        // Of everything in the folder: a server may go round in circles with names that are no files.
+        let mut seen = 0;
         loop {
             let arguments = |call: &mut Encoder, folder: &Handle| {
                 call.opaque(&folder.0).u64(cookie).fixed(&verifier);
@@ -209,6 +211,7 @@ impl Session {
             };
             let page = self.call(place, proto::READDIRPLUS, arguments, proto::read_folder)?.0;
             let page = page.map_err(|status| self.client.refused(place, status))?;
+            seen += page.entries.len();
             for entry in page.entries {
                 let name = String::from_utf8_lossy(&entry.name).into_owned();
                 let attributes = match entry.attributes {
@@ -230,7 +233,7 @@ impl Session {
                 Some(last) if last != cookie => cookie = last,
                 _ => return Err(protocol("a page of the folder is empty, and it is not the last")),
             }
-            if files.len() > MAX_ENTRIES {
+            if seen > MAX_ENTRIES {
                 return Err(protocol("the folder has too many files"));
             }
             verifier = page.verifier;

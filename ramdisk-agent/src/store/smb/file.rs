@@ -170,7 +170,8 @@ pub(super) fn list(share: &Share, folder: &SmbUrl) -> Result<Vec<(String, u64)>>
             How::LIST.kind,
         );
         let id = messages::read_create(simple(link, Command::Create, body)?.message())?.id;
-        let mut files = Vec::new();
+        // Of everything in the folder: a server may go round in circles with names that are no files.
+        let (mut files, mut seen) = (Vec::new(), 0);
         loop {
             let body = messages::query_directory(id, FOLDER_PAGE_BYTES);
             let data_bytes = usize::try_from(FOLDER_PAGE_BYTES).expect("64 KiB");
@@ -181,7 +182,8 @@ pub(super) fn list(share: &Share, folder: &SmbUrl) -> Result<Vec<(String, u64)>>
                 Err(Failure::Status(Status::NO_MORE_FILES | Status::NO_SUCH_FILE)) => break,
                 Err(failure) => return Err(failure),
             };
-            if page.is_empty() || files.len() > MAX_ENTRIES {
+            seen += page.len();
+            if page.is_empty() || seen > MAX_ENTRIES {
                 return Err(Failure::Store(StoreError::Protocol {
                     doing: "listing",
                     url: folder.to_string(),
