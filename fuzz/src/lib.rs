@@ -6,6 +6,7 @@
 pub mod disk;
 pub mod disk_seeds;
 pub mod foreign;
+pub mod http;
 pub mod image;
 pub mod image_seeds;
 pub mod smb;

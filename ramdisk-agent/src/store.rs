@@ -32,6 +32,8 @@ use uuid::Uuid;
 
 pub use access::Access;
 pub use error::StoreError;
+#[doc(hidden)]
+pub use http::read_anything as read_any_http;
 pub use image_format::ReadAt;
 pub use limit::{Limiter, Told, Way};
 pub use several::{Several, Tally};

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use imprint_fuzz::{disk_seeds, foreign, image_seeds, smb};
+use imprint_fuzz::{disk_seeds, foreign, http, image_seeds, smb};
 
 fn main() -> io::Result<()> {
     for target in ["image_open", "image_page", "manifest"] {
@@ -25,6 +25,7 @@ fn main() -> io::Result<()> {
         write(target, &disk_seeds::seeds(target))?;
     }
     write("foreign", &foreign::seeds())?;
+    write("http_head", &http::seeds())?;
     write("smb_reply", &smb::seeds())
 }
 

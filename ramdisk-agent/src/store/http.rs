@@ -12,6 +12,7 @@
 //! Deliberately absent: caches, proxies, HTTP/2 (more connections do the same for large files), and writing to other web servers: none
 //! of their protocols publishes an image safely.
 
+mod anything;
 mod client;
 mod connection;
 mod controller;
@@ -27,6 +28,7 @@ mod undurable;
 mod version;
 mod writer;
 
+pub use anything::read_anything;
 use uuid::Uuid;
 
 use super::{Entry, HttpUrl, ImageFile, Options, Result, StoreWriter};
