@@ -92,6 +92,9 @@ enum Command {
     StoreCheck {
         /// URL or path of the folder
         folder: String,
+        /// How much is written and read, in MiB
+        #[arg(long, default_value_t = store_check::PROBE_BYTES >> 20, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+        probe: u64,
     },
     /// List the disks of this machine
     Disks,
@@ -126,7 +129,7 @@ impl Command {
             | Self::Sign(trust::SignArgs { image, .. })
             | Self::Rm(copies::RmArgs { image, .. })
             | Self::Inspect { image }
-            | Self::StoreCheck { folder: image }
+            | Self::StoreCheck { folder: image, .. }
             | Self::Ls { folder: image } => vec![image],
             Self::Plan(PlanCommand::Capture { .. })
             | Self::Keygen(_)
@@ -300,8 +303,9 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Rm(args) => copies::rm(args, cli.json, &progress)?,
         Command::Inspect { image } => inspect_command(image, cli.json, &progress)?,
         Command::Ls { folder } => ls_command(folder, cli.json, &progress)?,
-        Command::StoreCheck { folder } => {
-            let report = store_check::check(&parse_url(folder)?, &run::store_options(&progress));
+        Command::StoreCheck { folder, probe } => {
+            let options = run::store_options(&progress);
+            let report = store_check::check(&parse_url(folder)?, probe << 20, &options);
             if cli.json {
                 print_json(&report)?
             } else {

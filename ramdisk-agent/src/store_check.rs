@@ -5,6 +5,7 @@
 //! writers of several machines at once, or when it restarts, is not tried.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use agent_api::{ErrorKind, Failure, StoreReport};
@@ -13,15 +14,20 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::store::{self, ImageFile, Options, StoreUrl};
 
-/// Long enough to fill caches of connections, short enough for a slow line.
-const PROBE_BYTES: usize = 32 << 20;
+/// How much is written and read unless something else is asked for: long enough to fill caches of connections, short enough for a
+/// slow line.
+pub const PROBE_BYTES: u64 = 32 << 20;
 /// What is appended at a time, as a capture does.
 const PIECE_BYTES: usize = 4 << 20;
+/// So much of the probe is different from the rest of it; a longer one repeats it.
+const NOISE_BYTES: usize = 32 << 20;
+/// Threads that read at once, as in a restore.
+const READERS: u64 = 2;
 
-/// Tries out the store in this folder. What is wrong is in the report.
+/// Tries out the store in this folder with a probe of `probe_bytes`. What is wrong is in the report.
 #[must_use]
-pub fn check(folder: &StoreUrl, options: &Options) -> StoreReport {
-    let mut report = StoreReport { probe_bytes: PROBE_BYTES as u64, ..StoreReport::default() };
+pub fn check(folder: &StoreUrl, probe_bytes: u64, options: &Options) -> StoreReport {
+    let mut report = StoreReport { probe_bytes, ..StoreReport::default() };
     let mut step = "making a file";
     if let Err(error) = run(folder, options, &mut report, &mut step) {
         report.failed_at = Some(step.to_owned());
@@ -44,22 +50,22 @@ fn run(
     report.done.push("a file can be made".to_owned());
 
     *step = "writing";
-    let probe = noise(id);
+    let probe = Probe::new(id, report.probe_bytes);
     let began = Instant::now();
-    for piece in probe.chunks(PIECE_BYTES) {
-        writer.append(piece)?;
+    for offset in probe.offsets() {
+        writer.append(probe.piece(offset))?;
     }
     *step = "making it durable";
-    if writer.commit()? != PROBE_BYTES as u64 {
+    if writer.commit()? != probe.len {
         return Err(wrong("it says that it kept another length than was written"));
     }
-    report.write_bytes_per_second = Some(per_second(began));
+    report.write_bytes_per_second = Some(probe.per_second(began));
     report.done.push("it is written and flushed".to_owned());
 
     *step = "reading it again";
     let began = Instant::now();
     compare(&*writer.reader()?, &probe)?;
-    report.read_bytes_per_second = Some(per_second(began));
+    report.read_bytes_per_second = Some(probe.per_second(began));
     report.done.push("it reads as it was written".to_owned());
 
     *step = "publishing it";
@@ -78,7 +84,7 @@ fn published(
     name: &str,
     url: &StoreUrl,
     options: &Options,
-    probe: &[u8],
+    probe: &Probe,
     report: &mut StoreReport,
     step: &mut &'static str,
 ) -> Result<()> {
@@ -106,22 +112,42 @@ fn published(
     Ok(())
 }
 
-fn compare(file: &dyn ImageFile, probe: &[u8]) -> Result<()> {
-    if file.len_bytes() != probe.len() as u64 {
+fn compare(file: &dyn ImageFile, probe: &Probe) -> Result<()> {
+    if file.len_bytes() != probe.len {
         return Err(wrong("it has another length than was written"));
     }
-    let mut piece = vec![0; PIECE_BYTES];
-    for (wanted, offset) in probe.chunks(PIECE_BYTES).zip((0..).step_by(PIECE_BYTES)) {
-        let piece = &mut piece[..wanted.len()];
-        file.read_exact_at(piece, offset).map_err(|error| {
-            match store::StoreError::find(&error) {
-                Some(store) => Error::new(store.kind(), store.to_string()),
-                None => Error::new(ErrorKind::Store, "reading the probe").because(error),
+    let next = AtomicU64::new(0);
+    let read = || {
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            let offset = next.fetch_add(PIECE_BYTES as u64, Ordering::Relaxed);
+            if offset >= probe.len {
+                return Ok(());
             }
-        })?;
-        if piece != wanted {
-            return Err(wrong("it reads differently from what was written"));
+            compare_piece(file, offset, probe.piece(offset), &mut piece)?;
         }
+    };
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(read)).collect();
+        readers.into_iter().try_for_each(|reader| {
+            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+fn compare_piece(
+    file: &dyn ImageFile,
+    offset: u64,
+    wanted: &[u8],
+    buffer: &mut [u8],
+) -> Result<()> {
+    let piece = &mut buffer[..wanted.len()];
+    file.read_exact_at(piece, offset).map_err(|error| match store::StoreError::find(&error) {
+        Some(store) => Error::new(store.kind(), store.to_string()),
+        None => Error::new(ErrorKind::Store, "reading the probe").because(error),
+    })?;
+    if piece != wanted {
+        return Err(wrong("it reads differently from what was written"));
     }
     Ok(())
 }
@@ -130,16 +156,35 @@ fn wrong(what: &str) -> Error {
     Error::new(ErrorKind::Store, what)
 }
 
-/// Bytes that no compression and no deduplication makes smaller, other ones each time.
-fn noise(id: Uuid) -> Vec<u8> {
-    let mut data = vec![0; PROBE_BYTES];
-    blake3::Hasher::new().update(id.as_bytes()).finalize_xof().fill(&mut data);
-    data
+/// Bytes that no compression makes smaller, other ones each time.
+struct Probe {
+    noise: Vec<u8>,
+    len: u64,
 }
 
-fn per_second(began: Instant) -> u64 {
-    let micros = began.elapsed().as_micros().max(1);
-    u64::try_from(PROBE_BYTES as u128 * 1_000_000 / micros).unwrap_or(u64::MAX)
+impl Probe {
+    fn new(id: Uuid, len: u64) -> Self {
+        let mut noise = vec![0; NOISE_BYTES];
+        blake3::Hasher::new().update(id.as_bytes()).finalize_xof().fill(&mut noise);
+        Self { noise, len }
+    }
+
+    /// Where its pieces begin.
+    fn offsets(&self) -> impl Iterator<Item = u64> + use<> {
+        (0..self.len).step_by(PIECE_BYTES)
+    }
+
+    /// The piece that begins here.
+    fn piece(&self, offset: u64) -> &[u8] {
+        let within = |n: u64| usize::try_from(n).expect("less than the noise");
+        let start = within(offset % NOISE_BYTES as u64);
+        &self.noise[start..start + within((self.len - offset).min(PIECE_BYTES as u64))]
+    }
+
+    fn per_second(&self, began: Instant) -> u64 {
+        let micros = began.elapsed().as_micros().max(1);
+        u64::try_from(u128::from(self.len) * 1_000_000 / micros).unwrap_or(u64::MAX)
+    }
 }
 
 /// A report for people.
@@ -177,18 +222,21 @@ mod tests {
     fn a_folder_does_what_is_needed_and_is_left_as_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let url = StoreUrl::File(folder.path().to_owned());
-        let report = check(&url, &Options::default());
+        let report = check(&url, PROBE_BYTES, &Options::default());
         assert_eq!(report.failure, None, "{}", Shown(&report));
         assert_eq!(report.done.len(), 6);
         assert!(report.write_bytes_per_second.is_some() && report.read_bytes_per_second.is_some());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        // Longer than its noise, and no number of pieces.
+        let report = check(&url, (66 << 20) + 5, &Options::default());
+        assert_eq!((&report.failure, report.probe_bytes), (&None, (66 << 20) + 5));
         assert!(Shown(&report).to_string().contains("ok       it is not overwritten"));
     }
 
     #[test]
     fn what_is_wrong_is_said_in_words() {
         let url = StoreUrl::File("/nonexistent/images".into());
-        let report = check(&url, &Options::default());
+        let report = check(&url, PROBE_BYTES, &Options::default());
         assert_eq!(report.failed_at.as_deref(), Some("making a file"));
         assert_eq!(report.failure.as_ref().unwrap().kind, ErrorKind::NotFound);
         assert!(Shown(&report).to_string().contains("FAILED   making a file: "));
