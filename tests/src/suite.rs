@@ -71,7 +71,7 @@ pub fn run(xtask: &Path, only: Option<Part>) -> Result<()> {
 }
 
 /// The suites that have a long form: what asks for it, and cargo's words.
-const LONG: [(&str, &str, &str); 3] = [
+const LONG: [(&str, &str, &str); 5] = [
     (
         "IMPRINT_MAP_ROUNDS",
         "300",
@@ -86,6 +86,17 @@ const LONG: [(&str, &str, &str); 3] = [
         "IMPRINT_POWER_CUTS",
         "all",
         "nextest run --profile long -p ramdisk-agent --test imaging power_cut::",
+    ),
+    // Beyond what 31 bits count.
+    (
+        "IMPRINT_WITNESS_MIB",
+        "2100",
+        "nextest run --profile long -p ramdisk-agent --test witness -j 2",
+    ),
+    (
+        "IMPRINT_WITNESS_MIB",
+        "2100",
+        "nextest run --profile long -p controller --test serve witness::",
     ),
 ];
 

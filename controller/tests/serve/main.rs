@@ -18,3 +18,4 @@ mod rig;
 mod secrets;
 mod stores;
 mod tickets;
+mod witness;
