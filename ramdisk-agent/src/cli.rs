@@ -4,6 +4,7 @@
 //! standard error, and an exit code for the kind of failure (`docs/agent-cli.md`). Nothing is written before the plan was shown
 //! and agreed to.
 
+mod attached;
 mod copies;
 mod credentials;
 mod trust;
@@ -41,6 +42,9 @@ pub struct Cli {
     /// A file with user=, password=, domain= or token= for the store, under [URL] lines for several
     #[arg(long, global = true, value_name = "FILE", env = credentials::FILE_VARIABLE)]
     credentials: Option<PathBuf>,
+    /// Cancel the work when nobody reads standard error any more, as whoever started it has ended
+    #[arg(long, global = true, hide = true)]
+    attached: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -262,6 +266,9 @@ fn dispatch(cli: &Cli) -> Result<u8> {
     if !matches!(cli.command, Command::Run { .. }) {
         let access = credentials::read(cli.credentials.as_deref(), &cli.command.images())?;
         progress.set_access(access);
+    }
+    if cli.attached {
+        attached::watch(progress.cancel_flag())?;
     }
     match &cli.command {
         Command::Capture(args) => capture_command(args, cli.json, face, &progress)?,

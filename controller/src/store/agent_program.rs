@@ -2,7 +2,8 @@
 //!
 //! The same program that captures and restores, with the credentials on standard input, so that they are in no process list and no
 //! environment. Its progress comes as JSON lines on standard error, its last line there is why it failed, and its result is JSON on
-//! standard output. It is asked to end before it is made to: what it has begun to write it removes by itself.
+//! standard output. It is asked to end before it is made to: what it has begun to write it removes by itself, and so it does when the
+//! controller ends in whatever way (`--attached`).
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -63,7 +64,7 @@ pub async fn run(
 ) -> Result<Value, ProgramError> {
     let failed = |error| ProgramError::Program(program.to_owned(), error);
     let mut child = Command::new(program)
-        .args(["--json", "--progress", "json", "--credentials", "/dev/stdin"])
+        .args(["--json", "--progress", "json", "--credentials", "/dev/stdin", "--attached"])
         .args(args)
         .env_clear()
         .stdin(Stdio::piped())

@@ -192,8 +192,8 @@ async fn connections_that_break_anywhere_cost_nothing() {
     assert!(sent < 80 * MIB as u64, "{sent} bytes went out for 40 MiB");
 }
 
-/// One break in a capture's or a restore's connections: which of them, and where.
-fn breaks(count: u64) -> Vec<(usize, Script)> {
+/// One break in a capture's or a restore's connections: which of them, where, and how, of two ways.
+fn breaks(count: u64, endings: [Ending; 2]) -> Vec<(usize, Script)> {
     let mut state = 11_u64;
     let mut any = |below: u64| {
         state =
@@ -202,7 +202,7 @@ fn breaks(count: u64) -> Vec<(usize, Script)> {
     };
     let mib = MIB as u64;
     let script = |n: u64| {
-        let ending = if n.is_multiple_of(2) { Ending::Close } else { Ending::Reset };
+        let ending = endings[usize::from(n / 4 % 2 == 1)];
         match n % 4 {
             // Heads, handshakes and the ends of pieces; data; answers; what is read.
             0 => (any(3), Script::ends(Way::ToServer, any(3000), ending)),
@@ -214,18 +214,40 @@ fn breaks(count: u64) -> Vec<(usize, Script)> {
     (0..count).map(script).map(|(at, script)| (usize::try_from(at).unwrap(), script)).collect()
 }
 
+/// How many faults of a kind: those of an ordinary run, or all.
+fn how_many(some: u64, all: u64) -> u64 {
+    let is_all = std::env::var_os("IMPRINT_FAULTS").is_some_and(|value| value == "all");
+    if is_all { all } else { some }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_break_at_any_byte_of_any_connection() {
+    let faults = breaks(how_many(16, 400), [Ending::Close, Ending::Reset]);
+    one_fault_at_a_time("breaks", faults, Options::default().silence).await;
+}
+
+/// A hung controller, a firewall that forgets, a half-open connection: nothing says that it is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_silence_at_any_byte_of_any_connection() {
+    let slow = Ending::SlowClose(Duration::from_millis(300));
+    let mut faults = breaks(how_many(8, 64), [Ending::Silence, slow]);
+    // A black hole: what is sent there never arrives, from the first byte on.
+    let holes = if how_many(0, 1) == 1 { 0..6 } else { 0..2 };
+    faults.extend(holes.map(|at| (at, Script::ends(Way::ToServer, 0, Ending::Silence))));
+    one_fault_at_a_time("silence", faults, Duration::from_secs(2)).await;
+}
+
+async fn one_fault_at_a_time(what: &str, faults: Vec<(usize, Script)>, silence: Duration) {
     let served = Served::start_with(&[]).await;
     let server = served.api_url.strip_prefix("https://").unwrap().parse().unwrap();
-    let all = std::env::var_os("IMPRINT_FAULTS").is_some_and(|value| value == "all");
     let data = Arc::new(content(17 * MIB + 333, 6));
     let mut report = String::new();
-    for (connection, script) in breaks(if all { 400 } else { 16 }) {
+    for (connection, script) in faults {
         let began = std::time::Instant::now();
         let scripts = std::iter::repeat_n(Script::default(), connection).chain([script]);
         let proxy = Proxy::start(server, scripts).unwrap();
-        let store = Store::at(&served, &proxy.address().to_string());
+        let mut store = Store::at(&served, &proxy.address().to_string());
+        store.options.silence = silence;
         let data = Arc::clone(&data);
         let sent = blocking(move || {
             let resent = store.write("a.img.zst", &data).unwrap();
@@ -239,10 +261,10 @@ async fn one_break_at_any_byte_of_any_connection() {
         // Only what was on its way when a connection broke goes out twice: a request.
         assert!(sent < (17 + 8 + 1) * MIB as u64, "{sent} bytes for {script:?}");
         let ms = began.elapsed().as_millis();
-        report += &format!("controller\tbreaks\t{connection} {script:?}\tsuccess\t{ms}\n");
+        report += &format!("controller\t{what}\t{connection} {script:?}\tsuccess\t{ms}\n");
     }
     if let Some(folder) = std::env::var_os("IMPRINT_FAULT_REPORT") {
-        fs::write(Path::new(&folder).join("controller"), report).unwrap();
+        fs::write(Path::new(&folder).join(format!("controller-{what}")), report).unwrap();
     }
 }
 

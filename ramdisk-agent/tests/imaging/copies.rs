@@ -1,8 +1,10 @@
 //! Images copied from folder to folder, and removed.
 
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::agent::{Ran, agent, capture, try_restore};
@@ -195,4 +197,23 @@ fn a_copy_has_a_limit() {
     // 40 MiB are read, written, and read again.
     assert_eq!(rig.agent(&["copy", "here/a.img.zst", "there/a.img.zst", "--limit", "60M"]).code, 0);
     assert!(start.elapsed().as_secs_f64() > 1.7, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_copy_ends_with_the_program_that_waits_for_it() {
+    let rig = Rig::new();
+    let (image, copy) = (rig.text("here/a.img.zst"), rig.text("there/a.img.zst"));
+    // At this limit it takes over two minutes.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+        .args(["--attached", "--progress", "json", "copy", &image, &copy, "--limit", "256K"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("copying")));
+    let left = Instant::now();
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(11));
+    assert!(left.elapsed().as_secs() < 60, "{:?}", left.elapsed());
+    assert!(rig.names("there").is_empty());
 }
