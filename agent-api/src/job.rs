@@ -46,6 +46,10 @@ pub struct JobSpec {
     pub disk: Option<String>,
     /// URL of the image, such as `nfs://10.0.0.5/images/debian-12.img.zst`.
     pub image_url: String,
+    /// The id of the image that a capture makes, a UUID that the agent itself has chosen for all attempts of one boot. What it finds stored
+    /// under this id was captured since the machine started, with nothing else running in between.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
     /// What lets the agent into the stores of this job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub access: Vec<StoreAccess>,
@@ -253,6 +257,10 @@ pub struct CaptureSummary {
     pub stored_bytes: u64,
     /// Stored bytes that were read again and compared before publishing.
     pub reread_bytes: u64,
+    /// So much of the disk an earlier attempt had stored already; 0 if this one began at the start.
+    pub resumed_bytes: u64,
+    /// Why what an earlier attempt had stored was not used, or not all of it.
+    pub not_resumed: Option<String>,
     /// Reading, compressing and storing, in ms.
     pub capture_ms: u64,
     /// Waiting for durability, in ms.
@@ -378,6 +386,7 @@ mod tests {
             id: "j1".into(),
             disk: Some("serial=VBLK01".into()),
             image_url: "nfs://10.0.0.5/images/a.img.zst".into(),
+            image_id: None,
             access: vec![StoreAccess::default()],
             action: JobAction::Restore(RestoreOptions::default()),
         };

@@ -36,6 +36,10 @@ pub struct CaptureOptions {
     /// Go on behind sectors that cannot be read; the image is then marked as damaged, with a map of them
     #[arg(long)]
     pub rescue: bool,
+    /// Go on with a capture to this image that was cut off, once what it stored was found to be what the disk still holds; and keep what is
+    /// stored if this one is cut off as well
+    #[arg(long)]
+    pub resume: bool,
     /// A text kept in the image's manifest
     #[arg(long)]
     pub description: Option<String>,
@@ -57,6 +61,7 @@ impl Default for CaptureOptions {
             level: DEFAULT_LEVEL,
             dirty: DirtyPolicy::default(),
             rescue: false,
+            resume: false,
             description: None,
             base: None,
             limit: None,

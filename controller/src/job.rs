@@ -183,7 +183,12 @@ impl Job {
     pub fn spec(&self) -> JobSpec {
         let mut disk = self.disk.clone();
         let action = match &self.options {
-            Options::Capture(options) => JobAction::Capture(options.clone()),
+            Options::Capture(options) => {
+                let mut options = options.clone();
+                // What an earlier boot's agent stored need not be stored again, if the disk is still the same.
+                options.resume |= self.state.is_working() || self.boots > 1;
+                JobAction::Capture(options)
+            }
             Options::Restore(options) => {
                 let mut options = options.clone();
                 match (self.approval, &self.plan) {
@@ -214,6 +219,7 @@ impl Job {
             id: self.id.to_string(),
             disk,
             image_url: self.image_url.clone(),
+            image_id: None,
             access: Vec::new(),
             action,
         }

@@ -4,7 +4,7 @@
 //! once more with all its hashes made right again, as a hostile writer would. The offsets here are those of
 //! `docs/image-format.md`, written down a second time on purpose.
 
-use image_format::{Decoder, FormatError, ImageReader, Manifest};
+use image_format::{Decoder, FormatError, ImageReader, Manifest, Partial};
 
 /// Longer frames are not decompressed: the fuzzer's time is better spent elsewhere.
 const MAX_DECODED_LEN: u32 = 1 << 20;
@@ -12,9 +12,26 @@ const MAX_DECODED_LEN: u32 = 1 << 20;
 /// Opens the input as an image and reads all of it.
 pub fn image_open(data: &[u8]) {
     let _ = read_image(data);
+    read_partial(data);
     if let Some(image) = resealed(data) {
         let _ = read_image(&image);
+        read_partial(&image);
     }
+}
+
+/// Reads the input as an image whose writer was cut off.
+fn read_partial(data: &[u8]) {
+    let Ok(partial) = Partial::open(data) else { return };
+    let mut stored = Vec::new();
+    for index in 0..partial.pages() {
+        let page = partial.page(index).expect("its page was found and checked");
+        for frame in page.frames() {
+            let _ = partial.read_stored(frame, &mut stored);
+        }
+    }
+    let (covered, len) = (partial.covered(), partial.stored_len());
+    let beginning = partial.into_beginning().expect("its pages were found and checked");
+    assert_eq!((beginning.covered(), beginning.stored_len()), (covered, len));
 }
 
 /// Reads the input as the entries of an index page, in an image that is right in everything else.

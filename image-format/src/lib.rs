@@ -24,6 +24,7 @@ mod header;
 mod hole;
 mod manifest;
 mod page;
+mod partial;
 mod read_at;
 mod reader;
 mod runs;
@@ -41,6 +42,7 @@ pub use manifest::{
     TableKind, Taken, Volume,
 };
 pub use page::{FrameBase, FrameEntry, FrameKind, Page};
+pub use partial::{Beginning, Partial};
 pub use read_at::ReadAt;
 pub use reader::{Frames, ImageReader};
 pub use runs::{Run, RunKind, Runs};

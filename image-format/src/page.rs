@@ -11,8 +11,8 @@ use crate::fields::{Fields, open_skippable, seal, unseal};
 use crate::header::Opening;
 use crate::hole::MAX_HOLE_STORED_LEN;
 use crate::{
-    FRAMES_PER_PAGE, Hash, MAX_FRAMES_PER_PAGE, MAX_HOLE_LEN, MAX_RUNS, MAX_SPAN_LEN, Run, RunKind,
-    Runs, UNIT_LEN,
+    FRAMES_PER_PAGE, Hash, MAX_FRAMES, MAX_FRAMES_PER_PAGE, MAX_HOLE_LEN, MAX_RUNS, MAX_SPAN_LEN,
+    Run, RunKind, Runs, UNIT_LEN,
 };
 
 pub(crate) const PAGE_KIND: &[u8; 8] = b"IMPRINTP";
@@ -22,6 +22,9 @@ const FIXED_LEN: usize = 64;
 
 /// An entry without its runs.
 const ENTRY_FIXED_LEN: usize = 84;
+
+/// The shortest page: one entry with one run.
+pub(crate) const MIN_PAGE_LEN: u32 = 64 + 84 + 4 + 32;
 
 /// The longest page.
 pub(crate) const MAX_PAGE_LEN: u32 = 64 + MAX_FRAMES_PER_PAGE * (84 + 64 * 4) + 32;
@@ -224,6 +227,41 @@ impl Page {
     #[must_use]
     pub fn frames(&self) -> &[FrameEntry] {
         &self.frames
+    }
+
+    /// Takes a page apart that stands at `offset` and that no directory describes yet; gives what a directory would say.
+    pub(crate) fn parse_alone(bytes: &[u8], offset: u64, opening: &Opening) -> Option<PageRef> {
+        let (hash, mut fields) = unseal(bytes, PAGE_KIND).ok()?;
+        let (index, frames) = (fields.u32()?, fields.u32()?);
+        let (first_frame, logical_offset) = (fields.u64()?, fields.u64()?);
+        let stored_offset = fields.u64()?;
+        let image_id = Uuid::from_bytes(fields.array()?);
+        let ours = image_id == opening.header.image_id
+            && (1..=MAX_FRAMES_PER_PAGE).contains(&frames)
+            && first_frame <= u64::from(MAX_FRAMES)
+            && logical_offset <= opening.disk_len;
+        if !ours {
+            return None;
+        }
+        let mut logical_len = 0_u64;
+        for number in 0..u64::from(frames) {
+            let frame = FrameEntry::parse(&mut fields, first_frame + number, stored_offset)?;
+            logical_len += u64::from(frame.logical_len);
+        }
+        let len = u32::try_from(bytes.len()).ok()?;
+        let page = PageRef {
+            index,
+            first_frame,
+            frames,
+            logical_offset,
+            logical_len,
+            stored_offset,
+            offset,
+            len,
+            hash,
+        };
+        // What a page has to be is said there; it must hold whoever describes it.
+        Self::parse(bytes, &page, opening).is_ok().then_some(page)
     }
 
     /// Takes a page apart that the directory describes as `page`.

@@ -330,7 +330,10 @@ impl<R> fmt::Debug for Frames<'_, R> {
     }
 }
 
-fn read_opening(source: &impl ReadAt, stored_len: u64) -> Result<(Opening, u32, crate::Hash)> {
+pub(crate) fn read_opening(
+    source: &impl ReadAt,
+    stored_len: u64,
+) -> Result<(Opening, u32, crate::Hash)> {
     let len = opening_len(&read_array(source, 0)?)?;
     if u64::from(len) > stored_len {
         return Err(FormatError::NotAnImage { reason: "it ends within its opening frame" });
@@ -378,7 +381,7 @@ fn seek_table_fault(offset: u64, fault: &'static str) -> FormatError {
     FormatError::Damaged { part: Part::SeekTable, offset, fault }
 }
 
-fn read(source: &impl ReadAt, buf: &mut [u8], offset: u64) -> Result<()> {
+pub(crate) fn read(source: &impl ReadAt, buf: &mut [u8], offset: u64) -> Result<()> {
     let len = buf.len() as u64;
     source.read_exact_at(buf, offset).map_err(|source| FormatError::Read { offset, len, source })
 }

@@ -14,7 +14,7 @@ use crate::header::{Header, Opening};
 use crate::hole::HoleFrames;
 use crate::page::{DirectoryEntry, PageBuilder};
 use crate::{
-    EncodedFrame, FrameBase, FrameEntry, FrameKind, Hash, MAX_FRAMES, MAX_HOLE_LEN,
+    Beginning, EncodedFrame, FrameBase, FrameEntry, FrameKind, Hash, MAX_FRAMES, MAX_HOLE_LEN,
     MAX_MANIFEST_LEN, MAX_PAGES, Manifest, Root, RunKind, Runs, VERSION, seek_table,
 };
 
@@ -85,6 +85,35 @@ impl<W: Write> ImageWriter<W> {
         };
         writer.put(&bytes)?;
         Ok(writer)
+    }
+
+    /// Goes on behind what an earlier writer wrote. The sink holds these bytes already, and no more of them than
+    /// [`Beginning::stored_len`].
+    #[must_use]
+    pub fn resume(sink: W, beginning: Beginning) -> Self {
+        let Beginning {
+            opening,
+            opening_len,
+            opening_hash,
+            written,
+            covered,
+            totals,
+            pages,
+            seek_entries,
+        } = beginning;
+        Self {
+            sink,
+            opening,
+            opening_len,
+            opening_hash,
+            written,
+            covered,
+            totals,
+            page: PageBuilder::default(),
+            pages,
+            seek_entries,
+            holes: HoleFrames::default(),
+        }
     }
 
     /// Appends a data frame that an [`crate::Encoder`] made of the next span of the disk.

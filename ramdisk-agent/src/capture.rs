@@ -3,12 +3,14 @@
 //! plan → read, compress and hash on all cores → `NAME.partial` in order → flush → re-read what the store holds and check every
 //! hash → publish. The source is opened read-only and never written. Bytes that a filesystem calls free are zeros in the image
 //! whatever the disk holds there, so equal filesystems give equal content. A capture that ends early leaves no image: the
-//! partial is removed, or, if the machine lost power, still carries `.partial` in its name.
+//! partial is removed, or, if the machine lost power, still carries `.partial` in its name. Who asks for it has the partial kept, and gone on
+//! with ([`resume`]).
 
 mod base;
 mod logical;
 pub(crate) mod plan;
 mod rescue;
+mod resume;
 pub(crate) mod sink;
 pub(crate) mod span;
 
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use agent_api::{CaptureOptions, CaptureSummary, ErrorKind, Stage};
-use image_format::{Header, ImageReader, Manifest};
+use image_format::{Beginning, Header, ImageReader, Manifest};
 use uuid::Uuid;
 
 pub use logical::PlannedLogicalVolume;
@@ -33,6 +35,7 @@ use crate::telemetry;
 use crate::verify;
 use base::Base;
 use rescue::Rescue;
+use resume::{Attempt, Start};
 use sink::FrameSink;
 use span::{Spans, Worker};
 
@@ -51,7 +54,8 @@ pub fn plan(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
     plan::make(disk, options)
 }
 
-/// Captures `disk` to `url`.
+/// Captures `disk` to `url`. `image_id` is what all attempts of a job in one boot have in common: what is stored under it was captured
+/// with nothing else running since.
 ///
 /// # Errors
 /// Whatever goes wrong; there is no image then.
@@ -60,36 +64,59 @@ pub fn run(
     url: &StoreUrl,
     plan: &CapturePlan,
     options: &CaptureOptions,
+    image_id: Option<Uuid>,
     progress: &Arc<Progress>,
 ) -> Result<CaptureSummary> {
     let start = Instant::now();
-    let image_id = Uuid::new_v4();
     let producer = format!("imprint-agent {}", env!("CARGO_PKG_VERSION"));
     let base = Base::open(options.base.as_deref(), url, &run::store_options(progress))?;
-    let header = match base {
-        Some(_) => Header::delta(image_id, producer),
-        None => Header::new(image_id, producer),
+    let attempt = Attempt::new(plan, options, image_id)?;
+    let Start { found, note, image_id } =
+        resume::start(disk, url, plan, options, attempt, &producer, progress)?;
+    if let Some(note) = &note {
+        run::note(note);
+    }
+    let (begun, mut writer) = match found {
+        Some((beginning, writer)) => (Begun::Earlier(beginning), writer),
+        None => {
+            let image_id = image_id.or(attempt.image_id).unwrap_or_else(Uuid::new_v4);
+            let header = match base {
+                Some(_) => Header::delta(image_id, producer),
+                None => Header::new(image_id, producer),
+            };
+            (Begun::Now(header), store::create(url, image_id, &run::store_options(progress))?)
+        }
     };
-    let mut writer = store::create(url, image_id, &run::store_options(progress))?;
-    let result = write_image(disk, &mut *writer, plan, options, &header, base.as_ref(), progress);
+    let result = write_image(disk, &mut *writer, plan, options, begun, base.as_ref(), progress);
     let (mut summary, root) = match result {
         Ok(done) => done,
         Err(error) => {
             // The first error is the one that matters; a partial that could not be removed is not an image either.
-            let _ = writer.abort();
+            let _ = if attempt.keeps(&error) { writer.keep() } else { writer.abort() };
             return Err(error);
         }
     };
-    publish(writer, root, &mut summary, progress)?;
+    summary.not_resumed = note;
+    publish(writer, root, &mut summary, Some(attempt), progress)?;
     summary.total_ms = millis(start);
     Ok(summary)
 }
 
-/// Makes what was written durable, reads all of it again from the store, and gives it its name; or removes it.
+/// What an image begins with.
+enum Begun {
+    /// What an earlier attempt stored.
+    Earlier(Beginning),
+    /// Only what it says of itself.
+    Now(Header),
+}
+
+/// Makes what was written durable, reads all of it again from the store, and gives it its name; or removes it. With an `attempt`, what a
+/// store that went away may still hold is left for the next one.
 pub(crate) fn publish(
     mut writer: Box<dyn StoreWriter>,
     root: image_format::Root,
     summary: &mut CaptureSummary,
+    attempt: Option<Attempt>,
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let flushed = Instant::now();
@@ -120,8 +147,11 @@ pub(crate) fn publish(
         Ok(())
     });
     if let Err(error) = checked {
+        // What is there and not what was written is of no use, whoever asks for it.
+        let went_away = matches!(error.kind(), ErrorKind::Network | ErrorKind::Cancelled);
+        let keeps = went_away && attempt.is_some_and(|attempt| attempt.keeps(&error));
         // As above.
-        let _ = writer.abort();
+        let _ = if keeps { writer.keep() } else { writer.abort() };
         return Err(error.context("checking what the store holds"));
     }
     progress.begin(Stage::Committing, 0);
@@ -136,7 +166,7 @@ fn write_image(
     store: &mut dyn StoreWriter,
     plan: &CapturePlan,
     options: &CaptureOptions,
-    header: &Header,
+    begun: Begun,
     base: Option<&Base>,
     progress: &Arc<Progress>,
 ) -> Result<(CaptureSummary, image_format::Root)> {
@@ -145,7 +175,12 @@ fn write_image(
     let workers = cores();
     progress.meter().set_threads(workers);
     let depth = sink::depth();
-    let spans = Spans::new(&plan.used, plan.disk_bytes, image_format::DEFAULT_SPAN_LEN);
+    let (header, covered) = match &begun {
+        Begun::Earlier(beginning) => (beginning.header().clone(), beginning.covered()),
+        Begun::Now(header) => (header.clone(), 0),
+    };
+    let spans =
+        Spans::new(&plan.used, plan.disk_bytes, image_format::DEFAULT_SPAN_LEN).from(covered);
     // A cold disk is read by the kernel ahead of the compressors: one span for each that may be under way.
     let ahead = u64::from(image_format::DEFAULT_SPAN_LEN) * (depth as u64 + 2);
     let jobs = spans.map(|span| {
@@ -156,7 +191,12 @@ fn write_image(
         Ok(span)
     });
     let rescue = options.rescue.then(|| Rescue::new(disk)).transpose()?;
-    let mut sink = FrameSink::create(store, header, plan.disk_bytes, progress)?;
+    let stored = store.len();
+    let mut sink = match begun {
+        Begun::Earlier(beginning) => FrameSink::resume(store, beginning, progress),
+        Begun::Now(header) => FrameSink::create(store, &header, plan.disk_bytes, progress)?,
+    };
+    progress.advance(covered, stored)?;
     let threads = (0..workers)
         .map(|_| {
             let base = base.map(Base::reader).transpose()?;
@@ -169,7 +209,7 @@ fn write_image(
     pipeline::run(jobs, threads, depth, |encoded| sink.append(encoded))?;
     let bad = rescue.map(Rescue::finish).unwrap_or_default();
     let manifest =
-        Manifest { parent: base.map(Base::parent), ..plan.manifest(header, options, &bad) };
+        Manifest { parent: base.map(Base::parent), ..plan.manifest(&header, options, &bad) };
     let written = sink.finish(&manifest)?;
     let summary = CaptureSummary {
         root: written.root.to_string(),
@@ -178,6 +218,7 @@ fn write_image(
         used_bytes: plan.used_bytes_claimed(),
         data_bytes: written.data_bytes,
         stored_bytes: written.stored_len,
+        resumed_bytes: covered,
         capture_ms: millis(start),
         raw: plan.taken_raw(),
         bad_bytes: bad.total_bytes(),

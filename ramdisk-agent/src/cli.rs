@@ -403,7 +403,7 @@ fn capture_command(
     }
     cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
-    let result = capture::run(&disk, &url, &plan, options, progress);
+    let result = capture::run(&disk, &url, &plan, options, None, progress);
     ticker.finish();
     finish(json, Summary::Capture(result?))
 }

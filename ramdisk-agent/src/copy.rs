@@ -81,7 +81,7 @@ pub fn copy(
     };
     let mut checked =
         CaptureSummary { stored_bytes: image.stored_len(), ..CaptureSummary::default() };
-    if let Err(error) = capture::publish(writer, image.root(), &mut checked, progress) {
+    if let Err(error) = capture::publish(writer, image.root(), &mut checked, None, progress) {
         for url in beside {
             // As above; what stays is a text that belongs to no image.
             let _ = store::remove(&url, &stores);

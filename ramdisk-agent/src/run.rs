@@ -60,7 +60,8 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
             let disk = Disk::open_source(&path)?;
             progress.watch(&disk);
             let plan = capture::plan(&disk, options)?;
-            Ok(Summary::Capture(capture::run(&disk, &url, &plan, options, progress)?))
+            let id = job.image_id.as_deref().map(image_id).transpose()?;
+            Ok(Summary::Capture(capture::run(&disk, &url, &plan, options, id, progress)?))
         }
         JobAction::Restore(options) => {
             progress.set_limit(options.limit);
@@ -88,6 +89,11 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
             }))
         }
     }
+}
+
+fn image_id(text: &str) -> Result<uuid::Uuid> {
+    text.parse()
+        .map_err(|e: uuid::Error| Error::refused("the job's image_id is no UUID").because(e))
 }
 
 /// An image opened from a store.
@@ -256,6 +262,13 @@ pub fn parse_url(text: &str) -> Result<StoreUrl> {
     })
 }
 
+/// Says something on standard error that the summary says as well.
+pub fn note(what: &str) {
+    let text: String = what.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    // With standard error gone the summary still says it.
+    let _ = writeln!(std::io::stderr(), "imprint-agent: note: {text}");
+}
+
 /// The patience of stores, with the job's credentials, and with stalls shown in the progress.
 #[must_use]
 pub fn store_options(progress: &Arc<Progress>) -> store::Options {
@@ -268,9 +281,7 @@ pub fn store_options(progress: &Arc<Progress>) -> store::Options {
             self.0.set_stalled(None);
         }
         fn left_out(&self, what: &str) {
-            let text: String = what.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-            // With standard error gone the summary still says it.
-            let _ = writeln!(std::io::stderr(), "imprint-agent: note: {text}");
+            note(what);
         }
     }
     store::Options {
@@ -305,6 +316,9 @@ fn describe_capture(s: &CaptureSummary) -> String {
         seconds(s.total_ms),
         s.root,
     );
+    if s.resumed_bytes > 0 {
+        text.push_str(&format!("\nresumed    at {} of disk", size(s.resumed_bytes)));
+    }
     text.push_str(&limit(s.limited_by.as_deref()));
     for raw in &s.raw {
         text.push_str("\ntaken raw  ");

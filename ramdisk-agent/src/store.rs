@@ -86,6 +86,21 @@ pub trait StoreWriter: Send {
 
     /// Gives up: removes what was written.
     fn abort(self: Box<Self>) -> Result<()>;
+
+    /// Stops writing, and leaves what was written for [`left_over`] to find; a store that cannot go on with it removes it.
+    fn keep(self: Box<Self>) -> Result<()> {
+        self.abort()
+    }
+}
+
+/// What a writer that was cut off has left behind. As long as this lives, no other writer of this side gets at it, where the store
+/// knows locks. Dropping it changes nothing.
+pub trait LeftOver: Send {
+    /// Opens it for reading. What can be read is on stable storage, as far as the server tells the truth.
+    fn reader(&self) -> Result<Box<dyn ImageFile>>;
+
+    /// Cuts it off behind this many bytes and goes on writing there.
+    fn go_on(self: Box<Self>, len_bytes: u64) -> Result<Box<dyn StoreWriter>>;
 }
 
 /// Hears when a store does not answer.
@@ -206,6 +221,23 @@ pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<d
         StoreUrl::Smb(smb) => smb::create(smb, options),
     }?;
     Ok(limit::writer(writer, options.limiter.as_ref()))
+}
+
+/// What a writer of this image has left behind; `None` if there is nothing. Refuses as [`create`] does.
+///
+/// # Errors
+/// Also [`StoreError::Unsupported`], where the store has no way to go on with it.
+pub fn left_over(url: &StoreUrl, options: &Options) -> Result<Option<Box<dyn LeftOver>>> {
+    let found = match url {
+        StoreUrl::File(path) => file::left_over(path),
+        StoreUrl::Nfs(nfs) => nfs::left_over(nfs, options),
+        StoreUrl::Http(_) | StoreUrl::Smb(_) => Err(StoreError::Unsupported {
+            url: url.to_string(),
+            reason: "a capture that was cut off goes on in folders and on NFS shares only"
+                .to_owned(),
+        }),
+    }?;
+    Ok(found.map(|found| limit::left_over(found, options.limiter.as_ref())))
 }
 
 /// Lists the files of a folder, `.partial` ones included, by name.

@@ -294,6 +294,7 @@ fn check_summary(summary: &mut Summary) -> Result<(), ApiError> {
         Summary::Capture(done) => {
             done.image_id = printable(&done.image_id, IMAGE_ID_MAX);
             done.limited_by = limited(done.limited_by.take());
+            done.not_resumed = limited(done.not_resumed.take());
             done.raw.truncate(RAW_MAX);
             for reason in &mut done.raw {
                 *reason = printable(reason, LOG_LINE_MAX);

@@ -342,6 +342,12 @@ pub(super) fn summary_text(summary: &Summary) -> String {
                 done.root,
             );
             text.push_str(&limited(&done.limited_by));
+            if done.resumed_bytes > 0 {
+                text.push_str(&format!("resumed  at {} of the disk\n", size(done.resumed_bytes)));
+            }
+            if let Some(why) = &done.not_resumed {
+                text.push_str(&format!("note     {why}\n"));
+            }
             for raw in &done.raw {
                 text.push_str(&format!("raw      {raw}\n"));
             }

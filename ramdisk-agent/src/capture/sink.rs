@@ -5,7 +5,7 @@
 
 use agent_api::Part;
 use crossbeam_channel::{Receiver, Sender};
-use image_format::{DEFAULT_SPAN_LEN, Header, ImageWriter, Manifest};
+use image_format::{Beginning, DEFAULT_SPAN_LEN, Header, ImageWriter, Manifest};
 
 use super::cores;
 use super::span::{Encoded, HoleRun};
@@ -38,6 +38,17 @@ impl<'a> FrameSink<'a> {
         let sink = StoreSink { store, progress };
         let out = ImageWriter::create(sink, header.clone(), disk_len, DEFAULT_SPAN_LEN)?;
         Ok(Self { out, hole: HoleRun::default(), used, free, progress })
+    }
+
+    /// Goes on behind what the store holds already.
+    pub(crate) fn resume(
+        store: &'a mut dyn StoreWriter,
+        beginning: Beginning,
+        progress: &'a Progress,
+    ) -> Self {
+        let (used, free) = crossbeam_channel::bounded(depth() + cores());
+        let out = ImageWriter::resume(StoreSink { store, progress }, beginning);
+        Self { out, hole: HoleRun::default(), used, free, progress }
     }
 
     /// Buffers that may be filled again. There is none at first, and never a wait for one: without, take a new one.

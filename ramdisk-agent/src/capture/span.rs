@@ -37,6 +37,11 @@ impl<'a> Spans<'a> {
     pub fn new(used: &'a Extents, disk_bytes: u64, span_len: u32) -> Self {
         Self { used, disk_bytes, span_len, at: 0 }
     }
+
+    /// The same from this byte on, where a span begins.
+    pub fn from(self, at: u64) -> Self {
+        Self { at, ..self }
+    }
 }
 
 impl Iterator for Spans<'_> {
@@ -111,6 +116,22 @@ impl<'a> Worker<'a> {
         })
     }
 
+    /// What an image would hold of a span: its content, and its runs before any are merged.
+    pub fn content(&mut self, span: Span) -> Result<(&[u8], Vec<Run>)> {
+        let len = u64::from(span.len);
+        self.buffer.resize(usize::try_from(span.len).expect("spans are a few MiB"), 0);
+        if span.free {
+            self.buffer.fill(0);
+            return Ok((&self.buffer, vec![Run { kind: RunKind::Free, units: units_of(len) }]));
+        }
+        let used: Vec<Extent> = self.plan.used.overlapping(span.offset, len).collect();
+        let used_bytes = used.iter().map(|extent| extent.len).sum();
+        let meter = self.progress.meter();
+        meter.time(Part::ReadSource, used_bytes, || self.read(span.offset, &used))?;
+        let runs = classify(&self.buffer, span.offset, &used);
+        Ok((&self.buffer, runs))
+    }
+
     /// Fills the buffer with what is used of a span; the first bad sector ends it, or is got around.
     fn read(&mut self, offset: u64, used: &[Extent]) -> Result<()> {
         let Some(rescue) = self.rescue else {
@@ -145,13 +166,7 @@ pub fn encode_bytes(
     let len = bytes.len() as u64;
     let runs = classify(bytes, offset, used);
     if runs.iter().all(|run| run.kind != RunKind::Data) {
-        // Too many changes between zero and free for one entry: all of it must read as zero then, which is safe.
-        let runs = if runs.len() > MAX_RUNS {
-            vec![Run { kind: RunKind::Zero, units: units_of(len) }]
-        } else {
-            runs
-        };
-        return Ok(Encoded::Hole { len, runs });
+        return Ok(Encoded::Hole { len, runs: hole_runs(runs, len) });
     }
     stored.clear();
     let runs = Runs::new(runs);
@@ -160,6 +175,16 @@ pub fn encode_bytes(
         None => encoder.encode(bytes, runs, &mut stored)?,
     };
     Ok(Encoded::Data { frame, stored })
+}
+
+/// The runs of a span without data, as a hole has them.
+pub fn hole_runs(runs: Vec<Run>, len: u64) -> Vec<Run> {
+    // Too many changes between zero and free for one entry: all of it must read as zero then, which is safe.
+    if runs.len() > MAX_RUNS {
+        vec![Run { kind: RunKind::Zero, units: units_of(len) }]
+    } else {
+        runs
+    }
 }
 
 fn units_of(len: u64) -> u32 {

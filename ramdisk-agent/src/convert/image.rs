@@ -88,7 +88,7 @@ pub fn write(
     };
     let mut summary =
         CaptureSummary { stored_bytes: written.stored_len, ..CaptureSummary::default() };
-    capture::publish(writer, written.root, &mut summary, progress)?;
+    capture::publish(writer, written.root, &mut summary, None, progress)?;
     Ok(ConvertSummary {
         root: written.root.to_string(),
         data_bytes: written.data_bytes,

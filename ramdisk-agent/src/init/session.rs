@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use agent_api::{
-    ErrorKind, Failure, Finish, Heartbeat, JobSpec, Orders, Outcome, Redeem, Report, StageProgress,
-    Ticket, Work,
+    ErrorKind, Failure, Finish, Heartbeat, JobAction, JobSpec, Orders, Outcome, Redeem, Report,
+    StageProgress, Ticket, Work,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -44,6 +44,8 @@ const HEARTBEAT_MAX: Duration = Duration::from_secs(30);
 /// How long a controller that cannot be reached, or shows another key, is waited for before the ticket is redeemed. Until then
 /// nothing ties this machine to its job: leaving gets it a new boot script, or its own disk.
 pub const REDEEM_LIMIT: Duration = Duration::from_secs(600);
+/// How often a capture goes on that was cut off, the first time included.
+const CAPTURE_ATTEMPTS: u32 = 3;
 /// How soon a task that has panicked starts again.
 const TASK_REST: Duration = Duration::from_secs(1);
 /// How long the last lines of the log may take to reach the controller before the machine leaves.
@@ -251,11 +253,17 @@ impl Session {
     ) -> Result<Option<Failure>, Refusal> {
         let log = &shared.log;
         log.say(format!("job {}: {}", job.id, shown(&job.image_url)));
+        let mut job = job;
+        if matches!(job.action, JobAction::Capture(_)) {
+            job.image_id = Some(image_id(&shared.boot_id, &job.id));
+        }
         shared.job.send_replace(Some(job.id.clone()));
-        let worker::Ended { outcome, is_alive } = match unprepared {
-            Some(failure) => {
-                worker::Ended { outcome: Outcome::Failed(failure.clone()), is_alive: false }
-            }
+        let worker::Ended { outcome, is_alive, .. } = match unprepared {
+            Some(failure) => worker::Ended {
+                outcome: Outcome::Failed(failure.clone()),
+                is_alive: false,
+                is_crash: false,
+            },
             None => {
                 let (progress, seen) = watch::channel(None);
                 let reports = tokio::spawn(report(Arc::clone(shared), job.id.clone(), seen));
@@ -267,7 +275,22 @@ impl Session {
                         _ = held(&mut revoked) => log.say("the job was taken away: ending the worker"),
                     }
                 };
-                let ended = worker::run(&self.worker, &job, &progress, stop, log).await;
+                let mut stop = std::pin::pin!(stop);
+                let mut attempts_left = CAPTURE_ATTEMPTS;
+                let ended = loop {
+                    let ended =
+                        worker::run(&self.worker, &job, &progress, stop.as_mut(), log).await;
+                    attempts_left -= 1;
+                    match &ended.outcome {
+                        Outcome::Failed(failure)
+                            if attempts_left > 0 && ended.may_go_on(&job.action) =>
+                        {
+                            let why = &failure.message;
+                            log.say(format!("the capture was cut off: {why}; it goes on"));
+                        }
+                        _ => break ended,
+                    }
+                };
                 reports.abort();
                 ended
             }
@@ -426,6 +449,13 @@ async fn flush_log(shared: &Shared) {
 }
 
 /// 128 random bits in hex.
+/// What all attempts of a capture in this boot have in common: a UUID.
+fn image_id(boot_id: &str, job: &str) -> String {
+    let hash = blake3::hash(format!("{boot_id} {job}").as_bytes());
+    let bytes = hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
+    uuid::Builder::from_random_bytes(*bytes).into_uuid().to_string()
+}
+
 fn random_id() -> Option<String> {
     use ring::rand::SecureRandom;
     let mut bytes = [0_u8; 16];

@@ -14,7 +14,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_api::{ErrorKind, Failure, JobSpec, Outcome, StageProgress};
+use agent_api::{ErrorKind, Failure, JobAction, JobSpec, Outcome, StageProgress};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -81,6 +81,19 @@ pub struct Ended {
     pub outcome: Outcome,
     /// Whether it could not be ended: it hangs in the kernel and may still write.
     pub is_alive: bool,
+    /// Whether it was ended from outside of the agent, or by a defect of its own, without an outcome.
+    pub is_crash: bool,
+}
+
+impl Ended {
+    /// Whether another worker of the same job may go on where this one was cut off: a capture whose worker died or whose store went away,
+    /// and which nobody wanted to end.
+    #[must_use]
+    pub fn may_go_on(&self, action: &JobAction) -> bool {
+        let Outcome::Failed(failure) = &self.outcome else { return false };
+        let cut_off = self.is_crash || failure.kind == ErrorKind::Network;
+        cut_off && !self.is_alive && matches!(action, JobAction::Capture(_))
+    }
 }
 
 /// Runs a job to its end; progress goes to `progress`. Once `stop` is ready, the worker is asked to end, then forced.
@@ -95,7 +108,8 @@ pub async fn run(
         Ok(worker) => worker,
         Err(e) => {
             let message = format!("cannot start the worker {}: {e}", command.program.display());
-            return Ended { outcome: failed(ErrorKind::Internal, message), is_alive: false };
+            let outcome = failed(ErrorKind::Internal, message);
+            return Ended { outcome, is_alive: false, is_crash: false };
         }
     };
     let mut stop = pin!(stop);
@@ -105,6 +119,7 @@ pub async fn run(
     };
     let heard = worker.drain().await;
     let is_alive = ended.is_none();
+    let is_crash = heard.outcome.is_none() && !is_alive && !stopped;
     let outcome = match (heard.outcome, ended) {
         (Some(outcome), _) => outcome,
         (None, None) => failed(
@@ -119,7 +134,7 @@ pub async fn run(
             failed(ErrorKind::Internal, crash_message(status, &heard.last_lines))
         }
     };
-    Ended { outcome, is_alive }
+    Ended { outcome, is_alive, is_crash }
 }
 
 fn failed(kind: ErrorKind, message: impl Into<String>) -> Outcome {

@@ -7,10 +7,11 @@
 //! `renameat2(RENAME_NOREPLACE)`, or link and unlink where the file system does not know that.
 
 mod direct;
+mod left_over;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -19,10 +20,12 @@ use std::thread::JoinHandle;
 use rustix::fs::{Advice, CWD, OFlags, RenameFlags, fadvise, renameat_with};
 use rustix::io::Errno;
 
-use crate::buffer::AlignedBuf;
+use crate::buffer::{AlignedBuf, DIRECT_ALIGN};
 
 use self::direct::{DirectReads, Output};
 use super::{Entry, ImageFile, PARTIAL_SUFFIX, ReadAt, Result, StoreError, StoreWriter};
+
+pub(super) use left_over::left_over;
 
 /// What one write call takes: enough that a disk is kept busy by one call at a time.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -176,17 +179,22 @@ struct FileWriter {
 
 impl FileWriter {
     fn create(path: &Path) -> Result<Self> {
+        let partial = partial_of(path)?;
+        let file = create_partial(&partial)?;
+        Self::behind(path, partial, file, 0)
+    }
+
+    /// Goes on with a partial file that is locked, behind its first `len_bytes`, which are all that it has.
+    fn behind(path: &Path, partial: PathBuf, file: File, len_bytes: u64) -> Result<Self> {
         let failed = |source| StoreError::local("creating", path.display(), source);
-        let Some(name) = path.file_name() else {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it has no file name")));
-        };
-        let mut partial_name = name.to_owned();
-        partial_name.push(PARTIAL_SUFFIX);
-        let partial = path.with_file_name(partial_name);
-        if path.symlink_metadata().is_ok() {
-            return Err(StoreError::Exists { url: path.display().to_string() });
-        }
-        let file = Arc::new(create_partial(&partial)?);
+        // Direct writes begin at a sector: what stands in the last one already is written once more.
+        let mut chunk = Chunk::new();
+        let align = u64::try_from(DIRECT_ALIGN).expect("a sector's length fits 64 bits");
+        let start = len_bytes / align * align;
+        let mut last = vec![0; usize::try_from(len_bytes - start).expect("less than a sector")];
+        FileExt::read_exact_at(&file, &mut last, start).map_err(failed)?;
+        chunk.fill(&last);
+        let file = Arc::new(file);
         let (jobs, queue) = sync_channel(QUEUE_CHUNKS);
         let (give_back, spare) = channel();
         let thread = std::thread::Builder::new()
@@ -194,15 +202,15 @@ impl FileWriter {
             .spawn({
                 let output =
                     Output { direct: direct::open(&file, &partial), file: Arc::clone(&file) };
-                move || write_thread(output, &queue, &give_back)
+                move || write_thread(output, start, &queue, &give_back)
             })
             .map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
             partial,
             file,
-            chunk: Chunk::new(),
-            len_bytes: 0,
+            chunk,
+            len_bytes,
             durable_bytes: 0,
             jobs: Some(jobs),
             spare,
@@ -317,6 +325,13 @@ impl StoreWriter for FileWriter {
     fn abort(mut self: Box<Self>) -> Result<()> {
         self.remove_partial()
     }
+
+    fn keep(mut self: Box<Self>) -> Result<()> {
+        self.end_thread();
+        // As far as this writer is concerned: it must not be removed.
+        self.published = true;
+        Ok(())
+    }
 }
 
 impl Drop for FileWriter {
@@ -331,11 +346,12 @@ impl Drop for FileWriter {
 
 fn write_thread(
     mut output: Output,
+    start: u64,
     queue: &Receiver<Job>,
     spare: &Sender<Chunk>,
 ) -> io::Result<()> {
-    let mut offset = 0_u64;
-    let mut started = 0_u64;
+    let mut offset = start;
+    let mut started = start;
     for job in queue {
         match job {
             Job::Write(mut chunk) => {
@@ -367,6 +383,41 @@ fn start_writeback(file: &File, offset: u64, len_bytes: u64) {
     let _ = fadvise(file, offset, std::num::NonZeroU64::new(len_bytes), Advice::DontNeed);
 }
 
+/// Where an image is written that will be at `path`, where nothing may be yet.
+fn partial_of(path: &Path) -> Result<PathBuf> {
+    let failed = |source| StoreError::local("creating", path.display(), source);
+    let Some(name) = path.file_name() else {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it has no file name")));
+    };
+    let mut partial_name = name.to_owned();
+    partial_name.push(PARTIAL_SUFFIX);
+    if path.symlink_metadata().is_ok() {
+        return Err(StoreError::Exists { url: path.display().to_string() });
+    }
+    Ok(path.with_file_name(partial_name))
+}
+
+/// Opens and locks a partial file that somebody left behind.
+fn lock_partial(partial: &Path) -> Result<File> {
+    let failed = |source| StoreError::local("opening", partial.display(), source);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(partial)
+        .map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "it is not a regular file",
+        )));
+    }
+    if file.try_lock().is_err() {
+        return Err(StoreError::Busy { url: partial.display().to_string() });
+    }
+    Ok(file)
+}
+
 /// Creates and locks the partial file, in place of a left-over that nobody holds.
 fn create_partial(partial: &Path) -> Result<File> {
     let failed = |source| StoreError::local("creating", partial.display(), source);
@@ -392,21 +443,7 @@ fn create_partial(partial: &Path) -> Result<File> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed(error)),
         }
-        let left_over = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(no_follow)
-            .open(partial)
-            .map_err(failed)?;
-        if !left_over.metadata().map_err(failed)?.is_file() {
-            return Err(failed(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                "it is not a regular file",
-            )));
-        }
-        if left_over.try_lock().is_err() {
-            return Err(busy());
-        }
+        let left_over = lock_partial(partial)?;
         if is_at(&left_over, partial).map_err(failed)? {
             fs::remove_file(partial).map_err(failed)?;
         }
@@ -526,6 +563,40 @@ mod tests {
     }
 
     #[test]
+    fn what_was_kept_is_gone_on_with_at_any_byte() {
+        // On a disk, as a rule, so that writes go past the page cache.
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = folder.path().join("x");
+        let data = pattern(2 * CHUNK_BYTES + 4321, 11);
+        assert!(left_over(&path).unwrap().is_none());
+        for cut in [0, 1, 4095, 4096, 4097, CHUNK_BYTES, CHUNK_BYTES + 777, 2 * CHUNK_BYTES - 1] {
+            let mut writer = create(&path).unwrap();
+            writer.append(&data).unwrap();
+            assert!(matches!(left_over(&path), Err(StoreError::Busy { .. })));
+            writer.commit().unwrap();
+            writer.keep().unwrap();
+            let left = left_over(&path).unwrap().unwrap();
+            assert!(matches!(create(&path), Err(StoreError::Busy { .. })));
+            let mut back = vec![0; data.len()];
+            left.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
+            assert!(back == data);
+            let mut writer = left.go_on(u64::try_from(cut).unwrap()).unwrap();
+            assert_eq!(writer.len(), u64::try_from(cut).unwrap());
+            writer.append(&data[cut..]).unwrap();
+            assert_eq!(writer.commit().unwrap(), u64::try_from(data.len()).unwrap());
+            writer.publish().unwrap();
+            assert!(fs::read(&path).unwrap() == data, "cut at {cut}");
+            remove(&path).unwrap();
+        }
+        let mut writer = create(&path).unwrap();
+        writer.append(b"a").unwrap();
+        writer.keep().unwrap();
+        let left = left_over(&path).unwrap().unwrap();
+        assert!(matches!(left.go_on(2), Err(StoreError::Replaced { .. })));
+        assert_eq!(names(folder.path()), ["x.partial"], "it stays as it is");
+    }
+
+    #[test]
     fn abort_and_drop_leave_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
@@ -560,7 +631,7 @@ mod tests {
         jobs.send(Job::Write(chunk)).unwrap();
         drop(jobs);
         let output = Output { file: Arc::new(full), direct: None };
-        let error = write_thread(output, &queue, &give_back).unwrap_err();
+        let error = write_thread(output, 0, &queue, &give_back).unwrap_err();
         assert!(matches!(StoreError::local("writing", "x", error), StoreError::NoSpace { .. }));
     }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{ImageFile, ReadAt, Result, StoreWriter};
+use super::{ImageFile, LeftOver, ReadAt, Result, StoreWriter};
 
 /// How much unused time is saved up.
 const SAVED: Duration = Duration::from_millis(250);
@@ -196,6 +196,37 @@ impl StoreWriter for LimitedWriter {
 
     fn abort(self: Box<Self>) -> Result<()> {
         self.writer.abort()
+    }
+
+    fn keep(self: Box<Self>) -> Result<()> {
+        self.writer.keep()
+    }
+}
+
+/// Something left behind whose reader and writer wait their turn.
+struct LimitedLeftOver {
+    found: Box<dyn LeftOver>,
+    limiter: Arc<Limiter>,
+}
+
+/// `found` under a limit, if there is one.
+pub(super) fn left_over(
+    found: Box<dyn LeftOver>,
+    limiter: Option<&Arc<Limiter>>,
+) -> Box<dyn LeftOver> {
+    match limiter {
+        Some(limiter) => Box::new(LimitedLeftOver { found, limiter: Arc::clone(limiter) }),
+        None => found,
+    }
+}
+
+impl LeftOver for LimitedLeftOver {
+    fn reader(&self) -> Result<Box<dyn ImageFile>> {
+        Ok(image(self.found.reader()?, Some(&self.limiter)))
+    }
+
+    fn go_on(self: Box<Self>, len_bytes: u64) -> Result<Box<dyn StoreWriter>> {
+        Ok(writer(self.found.go_on(len_bytes)?, Some(&self.limiter)))
     }
 }
 

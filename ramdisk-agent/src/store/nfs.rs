@@ -9,6 +9,7 @@
 
 mod client;
 mod lane;
+mod left_over;
 mod mount;
 mod proto;
 mod publish;
@@ -22,7 +23,9 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Entry, ImageFile, NfsUrl, Options, Result, StoreError, StoreUrl, StoreWriter};
+use super::{
+    Entry, ImageFile, LeftOver, NfsUrl, Options, Result, StoreError, StoreUrl, StoreWriter,
+};
 use client::Place;
 use reader::NfsImage;
 use session::Session;
@@ -45,6 +48,13 @@ pub(super) fn create(
     let (folder, name) = folder_of(url)?;
     let session = Session::open(folder, options)?;
     Ok(Box::new(NfsWriter::create(session, url, &name, image_id, options)?))
+}
+
+/// What a writer of this image has left behind.
+pub(super) fn left_over(url: &NfsUrl, options: &Options) -> Result<Option<Box<dyn LeftOver>>> {
+    let (folder, name) = folder_of(url)?;
+    let session = Session::open(folder, options)?;
+    left_over::find(session, url, &name, options)
 }
 
 /// Lists a folder's regular files.

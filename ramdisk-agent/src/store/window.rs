@@ -95,6 +95,11 @@ pub(super) struct Window {
 }
 
 impl Window {
+    /// The window of a file whose first bytes are durable already.
+    pub(super) fn behind(durable_bytes: u64) -> Self {
+        Self { durable_bytes, ..Self::default() }
+    }
+
     /// Bytes at the start of the file that are durable.
     pub(super) fn durable_bytes(&self) -> u64 {
         self.durable_bytes

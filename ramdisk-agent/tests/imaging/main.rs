@@ -25,6 +25,7 @@ mod partition;
 mod power_cut;
 mod refusals;
 mod rescue;
+mod resumed;
 mod round_trip;
 mod signatures;
 mod smaller;

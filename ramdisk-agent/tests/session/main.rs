@@ -30,7 +30,9 @@ const REBOOT: Work = Work::Finish { how: Finish::Reboot };
 
 /// What each bad worker does, told by the job's id; `$dir` is the test's folder.
 const WORKER: &str = r#"
-case "$(cat)" in
+job=$(cat)
+case "$job" in
+*'"id":"capture"'*) echo "$job" >> "$dir/jobs"; kill -KILL $$ ;;
 *'"id":"crash"'*) echo 'about to fall' >&2; kill -SEGV $$ ;;
 *'"id":"wait"'*)
     echo '{"progress":{"stage":"restoring","done_bytes":1,"total_bytes":9,"stored_bytes":0,"elapsed_ms":1}}'
@@ -53,6 +55,7 @@ fn job(id: &str) -> Work {
         id: id.into(),
         disk: None,
         image_url: "/nowhere/a.img.zst".into(),
+        image_id: None,
         access: Vec::new(),
         action: agent_api::JobAction::Restore(RestoreOptions::default()),
     }))
@@ -196,6 +199,26 @@ async fn a_crash_is_told_and_the_machine_goes_on() {
     assert_eq!(crash.message, "worker ended by signal 11 (SIGSEGV); its last lines: about to fall");
     let (id, next) = failure(&server, 1);
     assert_eq!((id.as_str(), next.message.as_str()), ("wait", "waited long enough"));
+}
+
+#[tokio::test]
+async fn a_capture_whose_worker_dies_goes_on_a_few_times() {
+    let dir = tempfile::tempdir().unwrap();
+    let capture: JobSpec = serde_json::from_value(serde_json::json!({
+        "id": "capture", "image_url": "/nowhere/a.img.zst", "action": "capture", "options": {},
+    }))
+    .unwrap();
+    let server = Server::start([Work::Job(Box::new(capture)), REBOOT]);
+    assert_eq!(end(begin(session(&server, dir.path()))).await.unwrap(), Finish::Reboot);
+    assert_eq!(failure(&server, 0).1.kind, ErrorKind::Internal);
+    assert_eq!(server.read(|b| b.outcomes.len()), 1, "the controller hears of the last one only");
+    let jobs = fs::read_to_string(dir.path().join("jobs")).unwrap();
+    let ids: Vec<String> = jobs
+        .lines()
+        .map(|line| serde_json::from_str::<JobSpec>(line).unwrap().image_id.unwrap())
+        .collect();
+    assert_eq!(ids.len(), 3, "{jobs}");
+    assert!(ids.iter().all(|id| *id == ids[0]), "all of them may go on with the same: {jobs}");
 }
 
 #[tokio::test]

@@ -234,6 +234,12 @@ pub(super) fn put_settle(call: &mut Encoder, file: &Handle) {
     call.u32(0);
 }
 
+/// `SETATTR3args` that give a file another length and nothing else.
+pub(super) fn put_len(call: &mut Encoder, file: &Handle, len_bytes: u64) {
+    call.opaque(&file.0).u32(0).u32(0).u32(0).u32(1).u64(len_bytes).u32(0).u32(0);
+    call.u32(0);
+}
+
 /// `CREATE3resok`: the handle may be missing.
 pub(super) fn read_create(decoder: &mut Decoder<'_>) -> Result<Option<Handle>, XdrError> {
     Handle::read_optional(decoder)

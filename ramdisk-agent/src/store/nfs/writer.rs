@@ -18,7 +18,7 @@ use super::lane::Answer;
 use super::proto::{self, FileKind, Handle, Status};
 use super::publish::publish;
 use super::reader::NfsImage;
-use super::session::Session;
+use super::session::{Found, Session};
 use super::xdr::Encoder;
 
 /// The most that is kept in memory until it is durable, the piece being filled included.
@@ -72,7 +72,7 @@ impl NfsWriter {
             return Err(StoreError::Exists { url: url.to_string() });
         }
         let partial = format!("{name}{PARTIAL_SUFFIX}");
-        let partial_url = NfsUrl { path: format!("{}{PARTIAL_SUFFIX}", url.path), ..url.clone() };
+        let partial_url = partial_url(url);
         let place = Place { doing: "creating", url: &partial_url };
         if let Some(left_over) = session.find(place, &partial)? {
             if left_over.attributes.kind != FileKind::Regular {
@@ -82,9 +82,23 @@ impl NfsWriter {
         }
         let verifier = image_id.as_bytes()[..8].try_into().expect("half of sixteen bytes");
         let found = session.create(place, &partial, verifier)?;
+        Ok(Self::behind(session, url, name, found, 0, options))
+    }
+
+    /// Goes on with a partial file behind its first `len_bytes`, which are durable and all that it has.
+    pub(super) fn behind(
+        session: Session,
+        url: &NfsUrl,
+        name: &str,
+        found: Found,
+        len_bytes: u64,
+        options: &Options,
+    ) -> Self {
+        let partial = format!("{name}{PARTIAL_SUFFIX}");
+        let partial_url = partial_url(url);
         let piece_bytes = usize::try_from(session.client.write_bytes).expect("u32 fits usize");
         let (sender, answers) = channel();
-        Ok(Self {
+        Self {
             session: Arc::new(session),
             url: url.clone(),
             partial_url,
@@ -95,8 +109,8 @@ impl NfsWriter {
             id: found.attributes.id,
             piece_bytes,
             filling: Vec::with_capacity(piece_bytes),
-            window: Window::default(),
-            len_bytes: 0,
+            window: Window::behind(len_bytes),
+            len_bytes,
             lookups: 0,
             committing_lookups: 0,
             patience: Patience::default(),
@@ -104,7 +118,7 @@ impl NfsWriter {
             answers,
             dead: false,
             settled: false,
-        })
+        }
     }
 
     /// Runs one step; an error in it ends the writer.
@@ -305,6 +319,16 @@ impl StoreWriter for NfsWriter {
     fn abort(mut self: Box<Self>) -> Result<()> {
         self.remove_partial()
     }
+
+    fn keep(mut self: Box<Self>) -> Result<()> {
+        self.settled = true;
+        Ok(())
+    }
+}
+
+/// Where an image is written that will be at `url`.
+pub(super) fn partial_url(url: &NfsUrl) -> NfsUrl {
+    NfsUrl { path: format!("{}{PARTIAL_SUFFIX}", url.path), ..url.clone() }
 }
 
 impl Drop for NfsWriter {

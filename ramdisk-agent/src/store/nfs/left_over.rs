@@ -1,0 +1,88 @@
+//! Going on with a partial file that a writer has left on an NFS share.
+//!
+//! Whoever wrote it may have had its last data acknowledged and not committed, and a server may have forgotten those since. So all of it is
+//! committed before anything is read: what the caller then finds is what stays. NFSv3 has no locks here; two writers of one name are told
+//! apart by what the file then holds, as in [`writer`](super::writer).
+
+use std::sync::Arc;
+
+use super::super::{
+    ImageFile, LeftOver, NfsUrl, Options, PARTIAL_SUFFIX, Result, StoreError, StoreWriter,
+};
+use super::client::Place;
+use super::proto::{self, FileKind};
+use super::reader::NfsImage;
+use super::session::{Found, Session};
+use super::writer::{NfsWriter, partial_url};
+use super::xdr::Encoder;
+
+/// What a writer of the image `name` in the session's folder has left behind.
+pub(super) fn find(
+    session: Session,
+    url: &NfsUrl,
+    name: &str,
+    options: &Options,
+) -> Result<Option<Box<dyn LeftOver>>> {
+    if session.find(Place { doing: "opening", url }, name)?.is_some() {
+        return Err(StoreError::Exists { url: url.to_string() });
+    }
+    let partial_url = partial_url(url);
+    let place = Place { doing: "opening", url: &partial_url };
+    let Some(found) = session.find(place, &format!("{name}{PARTIAL_SUFFIX}"))? else {
+        return Ok(None);
+    };
+    if found.attributes.kind != FileKind::Regular {
+        return Err(StoreError::Exists { url: partial_url.to_string() });
+    }
+    // From 0, of any length: everything (RFC 1813, 3.3.21).
+    let arguments = |call: &mut Encoder| {
+        call.opaque(&found.handle.0).u64(0).u32(0);
+    };
+    let committed = session.client.call(place, proto::COMMIT, arguments, proto::read_committed)?.0;
+    committed.map_err(|status| session.client.refused(place, status))?;
+    Ok(Some(Box::new(NfsLeftOver {
+        session,
+        url: url.clone(),
+        partial_url,
+        name: name.to_owned(),
+        found,
+        options: options.clone(),
+    })))
+}
+
+struct NfsLeftOver {
+    session: Session,
+    url: NfsUrl,
+    partial_url: NfsUrl,
+    name: String,
+    found: Found,
+    options: Options,
+}
+
+impl LeftOver for NfsLeftOver {
+    fn reader(&self) -> Result<Box<dyn ImageFile>> {
+        let place = Place { doing: "reading", url: &self.partial_url };
+        let session = Session::open(super::folder_of(&self.partial_url)?.0, &self.options)?;
+        let partial = format!("{}{PARTIAL_SUFFIX}", self.name);
+        let found = session.find_file(place, &partial)?;
+        if found.attributes.id != self.found.attributes.id {
+            return Err(StoreError::Replaced { url: self.partial_url.to_string() });
+        }
+        Ok(Box::new(NfsImage::new(Arc::new(session), self.partial_url.clone(), partial, found)))
+    }
+
+    fn go_on(self: Box<Self>, len_bytes: u64) -> Result<Box<dyn StoreWriter>> {
+        let Self { session, url, partial_url, name, found, options } = *self;
+        let place = Place { doing: "cutting off", url: &partial_url };
+        let partial = format!("{name}{PARTIAL_SUFFIX}");
+        // Looked up anew: reading it may have taken hours.
+        let now = session.find_file(place, &partial)?;
+        if now.attributes.id != found.attributes.id || now.attributes.len_bytes < len_bytes {
+            return Err(StoreError::Replaced { url: partial_url.to_string() });
+        }
+        let arguments = |call: &mut Encoder| proto::put_len(call, &now.handle, len_bytes);
+        let cut = session.client.call(place, proto::SETATTR, arguments, |_| Ok(()))?.0;
+        cut.map_err(|status| session.client.refused(place, status))?;
+        Ok(Box::new(NfsWriter::behind(session, &url, &name, now, len_bytes, &options)))
+    }
+}
