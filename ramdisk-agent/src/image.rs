@@ -21,6 +21,7 @@ pub(crate) use sources::{Sources, open as open_sources};
 
 use crate::error::{Error, IoContext, Result};
 use crate::store::{self, ImageFile, StoreUrl};
+use crate::verify;
 
 /// What the name of a delta image ends in.
 pub const DELTA_SUFFIX: &str = ".imgd";
@@ -56,6 +57,11 @@ pub trait DiskImage: Send + Sync {
     /// # Errors
     /// As [`DiskImage::check_index`]; also if the disk ends before this byte.
     fn frame_at(&self, logical_offset: u64) -> Result<FrameEntry>;
+
+    /// How many threads may ask for frames at once with a gain; twice as many frames may be under way.
+    fn readers(&self) -> usize {
+        verify::readers()
+    }
 
     /// A way to the content of frames for one thread.
     ///

@@ -236,9 +236,10 @@ impl Work<'_> {
     fn write_frames(&self) -> Result<(u64, u64)> {
         self.progress.begin(Stage::Restoring, self.image.disk_len());
         let meter = self.progress.meter();
-        meter.set_threads(verify::readers());
+        let readers = self.image.readers();
+        meter.set_threads(readers);
         let written = AtomicU64::new(0);
-        let workers = (0..verify::readers())
+        let workers = (0..readers)
             .map(|_| {
                 let mut fetcher = self.image.fetcher()?;
                 let mut content = AlignedBuf::new(index(u64::from(self.image.span_len())));
@@ -262,15 +263,10 @@ impl Work<'_> {
             })
             .collect::<Result<Vec<_>>>()?;
         let mut fetched = 0;
-        pipeline::run(
-            self.frames(),
-            workers,
-            verify::readers() * 2,
-            |(len, stored): (u32, u64)| {
-                fetched += stored;
-                self.progress.advance(u64::from(len), stored)
-            },
-        )?;
+        pipeline::run(self.frames(), workers, readers * 2, |(len, stored): (u32, u64)| {
+            fetched += stored;
+            self.progress.advance(u64::from(len), stored)
+        })?;
         let mut written = written.into_inner();
         if self.options.scrub_free {
             for rest in self.plan.placement.not_covered(self.target.len_bytes()) {

@@ -46,8 +46,8 @@ fn frames(image: &dyn DiskImage, progress: &Arc<Progress>, deep: bool) -> Result
     image.check_index()?;
     progress.begin(Stage::Verifying, image.disk_len());
     let meter = progress.meter();
-    meter.set_threads(readers());
-    let workers = (0..readers())
+    meter.set_threads(image.readers());
+    let workers = (0..image.readers())
         .map(|_| {
             let mut fetcher = image.fetcher()?;
             let mut content = Vec::new();
@@ -65,7 +65,7 @@ fn frames(image: &dyn DiskImage, progress: &Arc<Progress>, deep: bool) -> Result
         })
         .collect::<Result<Vec<_>>>()?;
     let mut verified = Verified::default();
-    pipeline::run(image.frames(), workers, readers() * 2, |(kind, len, fetched)| {
+    pipeline::run(image.frames(), workers, image.readers() * 2, |(kind, len, fetched)| {
         verified.frames += 1;
         verified.stored_bytes += fetched;
         if deep && kind == FrameKind::Data {

@@ -71,7 +71,7 @@ pub fn run(xtask: &Path, only: Option<Part>) -> Result<()> {
 }
 
 /// The suites that have a long form: what asks for it, and cargo's words.
-const LONG: [(&str, &str, &str); 5] = [
+const LONG: [(&str, &str, &str); 6] = [
     (
         "IMPRINT_MAP_ROUNDS",
         "300",
@@ -97,6 +97,11 @@ const LONG: [(&str, &str, &str); 5] = [
         "IMPRINT_WITNESS_MIB",
         "2100",
         "nextest run --profile long -p controller --test serve witness::",
+    ),
+    (
+        "IMPRINT_PAYLOAD_FLIPS",
+        "10000",
+        "nextest run --profile long -p ramdisk-agent --test imaging every_flipped_bit_of_a_captured_frame",
     ),
 ];
 

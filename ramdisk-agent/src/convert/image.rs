@@ -133,7 +133,8 @@ fn write_frames(
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    pipeline::run(image.frames(), threads, sink::depth(), |encoded| sink.append(encoded))?;
+    let depth = sink::depth().min(image.readers() * 2);
+    pipeline::run(image.frames(), threads, depth, |encoded| sink.append(encoded))?;
     sink.finish(&made.manifest(header, level))
 }
 

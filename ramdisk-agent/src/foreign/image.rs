@@ -15,6 +15,7 @@ use super::spans::{Body, Limit, SPAN_LEN, Spans};
 use super::survey::Survey;
 use super::walk::RandomDisk;
 use super::{Access, ForeignDisk};
+use crate::capture::cores;
 use crate::error::{Error, Result};
 use crate::image::{DiskImage, Fetch};
 use crate::verify;
@@ -25,6 +26,8 @@ pub struct ForeignImage {
     survey: Survey,
     manifest: Manifest,
     decoder: Mutex<Decoder>,
+    /// The last span that a decoder is asked for.
+    last_decoded: Option<u64>,
     /// What of the source's reads was reported already.
     reported: AtomicU64,
 }
@@ -42,16 +45,12 @@ struct Decoder {
     passed: VecDeque<(u64, Vec<u8>)>,
 }
 
-/// How many spans may wait: as many as there are jobs in the longest pipeline over an image.
-fn max_passed() -> usize {
-    verify::readers() * 2 + 2
-}
-
 impl ForeignImage {
     /// Puts a disk and its survey together; the manifest is that of [`super::describe`].
     pub(super) fn new(disk: ForeignDisk, survey: Survey, manifest: Manifest) -> Self {
         let reported = AtomicU64::new(disk.fetched());
-        Self { disk, survey, manifest, decoder: Mutex::default(), reported }
+        let last_decoded = survey.last_data_not_kept();
+        Self { disk, survey, manifest, decoder: Mutex::default(), last_decoded, reported }
     }
 
     /// The disk.
@@ -86,21 +85,30 @@ impl ForeignImage {
             (Some(kept), _) if kept.len() == content.len() => content.copy_from_slice(kept),
             (_, Access::Random(disk)) => read_span(&**disk, offset, content)?,
             (_, Access::Stream(_)) => {
-                let mut decoder = self.decoder.lock().unwrap_or_else(PoisonError::into_inner);
-                let bytes = self.decode_to(&mut decoder, offset)?;
-                drop(decoder);
-                if bytes.len() != content.len() {
-                    return Err(changed(offset));
-                }
-                content.copy_from_slice(&bytes);
-                let mut decoder = self.decoder.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(spans) = &mut decoder.spans {
-                    spans.recycle(bytes);
-                }
+                return self.decode(entry, |bytes| content.copy_from_slice(bytes));
             }
         }
         if Hash::of(content) != entry.content_hash {
             return Err(changed(offset));
+        }
+        Ok(())
+    }
+
+    /// Gets the content of the data frame out of the stream, and hands it on when it was checked.
+    fn decode(&self, entry: &FrameEntry, then: impl FnOnce(&[u8])) -> Result<()> {
+        let offset = entry.logical_offset;
+        let mut decoder = self.decoder.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.decode_to(&mut decoder, offset)?;
+        drop(decoder);
+        if bytes.len() as u64 != u64::from(entry.logical_len)
+            || Hash::of(&bytes) != entry.content_hash
+        {
+            return Err(changed(offset));
+        }
+        then(&bytes);
+        let mut decoder = self.decoder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(spans) = &mut decoder.spans {
+            spans.recycle(bytes);
         }
         Ok(())
     }
@@ -130,14 +138,20 @@ impl ForeignImage {
             };
             let Body::Bytes { bytes, .. } = span.body else { continue };
             if span.offset == offset {
+                if self.last_decoded == Some(offset) {
+                    // Nothing more is asked for, and a decoder's window may be large.
+                    decoder.spans = None;
+                }
                 return Ok(bytes);
             }
             if span.offset > offset {
                 return Err(changed(offset));
             }
-            if self.survey.is_data(span.offset) {
+            // Nobody asks the decoder for what was kept.
+            if self.survey.is_data(span.offset) && self.survey.kept.span(span.offset).is_none() {
                 decoder.passed.push_back((span.offset, bytes));
-                if decoder.passed.len() > max_passed() {
+                // As many as there are jobs in a pipeline over the image.
+                if decoder.passed.len() > self.readers() * 2 {
                     decoder.passed.pop_front();
                 }
             } else {
@@ -225,6 +239,14 @@ impl DiskImage for ForeignImage {
         )
     }
 
+    /// A stream comes out of one decoder, whose window may be most of the memory that there is: few spans may wait beside it.
+    fn readers(&self) -> usize {
+        match self.disk.access {
+            Access::Random(_) => verify::readers(),
+            Access::Stream(_) => cores().max(2),
+        }
+    }
+
     fn fetcher(&self) -> Result<Box<dyn Fetch + '_>> {
         Ok(Box::new(Fetcher(self)))
     }
@@ -266,6 +288,13 @@ impl Fetch for Fetcher<'_> {
 
     fn check_deeply(&mut self, entry: &FrameEntry, content: &mut Vec<u8>) -> Result<u64> {
         if entry.kind == FrameKind::Data {
+            if let Access::Stream(_) = self.0.disk.access
+                && self.0.survey.kept.span(entry.logical_offset).is_none()
+            {
+                // Without a copy of its own for each thread.
+                self.0.decode(entry, |_| ())?;
+                return Ok(self.0.fetched());
+            }
             content.resize(usize::try_from(entry.logical_len).expect("a frame is a few MiB"), 0);
             self.0.fill(entry, content)?;
         }

@@ -14,7 +14,7 @@ use image_format::ReadAt;
 /// What one read of the store asks for.
 const CHUNK_LEN: usize = 1 << 20;
 /// Chunks that may wait for the reader.
-const CHUNKS_AHEAD: usize = 4;
+const CHUNKS_AHEAD: usize = 2;
 
 /// The bytes of an image's file or files, and how many were read.
 #[derive(Clone)]

@@ -263,6 +263,12 @@ impl Survey {
         (offset < frame.offset + u64::from(frame.len)).then_some(index)
     }
 
+    /// Where the last data frame begins whose span was not kept whole.
+    pub fn last_data_not_kept(&self) -> Option<u64> {
+        let decoded = |f: &&Frame| f.kind == FrameKind::Data && self.kept.span(f.offset).is_none();
+        self.frames.iter().rev().find(decoded).map(|frame| frame.offset)
+    }
+
     /// Whether a data frame starts here.
     pub fn is_data(&self, offset: u64) -> bool {
         self.index_at(offset).is_some_and(|index| {

@@ -1,7 +1,8 @@
 //! gzip, xz, bzip2 and zstd streams, and raw disks.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -130,6 +131,46 @@ fn a_window_beyond_any_use_is_refused() {
     let bytes = fs::read(dir.path().join("w.xz")).unwrap();
     let error = survey_bytes("w.xz", bytes, LEN).unwrap_err();
     assert!(error.chain().contains("memory limit"), "{}", error.chain());
+}
+
+/// The most anonymous memory that a command was seen to have, in bytes.
+fn peak(args: &[&str]) -> u64 {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    let ended = loop {
+        let text = fs::read_to_string(&status).unwrap();
+        let anonymous = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = anonymous.map_or(0, |kib| kib.trim_end_matches("kB").trim().parse().unwrap());
+        peak = peak.max(kib * 1024);
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+    };
+    assert!(ended.success(), "{args:?}");
+    peak
+}
+
+#[test]
+fn the_largest_window_leaves_room_for_little_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, target) = (dir.path().join("disk.raw"), dir.path().join("target"));
+    noise_file(&disk, 160 << 20, 5);
+    make("zstd", dir.path(), "zstd -q -1 --long=27 -c < disk.raw > w.zst");
+    let image = dir.path().join("w.zst");
+    let image = image.to_str().unwrap();
+    File::create(&target).unwrap().set_len(160 << 20).unwrap();
+    let target = target.to_str().unwrap();
+    for args in [&["verify", "--deep", image][..], &["restore", "--yes", image, target]] {
+        let peak = peak(args);
+        assert!(peak > 128 << 20, "{args:?}: {peak} bytes: without the window?");
+        assert!(peak < 185 << 20, "{args:?}: {peak} bytes");
+    }
 }
 
 #[test]

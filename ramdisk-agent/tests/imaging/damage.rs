@@ -89,6 +89,50 @@ fn a_frame_that_is_damaged_is_named_and_not_written() {
     }
 }
 
+/// `IMPRINT_PAYLOAD_FLIPS` says how many bits.
+#[test]
+fn every_flipped_bit_of_a_captured_frame_is_noticed() {
+    let flips = std::env::var("IMPRINT_PAYLOAD_FLIPS").map_or(200, |text| text.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let (_, image) = restored(dir.path());
+    let mut bytes = fs::read(&image).unwrap();
+    let all = frames(&image);
+    let numbers = noise(flips * 16, 21);
+    let mut numbers =
+        numbers.chunks(8).map(|c| usize::try_from(u64::from_le_bytes(c.try_into().unwrap())));
+    let mut below = |limit: usize| numbers.next().unwrap().unwrap() % limit;
+    let payload: u64 = all.iter().map(|frame| u64::from(frame.stored_len)).sum();
+    let mut stored = Vec::new();
+    for flip in 0..flips {
+        // One time any byte is as likely as another, the other time any frame: holes are short and many.
+        let (frame, bit) = if flip % 2 == 0 {
+            let mut at = below(payload as usize);
+            let hit = all.iter().find(|frame| {
+                let within = at < frame.stored_len as usize;
+                at -= if within { 0 } else { frame.stored_len as usize };
+                within
+            });
+            (hit.unwrap(), at * 8 + below(8))
+        } else {
+            let frame = &all[below(all.len())];
+            (frame, below(frame.stored_len as usize * 8))
+        };
+        let at = frame.stored_offset as usize + bit / 8;
+        bytes[at] ^= 1 << (bit % 8);
+        let reader = ImageReader::open(bytes.as_slice()).unwrap();
+        let error = reader.read_stored(frame, &mut stored).unwrap_err().to_string();
+        assert!(error.contains(&format!("frame {} ", frame.index)), "bit {bit}: {error}");
+        assert!(error.contains("stored bytes do not match their hash"), "bit {bit}: {error}");
+        bytes[at] ^= 1 << (bit % 8);
+    }
+    // Every bit is as it was, or the errors above prove nothing.
+    assert!(bytes == fs::read(&image).unwrap());
+    all.iter().for_each(|frame| {
+        let reader = ImageReader::open(bytes.as_slice()).unwrap();
+        reader.read_stored(frame, &mut stored).unwrap();
+    });
+}
+
 #[test]
 fn a_frame_that_was_exchanged_for_another_is_named_and_not_written() {
     let dir = tempfile::tempdir().unwrap();
