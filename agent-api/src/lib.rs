@@ -33,7 +33,9 @@ pub use job::{
 };
 pub use options::{
     BootOrder, CaptureOptions, CloudInitSeed, Content, Customisation, DirtyPolicy, FileMode, Grow,
-    MAX_CONTENT, MAX_LEVEL, MAX_SOURCES, MIN_LEVEL, NewFile, RestoreOptions,
+    Layout, LayoutFormat, LayoutPartition, LayoutSize, LayoutTable, MAX_CONTENT,
+    MAX_GPT_PARTITIONS, MAX_LEVEL, MAX_MBR_PARTITIONS, MAX_SOURCES, MIN_LEVEL, NewFile,
+    RestoreOptions,
 };
 pub use rate::Rate;
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};

@@ -6,6 +6,7 @@
 
 mod content;
 mod customisation;
+mod layout;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,10 @@ use crate::Rate;
 
 pub use content::{CloudInitSeed, Content, FileMode, MAX_CONTENT, NewFile};
 pub use customisation::{BootOrder, Customisation};
+pub use layout::{
+    Layout, LayoutFormat, LayoutPartition, LayoutSize, LayoutTable, MAX_GPT_PARTITIONS,
+    MAX_MBR_PARTITIONS,
+};
 
 /// The lowest zstd level that is offered; negative levels trade too much size.
 pub const MIN_LEVEL: i32 = 1;
@@ -124,6 +129,9 @@ pub struct RestoreOptions {
     /// Write to this partition of the disk, and leave its table and all other partitions as they are
     #[arg(long, value_name = "N", value_parser = partition_number())]
     pub into_partition: Option<u32>,
+    /// Make a new partition table and fill it with volumes out of images, as this TOML file says
+    #[arg(long, value_name = "FILE", value_parser = Layout::read)]
+    pub layout: Option<Box<Layout>>,
     /// Grow a partition, and its filesystem, into the space of a larger disk: `last` (the last one but swap) or a number
     #[arg(long, value_name = "last|N")]
     pub grow: Option<Grow>,
@@ -200,8 +208,22 @@ impl RestoreOptions {
             _ if self.also.len() >= MAX_SOURCES => Err(format!(
                 "also names too many places: an image is read from {MAX_SOURCES} at most"
             )),
-            _ => self.customise.check(),
+            _ => self.check_layout().and_then(|()| self.customise.check()),
         }
+    }
+
+    /// Refuses a layout that no agent would make.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong.
+    pub fn check_layout(&self) -> Result<(), String> {
+        let Some(layout) = &self.layout else { return Ok(()) };
+        if self.partition.is_some() || self.into_partition.is_some() || self.grow.is_some() {
+            return Err("a layout says itself what goes where and what grows: partition, into_partition and grow do not \
+                        go with it"
+                .into());
+        }
+        layout.check()
     }
 }
 

@@ -173,15 +173,17 @@ impl Stores {
     /// # Errors
     /// When a store is gone or its credentials do not open.
     pub async fn hand_out(&self, job: &Job, mut spec: JobSpec) -> Result<JobSpec, StoreError> {
-        let (base, also) = match &mut spec.action {
-            JobAction::Capture(options) => (&mut options.base, None),
+        let (base, also, layout) = match &mut spec.action {
+            JobAction::Capture(options) => (&mut options.base, None, None),
             JobAction::Restore(options) | JobAction::Plan(options) => {
-                (&mut options.base, Some(&mut options.also))
+                (&mut options.base, Some(&mut options.also), options.layout.as_mut())
             }
         };
         let mut stores: Vec<StoreRow> = Vec::new();
         let texts = [Some(&mut spec.image_url), base.as_mut()].into_iter().flatten();
-        for text in texts.chain(also.into_iter().flatten()) {
+        let of_layout = layout.into_iter().flat_map(|layout| &mut layout.partitions);
+        let of_layout = of_layout.filter_map(|partition| partition.image.as_mut());
+        for text in texts.chain(also.into_iter().flatten()).chain(of_layout) {
             if let Place::Store { store, file } = text.parse()? {
                 let store = self.db.store(store.as_str()).await?;
                 *text = below(&self.url(&store), file.as_str());
@@ -270,11 +272,15 @@ pub fn rights(job: &Job, file: &FileName) -> Rights {
     };
     let image = local(&job.image_url);
     let (base, also) = match &job.options {
-        Options::Capture(options) => (options.base.as_deref(), [].as_slice()),
-        Options::Restore(options) => (options.base.as_deref(), options.also.as_slice()),
+        Options::Capture(options) => (options.base.as_deref(), Vec::new()),
+        Options::Restore(options) => {
+            let of_layout = options.layout.iter().flat_map(|layout| &layout.partitions);
+            let texts = options.also.iter().chain(of_layout.filter_map(|p| p.image.as_ref()));
+            (options.base.as_deref(), texts.collect())
+        }
     };
     let base = base.and_then(local);
-    let also: Vec<FileName> = also.iter().filter_map(|text| local(text)).collect();
+    let also: Vec<FileName> = also.into_iter().filter_map(|text| local(text)).collect();
     let has_name = |name: &str| file.as_str().ends_with(name);
     let belongs = |image: &FileName| {
         let rest = file.as_str().strip_prefix(image.as_str());

@@ -21,9 +21,10 @@ use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, Result};
 use crate::progress::{Face, Progress, Ticker};
 use crate::run::{
-    Places, check_signature, describe, describe_sources, limit_of, open_image, open_index,
-    open_own_image, open_target, parse_url, part_of, size,
+    Places, check_signature, describe, describe_sources, open_image, open_index, open_own_image,
+    open_target, parse_url, part_of, plan_restore, size,
 };
+use crate::store::StoreUrl;
 use crate::store_check::{self, Shown};
 use crate::{capture, damage, foreign, restore, run, store, verify};
 
@@ -124,12 +125,12 @@ impl Command {
     fn images(&self) -> Vec<&str> {
         match self {
             Self::Capture(args) => args.places.last().map(String::as_str).into_iter().collect(),
-            Self::Restore(args) => args.places.first().map(String::as_str).into_iter().collect(),
+            Self::Restore(RestoreArgs { what, .. }) => what.images(),
             Self::Convert(ConvertArgs { source, target, .. })
             | Self::Flatten(FlattenArgs { source, target, .. })
             | Self::Copy(copies::CopyArgs { source, target, .. }) => vec![source, target],
-            Self::Plan(PlanCommand::Restore { image, .. })
-            | Self::Verify(VerifyArgs { image, .. })
+            Self::Plan(PlanCommand::Restore(what)) => what.images(),
+            Self::Verify(VerifyArgs { image, .. })
             | Self::Sign(trust::SignArgs { image, .. })
             | Self::Rm(copies::RmArgs { image, .. })
             | Self::Inspect { image }
@@ -159,18 +160,53 @@ struct CaptureArgs {
 
 #[derive(Debug, Args)]
 struct RestoreArgs {
-    /// URL or path of the image, and the target (a path, or terms such as serial=…, wwn=…, smallest>=100G that fit exactly one disk)
-    /// unless --disk names it
-    #[arg(required = true, num_args = 1..=2, value_names = ["IMAGE", "DISK"])]
-    places: Vec<String>,
-    /// The target, as an option
-    #[arg(long = "disk", value_name = "DISK")]
-    disk: Option<String>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
+    what: RestoreWhat,
+}
+
+/// What is restored where.
+#[derive(Debug, Args)]
+struct RestoreWhat {
+    /// URL or path of the image, unless a layout names all there are, and the target (a path, or terms such as serial=…, wwn=…,
+    /// smallest>=100G that fit exactly one disk) unless --disk names it
+    #[arg(num_args = 0..=2, value_names = ["IMAGE", "DISK"])]
+    places: Vec<String>,
+    /// The target, as an option
+    #[arg(long = "disk", value_name = "DISK")]
+    disk: Option<String>,
+    #[command(flatten)]
     options: RestoreOptions,
+}
+
+impl RestoreWhat {
+    /// The image and the target; with a layout there may be no image.
+    fn image_and_disk(&self) -> (Option<&str>, Option<&str>) {
+        let has_layout = self.options.layout.is_some();
+        match (self.places.as_slice(), self.disk.as_deref()) {
+            ([image, disk], None) => (Some(image), Some(disk)),
+            ([image], Some(disk)) => (Some(image), Some(disk)),
+            ([disk], None) if has_layout => (None, Some(disk)),
+            ([], Some(disk)) if has_layout => (None, Some(disk)),
+            _ => (None, None),
+        }
+    }
+
+    fn places(&self, verb: &str) -> Result<(Option<StoreUrl>, &str)> {
+        match self.image_and_disk() {
+            (image, Some(disk)) => Ok((image.map(parse_url).transpose()?, disk)),
+            _ => wrong_places(&format!("{verb} IMAGE DISK, or {verb} IMAGE --disk DISK")),
+        }
+    }
+
+    /// All images that it reads.
+    fn images(&self) -> Vec<&str> {
+        let of_layout = self.options.layout.iter().flat_map(|layout| &layout.partitions);
+        let own = self.image_and_disk().0.into_iter();
+        own.chain(of_layout.filter_map(|p| p.image.as_deref())).collect()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -207,14 +243,7 @@ enum PlanCommand {
         options: CaptureOptions,
     },
     /// What a restore would destroy and write
-    Restore {
-        /// URL or path of the image
-        image: String,
-        /// The target
-        disk: String,
-        #[command(flatten)]
-        options: RestoreOptions,
-    },
+    Restore(RestoreWhat),
 }
 
 #[derive(Debug, Args)]
@@ -294,14 +323,12 @@ fn dispatch(cli: &Cli) -> Result<u8> {
             let plan = capture::plan(&disk, options)?;
             show(cli.json, &plan)?;
         }
-        Command::Plan(PlanCommand::Restore { image, disk, options }) => {
+        Command::Plan(PlanCommand::Restore(what)) => {
+            let options = &what.options;
             progress.set_limit(options.limit);
+            let (url, disk) = what.places("plan restore")?;
             let target = part_of(Disk::open_source(&find(disk)?)?, options)?;
-            let url = parse_url(image)?;
-            let places = Places::of_restore(&url, options)?;
-            let image = open_image(&places, limit_of(&target, options), &progress)?;
-            check_signature(&*image, &places, options.require_signature.as_deref(), &progress)?;
-            show(cli.json, &restore::plan(&*image, &target, options)?)?;
+            show(cli.json, &plan_restore(url.as_ref(), &target, options, &progress)?.1)?;
         }
         Command::Verify(args) => verify_command(args, cli.json, face, &progress)?,
         Command::Keygen(args) => trust::keygen(args, cli.json)?,
@@ -414,19 +441,12 @@ fn restore_command(
     face: Face,
     progress: &Arc<Progress>,
 ) -> Result<()> {
-    let options = &args.options;
+    let options = &args.what.options;
     progress.set_limit(options.limit);
-    let (image, disk) = match (args.places.as_slice(), &args.disk) {
-        ([image, disk], None) | ([image], Some(disk)) => (image, disk),
-        _ => wrong_places("restore IMAGE DISK, or restore IMAGE --disk DISK"),
-    };
-    let url = parse_url(image)?;
-    let places = Places::of_restore(&url, options)?;
-    let target = open_target(&find(disk)?, &places, options)?;
+    let (url, disk) = args.what.places("restore")?;
+    let target = open_target(&find(disk)?, url.as_ref(), options)?;
     progress.watch(&target);
-    let image = open_image(&places, limit_of(&target, options), progress)?;
-    check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
-    let plan = restore::plan(&*image, &target, options)?;
+    let (image, plan) = plan_restore(url.as_ref(), &target, options, progress)?;
     if !json {
         print(&plan.to_string())?;
     }

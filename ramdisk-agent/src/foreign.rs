@@ -35,6 +35,7 @@ use agent_api::{CaptureOptions, ErrorKind};
 use image_format::{Header, ReadAt};
 use uuid::Uuid;
 
+pub(crate) use assembled::swap_header;
 pub use error::{ForeignError, Result};
 pub use image::ForeignImage;
 pub use plan::{by_maps, by_survey};

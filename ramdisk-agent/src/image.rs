@@ -7,6 +7,7 @@
 
 mod chain;
 mod disk;
+mod joined;
 mod sources;
 
 use image_format::{
@@ -17,6 +18,7 @@ pub use chain::{Chain, MAX_CHAIN_LEN};
 pub(crate) use chain::{open_one, parent_beside};
 pub use disk::ImageDisk;
 pub(crate) use disk::disk_error;
+pub use joined::Joined;
 pub(crate) use sources::{Sources, open as open_sources};
 
 use crate::error::{Error, IoContext, Result};

@@ -8,11 +8,14 @@
 //! A delta restore (`restore/delta.rs`) first looks what of the image is there already and fetches and writes only the rest; that is
 //! also how a restore that was cut off goes on.
 //!
+//! Several images that a layout puts into one table are joined, and then restored like one (`restore/assembly.rs`).
+//!
 //! Where the image's bytes go is for the plan to say (`restore/layout.rs`); filesystems that have got more room grow between the
 //! read-back and the commit, and then the restored system is changed as asked (`restore/customise.rs`).
 
 mod approval;
 mod arrangement;
+mod assembly;
 mod commit;
 mod customise;
 mod delta;
@@ -28,9 +31,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use agent_api::{ErrorKind, Part, RestoreOptions, RestoreSummary, Stage};
+use agent_api::{ErrorKind, Layout, Part, RestoreOptions, RestoreSummary, Stage};
 use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 
+pub use assembly::Assembly;
 pub use commit::Piece;
 pub use customise::script::inside;
 use delta::Difference;
@@ -53,6 +57,18 @@ const BRIDGE_LEN: u64 = 64 << 10;
 /// Looks at image and target and makes the plan. Writes nothing; refuses what must not be done.
 pub fn plan(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> Result<RestorePlan> {
     let plan = plan::make(image, target, options)?;
+    approval::check(&plan, options)?;
+    Ok(plan)
+}
+
+/// The same for a layout and its images.
+pub fn plan_layout(
+    assembly: &Assembly,
+    layout: &Layout,
+    target: &Disk,
+    options: &RestoreOptions,
+) -> Result<RestorePlan> {
+    let plan = assembly::make(assembly, layout, target, options)?;
     approval::check(&plan, options)?;
     Ok(plan)
 }

@@ -5,16 +5,17 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use agent_api::{
-    CaptureSummary, ErrorKind, Failure, JobAction, JobSpec, MAX_SOURCES, Outcome, PlanSummary,
-    RestoreOptions, RestoreSummary, SourceUse, Summary,
+    CaptureSummary, ErrorKind, Failure, JobAction, JobSpec, Layout, MAX_SOURCES, Outcome,
+    PlanSummary, RestoreOptions, RestoreSummary, SourceUse, Summary,
 };
 use image_format::ImageReader;
 
 use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, IoContext, Result};
 use crate::foreign::{self, Limit, Opened};
-use crate::image::{self, DiskImage, Sources};
+use crate::image::{self, DiskImage, Joined, Sources};
 use crate::progress::{Face, Progress, Ticker};
+use crate::restore::{Assembly, RestorePlan};
 use crate::store::{self, Access, StoreUrl};
 use crate::telemetry::Metered;
 use crate::trust::{self, PublicKey};
@@ -65,21 +66,15 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
         }
         JobAction::Restore(options) => {
             progress.set_limit(options.limit);
-            let places = Places::of_restore(&url, options)?;
-            let target = open_target(&path, &places, options)?;
+            let target = open_target(&path, Some(&url), options)?;
             progress.watch(&target);
-            let image = open_image(&places, limit_of(&target, options), progress)?;
-            check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
-            let plan = restore::plan(&*image, &target, options)?;
+            let (image, plan) = plan_restore(Some(&url), &target, options, progress)?;
             Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
         }
         JobAction::Plan(options) => {
             progress.set_limit(options.limit);
             let target = part_of(Disk::open_source(&path)?, options)?;
-            let places = Places::of_restore(&url, options)?;
-            let image = open_image(&places, limit_of(&target, options), progress)?;
-            check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
-            let plan = restore::plan(&*image, &target, options)?;
+            let (_, plan) = plan_restore(Some(&url), &target, options, progress)?;
             Ok(Summary::Plan(PlanSummary {
                 hash: plan.hash.clone(),
                 text: plan.to_string(),
@@ -145,6 +140,100 @@ impl<'a> Places<'a> {
     fn all(&self) -> impl Iterator<Item = &StoreUrl> {
         std::iter::once(&self.url).chain(&self.also)
     }
+}
+
+/// Opens what a restore restores, one image or those of a layout, checks signatures and makes the plan. Writes nothing. `url` is the
+/// restore's own image, which only a layout can do without.
+pub fn plan_restore(
+    url: Option<&StoreUrl>,
+    target: &Disk,
+    options: &RestoreOptions,
+    progress: &Arc<Progress>,
+) -> Result<(Image, RestorePlan)> {
+    if let Some(layout) = &options.layout {
+        options.check_layout().map_err(|e| Error::refused(format!("{e}; nothing was written")))?;
+        let assembly = open_layout(url, layout, options, progress)?;
+        let plan = restore::plan_layout(&assembly, layout, target, options)?;
+        return Ok((Box::new(assembly.image), plan));
+    }
+    let url = url.ok_or_else(|| Error::refused("there is no image to restore"))?;
+    let places = Places::of_restore(url, options)?;
+    let image = open_image(&places, limit_of(target, options), progress)?;
+    check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
+    let plan = restore::plan(&*image, target, options)?;
+    Ok((image, plan))
+}
+
+/// Opens the images of a layout. One that several partitions come from is opened once; one whose same volume goes into several partitions
+/// as often as it does. `own` is what partitions without a place of their own come from.
+fn open_layout(
+    own: Option<&StoreUrl>,
+    layout: &Layout,
+    options: &RestoreOptions,
+    progress: &Arc<Progress>,
+) -> Result<Assembly> {
+    let mut images: Vec<Image> = Vec::new();
+    let mut taken: Vec<(StoreUrl, Vec<Option<u32>>)> = Vec::new();
+    let mut members = Vec::new();
+    for (partition, number) in layout.partitions.iter().zip(1..) {
+        if !partition.has_content() {
+            members.push(None);
+            continue;
+        }
+        let url = match &partition.image {
+            Some(text) => parse_url(text)?,
+            None => own.cloned().ok_or_else(|| {
+                Error::refused(format!(
+                    "partition {number} of the layout names no image, and the restore has none of its own; nothing was written"
+                ))
+            })?,
+        };
+        let volume = partition.image_partition;
+        let fits = |(other, volumes): &(StoreUrl, Vec<Option<u32>>)| {
+            *other == url && !volumes.contains(&volume)
+        };
+        let member = match taken.iter().position(fits) {
+            Some(member) => member,
+            None => {
+                images.push(open_member(own, &url, options, progress)?);
+                taken.push((url, Vec::new()));
+                taken.len() - 1
+            }
+        };
+        taken[member].1.push(volume);
+        restore::check_root(&*images[member], partition.expect_root.as_deref())
+            .map_err(|e| e.context(format!("partition {number} of the layout")))?;
+        members.push(Some(member));
+    }
+    if let Some(own) = own
+        && !taken.iter().any(|(url, _)| url == own)
+    {
+        return Err(Error::refused(format!(
+            "no partition of the layout comes from {own}: give one of them image-partition; nothing was written"
+        )));
+    }
+    if images.is_empty() {
+        return Err(Error::refused(
+            "no partition of the layout comes from an image; nothing was written",
+        ));
+    }
+    Ok(Assembly { image: Joined::new(images)?, members })
+}
+
+fn open_member(
+    own: Option<&StoreUrl>,
+    url: &StoreUrl,
+    options: &RestoreOptions,
+    progress: &Arc<Progress>,
+) -> Result<Image> {
+    let places = match own {
+        Some(own) if own == url => Places::of_restore(url, options)?,
+        _ => Places::new(url, &[], None, None)?,
+    };
+    let image = open_image(&places, foreign::any_disk(), progress)?;
+    check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
+    restore::check_root(&*image, places.expect_root)?;
+    Ok(image)
 }
 
 /// Opens an image and checks its index; a foreign image is read whole, and may hold no more than `limit`. A delta image is opened
@@ -233,12 +322,15 @@ pub fn limit_of(target: &Disk, options: &RestoreOptions) -> Limit {
 /// Opens a disk to write an image to it. The image itself is not overwritten.
 pub fn open_target(
     path: &std::path::Path,
-    image: &Places<'_>,
+    image: Option<&StoreUrl>,
     options: &RestoreOptions,
 ) -> Result<Disk> {
     let target = Disk::open_target(path)?;
     let is_image = |url: &StoreUrl| matches!(url, StoreUrl::File(file) if target.is_at(file));
-    if image.all().any(is_image) {
+    let of_layout = options.layout.iter().flat_map(|layout| &layout.partitions);
+    let texts = options.also.iter().chain(of_layout.filter_map(|p| p.image.as_ref()));
+    let mut others = texts.filter_map(|text| text.parse::<StoreUrl>().ok());
+    if image.is_some_and(&is_image) || others.any(|url| is_image(&url)) {
         return Err(Error::refused(format!(
             "{} is the image itself; nothing was written",
             path.display()

@@ -5,7 +5,9 @@
 //! only allocation that a table sizes is its array of entries, and that has a limit. [`arrange`] makes the bytes that a restore
 //! writes last, for a disk of any size on which the partitions may lie elsewhere. Where they are to lie is for others to say.
 
+mod fresh;
 mod gpt;
+mod kinds;
 mod logical;
 mod mbr;
 
@@ -18,7 +20,9 @@ use crate::probe;
 use gpt::Gpt;
 use mbr::Mbr;
 
+pub use fresh::{FreshPartition, described, pieces as fresh_pieces, room_end};
 pub use gpt::Damage;
+pub use kinds::{TypeId, attribute_of, type_names, type_of};
 
 /// The bytes of LBA 0 that an MBR uses, at every sector size.
 const MBR_LEN: usize = 512;

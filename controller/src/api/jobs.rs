@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use agent_api::{
-    CaptureOptions, ErrorKind, Outcome, PlanSummary, RestoreOptions, StageProgress, Summary,
+    CaptureOptions, ErrorKind, LayoutPartition, Outcome, PlanSummary, RestoreOptions,
+    StageProgress, Summary,
 };
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -392,6 +393,9 @@ async fn plan(
             for also in &mut options.also {
                 *also = also_place(controller, also, &image.url).await?;
             }
+            for partition in options.layout.iter_mut().flat_map(|layout| &mut layout.partitions) {
+                layout_place(controller, partition).await?;
+            }
             (Options::Restore(options), image.url.parse()?)
         }
     };
@@ -438,6 +442,35 @@ async fn also_place(controller: &Controller, also: &str, image: &str) -> Result<
         controller.db.store(store.as_str()).await?;
     }
     Ok(place.to_string())
+}
+
+/// The image of a partition of a layout: one of the catalogue, whose root is then demanded; a file of a store (`store:NAME/FILE`), or a URL.
+async fn layout_place(
+    controller: &Controller,
+    partition: &mut LayoutPartition,
+) -> Result<(), ApiError> {
+    let Some(text) = &partition.image else { return Ok(()) };
+    let place = match text.parse::<ImageName>() {
+        Ok(name) => {
+            let image = controller.db.image(name.as_str()).await?;
+            if let Some(wanted) = &partition.expect_root
+                && !wanted.eq_ignore_ascii_case(&image.root)
+            {
+                return Err(ApiError::conflict(
+                    "other_root",
+                    format!("image {} has the root {}", image.name, image.root),
+                ));
+            }
+            partition.expect_root = Some(image.root);
+            image.url.parse()?
+        }
+        Err(_) => text.parse::<Place>()?,
+    };
+    if let Some(store) = place.store() {
+        controller.db.store(store.as_str()).await?;
+    }
+    partition.image = Some(place.to_string());
+    Ok(())
 }
 
 /// The options of an action. Agents ignore what they do not know; here a name that is not known is a mistake of the caller, and

@@ -170,7 +170,9 @@ impl Db {
         let busy: Option<i64> = sqlx::query_scalar(
             "SELECT id FROM jobs
              WHERE (image = ?1 OR json_extract(options, '$.options.base') = ?2
-                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also') WHERE value = ?2))
+                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also') WHERE value = ?2)
+                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.layout.partition')
+                               WHERE json_extract(value, '$.image') = ?2))
                AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
         )
         .bind(name)
@@ -232,7 +234,9 @@ impl Db {
         let job: Option<i64> = sqlx::query_scalar(
             "SELECT id FROM jobs
              WHERE (image_url = ?1 OR json_extract(options, '$.options.base') = ?1
-                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also') WHERE value = ?1))
+                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also') WHERE value = ?1)
+                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.layout.partition')
+                               WHERE json_extract(value, '$.image') = ?1))
                AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
         )
         .bind(&place)

@@ -127,7 +127,9 @@ impl Db {
                AND (substr(image_url, 1, length(?1)) = ?1
                     OR substr(json_extract(options, '$.options.base'), 1, length(?1)) = ?1
                     OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also')
-                               WHERE substr(value, 1, length(?1)) = ?1)) LIMIT 1",
+                               WHERE substr(value, 1, length(?1)) = ?1)
+                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.layout.partition')
+                               WHERE substr(json_extract(value, '$.image'), 1, length(?1)) = ?1)) LIMIT 1",
         )
         .bind(prefix(name))
         .fetch_optional(&mut *tx)

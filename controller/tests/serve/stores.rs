@@ -186,6 +186,62 @@ async fn an_image_is_read_from_other_stores_as_well() {
     }
 }
 
+#[tokio::test]
+async fn the_images_of_a_layout_come_from_the_catalogue_and_from_stores() {
+    let served = Served::start_with(&[]).await;
+    served.post("/v1/stores", nas()).await;
+    let (a, b) = ("ab".repeat(32), "cd".repeat(32));
+    for image in [
+        json!({"name": "a", "url": "nfs://h/images/a.img.zst", "root": a}),
+        json!({"name": "b", "store": "nas", "root": b}),
+    ] {
+        assert_eq!(served.post("/v1/images", image).await.0, 201);
+    }
+    served.add_node7().await;
+    let wish = |layout: Value| json!({"action": "restore", "host": "node7", "image": "a", "layout": layout});
+    let of = |image: &str| json!({"partition": [{"image": image, "size": "1G"}]});
+    let wrong = json!({"partition": [{"image": "b", "expect-root": a}]});
+    let empty = json!({"partition": []});
+    for (layout, status) in [
+        (of("none"), 404),
+        (of("store:none/a"), 404),
+        (of("store:nas/../a"), 422),
+        (wrong, 409),
+        (empty, 422),
+    ] {
+        let (got, problem) = served.post("/v1/jobs", wish(layout.clone())).await;
+        assert_eq!(got, status, "{layout}: {problem}");
+    }
+    let layout = json!({"partition": [
+        {"image-partition": 1},
+        {"image": "b", "grow": true, "size": "rest"},
+        {"image": "store:local/c.img.zst"},
+        {"format": "swap", "size": "1G"},
+    ]});
+    let (status, job) = served.post("/v1/jobs", wish(layout)).await;
+    assert_eq!(status, 202, "{job}");
+    let job = job["id"].as_i64().unwrap();
+    for path in ["/v1/images/b", "/v1/stores/nas"] {
+        let (status, problem) = served.ask(Method::DELETE, path, None).await;
+        assert_eq!(status, 409, "{path}: {problem}");
+    }
+    served.wait_state(job, "booting").await;
+    let work = Agent::check_in(&served, 1).await.work().await;
+    let list = &work["options"]["layout"]["partition"];
+    assert_eq!(list[0], json!({"image-partition": 1}));
+    assert_eq!(list[1]["image"], "smb://nas/images/b.img.zst");
+    assert_eq!((&list[1]["expect-root"], &list[1]["size"]), (&json!(b), &json!("rest")));
+    let local = format!("{}/v1/stores/local/files", served.api_url);
+    assert_eq!(list[2]["image"], format!("{local}/c.img.zst"));
+    let access = work["access"].as_array().unwrap();
+    assert_eq!(access.len(), 2, "{access:?}");
+    let token = access[1]["token"].as_str().unwrap();
+    for (file, status) in [("c.img.zst", 404), ("d.img.zst", 403)] {
+        let path = format!("/v1/stores/local/files/{file}");
+        assert_eq!(served.send(Method::GET, &path, token, None).await.status(), status, "{file}");
+    }
+}
+
 /// What the agent of a job gets after a restart of the controller.
 async fn agent_access(served: &Served, job: i64) -> Value {
     // The agent is known still, but its credential is only in the test that got it: it boots again.

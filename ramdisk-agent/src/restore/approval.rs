@@ -4,7 +4,7 @@
 //! written where, and the options. Not in it: device names, times, notes, and whether equal parts are skipped. So the hash stays
 //! the same over a reboot, and changes when somebody exchanged the disk, wrote to its tables, or published another image.
 
-use agent_api::RestoreOptions;
+use agent_api::{Layout, RestoreOptions};
 use image_format::Hash;
 use serde::Serialize;
 
@@ -27,6 +27,9 @@ struct Quoted<'a> {
     logical_sector_bytes: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     into: Option<PartOf>,
+    /// Of a layout: where in its images it is, and where it goes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    placed: Vec<(u64, u64, u64)>,
     destroys: &'a [String],
     table_kind: &'a str,
     partitions: Vec<(u32, u64, u64, &'a str)>,
@@ -49,6 +52,13 @@ pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
         size_bytes: target.size_bytes,
         logical_sector_bytes: target.logical_sector_bytes,
         into: plan.into,
+        placed: match options.layout {
+            Some(_) => {
+                let segments = plan.placement.segments().iter();
+                segments.map(|s| (s.image.start, s.image.end, s.target)).collect()
+            }
+            None => Vec::new(),
+        },
         destroys: &plan.destroys,
         table_kind: &plan.table_kind,
         partitions: plan
@@ -72,11 +82,22 @@ pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
             delta: false,
             limit: None,
             also: Vec::new(),
+            layout: options.layout.as_deref().map(|layout| Box::new(without_places(layout))),
             ..options.clone()
         },
     };
     let text = serde_json::to_vec(&quoted).expect("a plan is plain data");
     Hash::of(&text).to_string()
+}
+
+/// A layout without the places of its images: their roots are what counts.
+pub fn without_places(layout: &Layout) -> Layout {
+    let mut layout = layout.clone();
+    for partition in &mut layout.partitions {
+        partition.image = partition.image.as_ref().map(|_| String::new());
+        partition.expect_root = None;
+    }
+    layout
 }
 
 /// Refuses a plan that is not the one that was approved.

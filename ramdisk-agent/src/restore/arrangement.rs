@@ -18,7 +18,7 @@ use crate::restore::grow::{self, Growth};
 use crate::restore::layout::{self, Movable};
 use crate::restore::placement::{Placement, Segment};
 use crate::run::size;
-use crate::table::{self, Partition, Slot, Table, TableKind};
+use crate::table::{self, Slot, Table, TableKind};
 
 /// What is withheld at the start of a disk or a volume until everything else is on it, at most; partitions that begin earlier are
 /// not withheld.
@@ -52,7 +52,7 @@ pub fn arrange(
     if table.partitions.is_empty() {
         return bare(disk, disk_bytes, table, target, options);
     }
-    let partitions = layout::movables(table, |partition| is_swap(disk, partition))?;
+    let partitions = layout::movables(table, |p| is_swap(disk, p.start_bytes, p.len_bytes))?;
     let target_bytes = target.len_bytes();
     let grow = options.grow.map(|grow| layout::chosen(&partitions, grow)).transpose()?;
     let slots = layout::places(&partitions, table.room_end(target_bytes), grow)?;
@@ -65,7 +65,7 @@ pub fn arrange(
             continue;
         }
         if partition.is_swap {
-            fresh.push(swap_header(disk, partition, slot)?);
+            fresh.push(swap_header(disk, partition.slot, slot)?);
             made_anew.push(slot.number);
             continue;
         }
@@ -197,8 +197,8 @@ fn space_note(
     moves.then(|| BACKUP_MOVES.into())
 }
 
-fn is_swap(disk: &mut ImageDisk<'_>, partition: &Partition) -> Result<bool> {
-    let (start, len) = (partition.start_bytes, partition.len_bytes);
+/// Whether that part of the image is swap that is not in use.
+pub fn is_swap(disk: &mut ImageDisk<'_>, start: u64, len: u64) -> Result<bool> {
     if kind_of(disk, start, len)? != FsKind::Swap {
         return Ok(false);
     }
@@ -206,7 +206,8 @@ fn is_swap(disk: &mut ImageDisk<'_>, partition: &Partition) -> Result<bool> {
     Ok(map.taken == fs::Taken::Map && map.clean == fs::Clean::Clean)
 }
 
-fn kind_of(disk: &mut ImageDisk<'_>, start: u64, len: u64) -> Result<FsKind> {
+/// What that part of the image holds.
+pub fn kind_of(disk: &mut ImageDisk<'_>, start: u64, len: u64) -> Result<FsKind> {
     let found = probe::whole(&mut probe::Part::new(disk, start, len), len).map_err(image_error)?;
     Ok(found.map_or(FsKind::Unknown, |found| found.kind))
 }
@@ -242,7 +243,7 @@ pub fn only_volume(disk: &mut ImageDisk<'_>, source: Slot, target: &Disk) -> Res
 }
 
 /// `None` if nobody here can grow such a filesystem.
-fn growth(
+pub fn growth(
     kind: FsKind,
     number: Option<u32>,
     start_bytes: u64,
@@ -260,8 +261,7 @@ fn growth(
 }
 
 /// The header of a swap area for a partition of another length, with the same UUID and label.
-fn swap_header(disk: &mut ImageDisk<'_>, partition: &Movable, slot: &Slot) -> Result<Piece> {
-    let old = partition.slot;
+pub fn swap_header(disk: &mut ImageDisk<'_>, old: Slot, slot: &Slot) -> Result<Piece> {
     let head_len = old.len_bytes.min(fs::SWAP_HEAD_LEN);
     let head = disk.bytes(old.start_bytes, index(head_len))?;
     let bytes = fs::swap_header(&head, slot.len_bytes).ok_or_else(|| {
@@ -307,7 +307,7 @@ fn commit_pieces(mut tables: Vec<Piece>, withheld: &[(Range<u64>, Vec<u8>)]) -> 
     pieces
 }
 
-fn places_of(pieces: &[Piece]) -> Vec<Range<u64>> {
+pub fn places_of(pieces: &[Piece]) -> Vec<Range<u64>> {
     let mut places: Vec<Range<u64>> = pieces.iter().map(Piece::range).collect();
     places.sort_by_key(|range| range.start);
     places

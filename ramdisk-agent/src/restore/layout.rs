@@ -14,7 +14,7 @@ use crate::run::size;
 use crate::table::{Partition, Slot, Table};
 
 /// Partitions begin and end at multiples of this where they may.
-const ALIGNMENT: u64 = 1 << 20;
+pub const ALIGNMENT: u64 = 1 << 20;
 /// What is left of a swap partition at least.
 const MIN_SWAP: u64 = 1 << 20;
 

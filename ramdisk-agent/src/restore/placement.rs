@@ -54,6 +54,11 @@ impl Placement {
         Self { segments, withheld }
     }
 
+    /// Which bytes of the image go where, those that are withheld included.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
     /// Whether anything of a frame goes to the target.
     pub fn concerns(&self, entry: &FrameEntry) -> bool {
         let frame = entry.logical_offset..entry.logical_offset + u64::from(entry.logical_len);

@@ -108,7 +108,7 @@ pub fn check_root(image: &dyn DiskImage, expected: Option<&str>) -> Result<()> {
 pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> Result<RestorePlan> {
     check_root(image, options.expect_root.as_deref())?;
     image.check_index()?;
-    check_target(image, target)?;
+    check_target(image.manifest().disk.logical_sector_bytes, target)?;
     let damaged = damage::describe(image.manifest());
     if !damaged.is_empty() && !options.accept_bad_sectors {
         return Err(Error::refused(format!(
@@ -226,7 +226,7 @@ fn source(
 }
 
 /// The safety rules about the target itself.
-fn check_target(image: &dyn DiskImage, target: &Disk) -> Result<()> {
+pub fn check_target(sector: u32, target: &Disk) -> Result<()> {
     let path = target.name();
     let users = crate::disk::in_use(target.path(), false)?;
     if !users.is_empty() {
@@ -238,7 +238,6 @@ fn check_target(image: &dyn DiskImage, target: &Disk) -> Result<()> {
     if target.info().read_only {
         return Err(Error::refused(format!("{path} is write-protected; nothing was written")));
     }
-    let sector = image.manifest().disk.logical_sector_bytes;
     let counts = target.is_block() || target.part_of().is_some();
     if counts && target.logical_sector_bytes() != sector {
         return Err(Error::refused(format!(
@@ -250,17 +249,28 @@ fn check_target(image: &dyn DiskImage, target: &Disk) -> Result<()> {
     Ok(())
 }
 
-fn found_on(target: &Disk) -> Result<Vec<probe::Signature>> {
+pub fn found_on(target: &Disk) -> Result<Vec<probe::Signature>> {
     probe::signatures(&mut target.window(0, target.len_bytes()), target.len_bytes())
         .on_disk(|| format!("looking at what is on {}", target.name()))
 }
 
 /// What an image without partitions holds.
 fn whole(image: &dyn DiskImage, partitions: &[Partition]) -> Option<String> {
-    let volume = image.manifest().volumes.first().filter(|_| partitions.is_empty())?;
-    let label = volume.fs_label.as_deref().unwrap_or_default();
-    let filesystem = volume.filesystem.as_deref().unwrap_or("unknown");
-    Some(format!("{filesystem} {label}").trim_end().to_owned())
+    let has_volume = partitions.is_empty() && !image.manifest().volumes.is_empty();
+    has_volume.then(|| described_volume(image, None))
+}
+
+/// Filesystem and label of a partition of an image, or of the volume that the image is of.
+pub fn described_volume(image: &dyn DiskImage, partition: Option<&Partition>) -> String {
+    let volumes = &image.manifest().volumes;
+    let volume = match partition {
+        Some(partition) => volumes.iter().find(|v| v.number == Some(partition.number)),
+        None => volumes.first(),
+    };
+    let filesystem = volume.and_then(|v| v.filesystem.as_deref()).unwrap_or("unknown");
+    let name = partition.and_then(|p| p.name.as_deref());
+    let label = volume.and_then(|v| v.fs_label.as_deref()).or(name).unwrap_or_default();
+    format!("{filesystem} {label}").trim_end().to_owned()
 }
 
 fn planned_partitions(
@@ -268,14 +278,7 @@ fn planned_partitions(
     partitions: &[Partition],
     slots: &[Slot],
 ) -> Vec<PlannedPartition> {
-    let what = |p: &Partition| {
-        let volume = image.manifest().volumes.iter().find(|v| v.number == Some(p.number));
-        let filesystem =
-            volume.and_then(|v| v.filesystem.clone()).unwrap_or_else(|| "unknown".into());
-        let label =
-            volume.and_then(|v| v.fs_label.clone()).or_else(|| p.name.clone()).unwrap_or_default();
-        format!("{filesystem} {label}").trim_end().to_owned()
-    };
+    let what = |p: &Partition| described_volume(image, Some(p));
     let planned = |slot: &Slot| {
         let partition = partitions.iter().find(|p| p.number == slot.number);
         PlannedPartition {
@@ -291,7 +294,7 @@ fn planned_partitions(
 /// What is zeroed first, so that nothing boots from now on, and so that nothing of the old system is recognised later in space
 /// that the image leaves free: both ends of the target and of every volume on it, every place that the commit writes, and all that
 /// was found on the target.
-fn wipes(
+pub fn wipes(
     disk_bytes: u64,
     target_bytes: u64,
     arranged: &Arrangement,
@@ -315,7 +318,7 @@ fn wipes(
     super::ranges::bridged(&wipes, 0)
 }
 
-fn found_ranges(found: &[probe::Signature], target_bytes: u64) -> Vec<Range<u64>> {
+pub fn found_ranges(found: &[probe::Signature], target_bytes: u64) -> Vec<Range<u64>> {
     let mut list: Vec<Range<u64>> =
         found.iter().map(|s| s.offset..s.offset.saturating_add(s.len).min(target_bytes)).collect();
     list.retain(|range| !range.is_empty());

@@ -5,6 +5,7 @@
 //! depend on the size of the disk are changed. An array of entries has at most [`MAX_ENTRY_ARRAY_BYTES`].
 
 mod arranged;
+pub mod fresh;
 
 use std::io::{self, Read, Seek};
 

@@ -5,6 +5,10 @@
 
 use std::io::{self, Read, Seek};
 
+use uuid::Uuid;
+
+use super::fresh::FreshPartition;
+use super::kinds::TypeId;
 use super::{
     MBR_LEN, Partition, Sectors, Slot, Table, TableKind, TableOutcome, TableRefusal, check_layout,
     logical, place, u32_at,
@@ -244,6 +248,43 @@ fn chs(lba: u64) -> [u8; 3] {
     }
     let low = |n: u64| u8::try_from(n & 0xFF).expect("masked");
     [low(head), low(sector | cylinder >> 8 << 6), low(cylinder)]
+}
+
+/// Puts the protective entry of a GPT into an empty LBA 0.
+pub fn protect(lba0: &mut [u8], sectors: Sectors) {
+    let entry = &mut lba0[ENTRIES..][..ENTRY_LEN];
+    let len = u32::try_from(sectors.count.saturating_sub(1)).unwrap_or(u32::MAX);
+    // Its first sector is 1; in CHS that is 0/0/2.
+    entry[1..4].copy_from_slice(&chs(1));
+    entry[4] = PROTECTIVE;
+    entry[5..8].copy_from_slice(&CHS_MAX);
+    entry[8..12].copy_from_slice(&1_u32.to_le_bytes());
+    entry[12..16].copy_from_slice(&len.to_le_bytes());
+}
+
+/// Puts a disk signature and primary partitions into an empty LBA 0.
+pub fn fill(
+    lba0: &mut [u8],
+    disk_id: Uuid,
+    partitions: &[FreshPartition],
+    sectors: Sectors,
+) -> io::Result<()> {
+    let signature = u32_at(disk_id.as_bytes(), 0).max(1);
+    lba0[DISK_SIGNATURE..DISK_SIGNATURE + 4].copy_from_slice(&signature.to_le_bytes());
+    for partition in partitions {
+        let index = usize::try_from(partition.slot.number).map_err(io::Error::other)? - 1;
+        let TypeId::Byte(kind) = partition.type_id else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a type of a GPT in an MBR"));
+        };
+        if index >= ENTRY_COUNT {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "an MBR has four entries"));
+        }
+        let entry = &mut lba0[ENTRIES + index * ENTRY_LEN..][..ENTRY_LEN];
+        entry[0] = if partition.bootable { ACTIVE } else { 0 };
+        entry[4] = kind;
+        write_entry(entry, &partition.slot, 0, sectors)?;
+    }
+    Ok(())
 }
 
 /// Fits the protective entry of LBA 0 to a disk of another size. An entry that did not reach the end of its disk is one of a

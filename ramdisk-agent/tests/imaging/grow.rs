@@ -49,7 +49,7 @@ pub fn layout(disk: &Path) -> Vec<(u64, u64)> {
 }
 
 /// The kernel grows an ext only for processes with CAP_SYS_RESOURCE (bit 24), and not every container's root has that.
-fn may_grow_ext() -> bool {
+pub fn may_grow_ext() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
     u64::from_str_radix(line.trim(), 16).unwrap() >> 24 & 1 == 1

@@ -19,6 +19,7 @@ mod devices;
 mod disks;
 mod faulty;
 mod grow;
+mod layout_file;
 mod limit;
 mod lvm;
 mod partition;

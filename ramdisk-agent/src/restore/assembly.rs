@@ -1,0 +1,558 @@
+//! A layout: several volumes out of images, put into a partition table that is made anew.
+//!
+//! What the layout says, what the images hold and the target's size become a plan like any other: same order of writes, same
+//! read-back, same refusals before the first write. The identities of the new table and of fresh swap are derived from the images, the layout,
+//! the disk and the machine: they are the same when the same restore runs again, so that it can be approved, compared and gone on with, and
+//! different on any other disk. Boot code outside of partitions is not taken along.
+
+use agent_api::{Layout, LayoutFormat, LayoutPartition, LayoutSize, LayoutTable, RestoreOptions};
+use image_format::Hash;
+use uuid::{Builder, Uuid};
+
+use crate::damage;
+use crate::disk::{self, Disk};
+use crate::error::{Error, Result};
+use crate::foreign;
+use crate::fs::FsKind;
+use crate::image::{DiskImage, ImageDisk, Joined, disk_error};
+use crate::restore::approval;
+use crate::restore::arrangement::{self, Arrangement};
+use crate::restore::commit::Piece;
+use crate::restore::customise::{self, Volume};
+use crate::restore::layout;
+use crate::restore::placement::{Placement, Segment};
+use crate::restore::plan::{self, PlannedPartition, RestorePlan};
+use crate::run::size;
+use crate::table::{
+    self, FreshPartition, Partition, Slot, Table, TableKind, TableOutcome, TypeId, attribute_of,
+    type_names, type_of,
+};
+
+/// The images of a layout.
+#[derive(Debug)]
+pub struct Assembly {
+    /// All of them.
+    pub image: Joined,
+    /// For each partition of the layout the number of the image whose content goes into it.
+    pub members: Vec<Option<usize>>,
+}
+
+/// What goes into a partition.
+#[derive(Debug)]
+struct Content {
+    /// Its number in its image, 0 if that is of a single volume; its place in all images together.
+    slot: Slot,
+    kind: FsKind,
+    is_swap: bool,
+    /// The type that its partition had, if the new table can say it.
+    type_id: Option<TypeId>,
+    name: Option<String>,
+    /// Filesystem and label, for people.
+    what: String,
+}
+
+/// Makes the plan. Writes nothing.
+pub fn make(
+    assembly: &Assembly,
+    layout: &Layout,
+    target: &Disk,
+    options: &RestoreOptions,
+) -> Result<RestorePlan> {
+    let refused = |text: String| Error::refused(format!("{text}; nothing was written"));
+    options.check_layout().map_err(refused)?;
+    let image = &assembly.image;
+    image.check_index()?;
+    let sector = sector_of(assembly, target)?;
+    plan::check_target(sector, target)?;
+    let damaged = damaged(assembly, options)?;
+    let table_kind = match layout.table {
+        LayoutTable::Gpt => TableKind::Gpt,
+        LayoutTable::Mbr => TableKind::Mbr,
+    };
+    let contents = contents(assembly, layout, table_kind)?;
+    let lens: Vec<Option<u64>> =
+        contents.iter().map(|c| c.as_ref().map(|c| c.slot.len_bytes)).collect();
+    let sizes: Vec<LayoutSize> = layout
+        .partitions
+        .iter()
+        .zip(&lens)
+        .map(|(p, len)| p.size.unwrap_or(LayoutSize::Bytes(len.unwrap_or(0))))
+        .collect();
+    // Of swap only the header counts, and that is made for any size.
+    let least: Vec<u64> = contents
+        .iter()
+        .map(|c| c.as_ref().filter(|c| !c.is_swap).map_or(layout::ALIGNMENT, |c| c.slot.len_bytes))
+        .collect();
+    let room_end = table::room_end(table_kind, target.len_bytes(), sector)
+        .map_err(|e| refused("the disk's sectors cannot be handled".into()).because(e))?;
+    let slots = places(&sizes, &least, room_end, u64::from(sector))?;
+
+    let mut disk = ImageDisk::new(image)?;
+    let ids = Ids::new(image, layout, target);
+    let mut notes = Vec::new();
+    let (mut growths, mut fresh, mut segments) = (Vec::new(), Vec::new(), Vec::new());
+    for ((partition, content), slot) in layout.partitions.iter().zip(&contents).zip(&slots) {
+        let number = slot.number;
+        if partition.format == Some(LayoutFormat::Swap) {
+            let label = partition.label.as_deref().unwrap_or_default();
+            let uuid = ids.uuid("swap", number);
+            let bytes = foreign::swap_header(slot.len_bytes, *uuid.as_bytes(), label).to_vec();
+            let name = format!("swap header of partition {number}");
+            fresh.push(Piece { name, offset: slot.start_bytes, bytes });
+        }
+        let Some(content) = content else { continue };
+        if content.is_swap && content.slot.len_bytes != slot.len_bytes {
+            fresh.push(arrangement::swap_header(&mut disk, content.slot, slot)?);
+            continue;
+        }
+        let place = content.slot.start_bytes..content.slot.end_bytes();
+        segments.push(Segment { image: place, target: slot.start_bytes });
+        if slot.len_bytes == content.slot.len_bytes {
+            continue;
+        }
+        let growth = match partition.grow {
+            true => {
+                let (start, len) = (slot.start_bytes, slot.len_bytes);
+                arrangement::growth(content.kind, Some(number), start, len)?
+            }
+            false => None,
+        };
+        if growth.is_none() {
+            notes.push(format!(
+                "what partition {number} holds ({}) keeps its size of {}: grow it in the restored system",
+                content.kind,
+                size(content.slot.len_bytes)
+            ));
+        }
+        growths.extend(growth);
+    }
+    let fresh_partitions = layout
+        .partitions
+        .iter()
+        .zip(&contents)
+        .zip(&slots)
+        .map(|((p, content), slot)| fresh_partition(p, content.as_ref(), *slot, table_kind, &ids))
+        .collect::<Result<Vec<_>>>()?;
+    let disk_id = ids.uuid("disk", 0);
+    let pieces =
+        table::fresh_pieces(table_kind, disk_id, &fresh_partitions, target.len_bytes(), sector)
+            .map_err(|e| refused("the new partition table cannot be made".into()).because(e))?;
+    let commit: Vec<Piece> = pieces.into_iter().map(Piece::from).collect();
+    let placement = Placement::new(segments, Vec::new(), &arrangement::places_of(&commit));
+    let arranged = Arrangement { slots, placement, commit, fresh, growths, notes };
+
+    let volumes = contents.iter().zip(&layout.partitions).zip(&arranged.slots);
+    let volumes = volumes.map(|((content, p), slot)| Volume {
+        number: Some(slot.number),
+        kind: match (content, p.format) {
+            (Some(content), _) => content.kind,
+            (None, Some(LayoutFormat::Swap)) => FsKind::Swap,
+            (None, None) => FsKind::Unknown,
+        },
+        start_bytes: slot.start_bytes,
+        len_bytes: slot.len_bytes,
+    });
+    let described = described(table_kind, sector, &fresh_partitions, &contents);
+    let order = options.customise.efi_boot_order;
+    let customises = customise::plan(volumes.collect(), &options.customise, |label| {
+        customise::plan_boot_entry(&mut disk, &described, &arranged.slots, target, label, order)
+    })?;
+    let found = plan::found_on(target)?;
+    let wipes = plan::wipes(target.len_bytes(), target.len_bytes(), &arranged, &found);
+    let partitions = layout
+        .partitions
+        .iter()
+        .zip(&contents)
+        .zip(&arranged.slots)
+        .map(|((p, content), slot)| PlannedPartition {
+            number: slot.number,
+            start_bytes: slot.start_bytes,
+            len_bytes: slot.len_bytes,
+            what: what(p, content.as_ref()),
+        })
+        .collect();
+    let mut plan = RestorePlan {
+        hash: String::new(),
+        root: image.root().to_string(),
+        image_bytes: image.disk_len(),
+        target: target.info(),
+        into: None,
+        from: None,
+        found: plan::found_ranges(&found, target.len_bytes()),
+        destroys: found.into_iter().map(|signature| signature.what).collect(),
+        table_kind: format!("{table_kind:?}").to_lowercase(),
+        partitions,
+        whole: None,
+        damaged,
+        changes: arranged.notes.clone(),
+        notes: arranged.notes,
+        growths: arranged.growths,
+        customises,
+        wipes,
+        fresh: arranged.fresh,
+        commit: arranged.commit,
+        placement: arranged.placement,
+    };
+    plan.hash = approval::hash(&plan, options);
+    Ok(plan)
+}
+
+/// The sector size that the table is made for: the device's; for a disk file that of the disks in the images, which must agree.
+fn sector_of(assembly: &Assembly, target: &Disk) -> Result<u32> {
+    let own = target.is_block().then(|| target.logical_sector_bytes());
+    let mut sectors = assembly.image.members().map(|(_, image)| sector_bytes(image));
+    let Some(sector) = own.or_else(|| sectors.next()) else {
+        return Ok(target.logical_sector_bytes());
+    };
+    for (number, (_, image)) in (1..).zip(assembly.image.members()) {
+        let other = sector_bytes(image);
+        if other != sector {
+            return Err(Error::refused(format!(
+                "image {number} of the layout was taken from a disk with logical sectors of {other} bytes, and the others or the target \
+                 have {sector}: filesystems made for one do not work on the other; nothing was written"
+            )));
+        }
+    }
+    Ok(sector)
+}
+
+fn sector_bytes(image: &dyn DiskImage) -> u32 {
+    image.manifest().disk.logical_sector_bytes
+}
+
+fn damaged(assembly: &Assembly, options: &RestoreOptions) -> Result<Vec<String>> {
+    let damaged: Vec<String> = assembly
+        .image
+        .members()
+        .flat_map(|(_, image)| damage::describe(image.manifest()))
+        .collect();
+    if damaged.is_empty() || options.accept_bad_sectors {
+        return Ok(damaged);
+    }
+    Err(Error::refused(format!(
+        "the layout's images are damaged, what could not be read would be zeros: {}; to restore them all the same give \
+         --accept-bad-sectors; nothing was written",
+        damaged.join("; ")
+    )))
+}
+
+/// What goes into each partition of a layout.
+fn contents(
+    assembly: &Assembly,
+    layout: &Layout,
+    table_kind: TableKind,
+) -> Result<Vec<Option<Content>>> {
+    let mut tables = Vec::new();
+    for (_, image) in assembly.image.members() {
+        let mut disk = ImageDisk::new(image)?;
+        let outcome = table::read_table(&mut disk, image.disk_len(), sector_bytes(image));
+        tables.push(outcome.map_err(disk_error)?);
+    }
+    let content = |(partition, member): (&LayoutPartition, &Option<usize>), number: u32| {
+        let Some(member) = *member else { return Ok(None) };
+        let table = match &tables[member] {
+            TableOutcome::Table(table) => table,
+            TableOutcome::Refused(refusal) => {
+                let text = format!(
+                    "the partition table in the image of partition {number} of the layout cannot be relied on; nothing was written"
+                );
+                return Err(Error::refused(text).because(refusal.clone()));
+            }
+        };
+        content_of(assembly, partition, member, table, number, table_kind).map(Some)
+    };
+    let all = layout.partitions.iter().zip(&assembly.members).zip(1..);
+    all.map(|(pair, number)| content(pair, number)).collect()
+}
+
+fn content_of(
+    assembly: &Assembly,
+    partition: &LayoutPartition,
+    member: usize,
+    table: &Table,
+    number: u32,
+    table_kind: TableKind,
+) -> Result<Content> {
+    let refused = |text: String| {
+        Error::refused(format!("partition {number} of the layout: {text}; nothing was written"))
+    };
+    let (base, image) = assembly.image.member(member);
+    let found = partition
+        .image_partition
+        .map(|wanted| table.partitions.iter().find(|p| p.number == wanted).ok_or(wanted))
+        .transpose()
+        .map_err(|wanted| {
+            refused(format!("its image has no partition {wanted}: {}", disk::list_of(table)))
+        })?;
+    if found.is_none() && table.kind != TableKind::None {
+        return Err(refused(format!(
+            "its image is of a disk with a partition table, so that image-partition has to say which is meant: {}",
+            disk::list_of(table)
+        )));
+    }
+    let own = found.map_or(Slot { number: 0, start_bytes: 0, len_bytes: image.disk_len() }, |p| {
+        Slot { number: p.number, start_bytes: p.start_bytes, len_bytes: p.len_bytes }
+    });
+    let mut disk = ImageDisk::new(image)?;
+    let kind = arrangement::kind_of(&mut disk, own.start_bytes, own.len_bytes)?;
+    let is_swap = arrangement::is_swap(&mut disk, own.start_bytes, own.len_bytes)?;
+    let type_id = found.filter(|_| table.kind == table_kind);
+    Ok(Content {
+        slot: Slot { start_bytes: base + own.start_bytes, ..own },
+        kind,
+        is_swap,
+        type_id: type_id.and_then(|p| type_of(&p.type_id, table_kind)),
+        name: found.and_then(|p| p.name.clone()),
+        what: plan::described_volume(image, found),
+    })
+}
+
+/// Where the partitions lie: one behind the other from the first MiB on, each at a whole MiB. `least` is what each has to have.
+fn places(sizes: &[LayoutSize], least: &[u64], room_end: u64, sector: u64) -> Result<Vec<Slot>> {
+    let missing = |text: String, bytes: u64| {
+        Err(Error::refused(format!("{text}: {bytes} bytes are missing; nothing was written")))
+    };
+    let fixed = |size: &LayoutSize| match size {
+        LayoutSize::Bytes(bytes) => *bytes,
+        LayoutSize::Rest => 0,
+    };
+    let too_large =
+        || Error::refused("the layout's sizes are larger than any disk; nothing was written");
+    let mut taken = layout::ALIGNMENT;
+    for (index, size) in sizes.iter().enumerate() {
+        let bytes = fixed(size);
+        if !bytes.is_multiple_of(sector) {
+            return Err(Error::refused(format!(
+                "partition {} of the layout has {bytes} bytes, which are no whole sectors of {sector}; nothing was written",
+                index + 1
+            )));
+        }
+        if *size != LayoutSize::Rest && bytes < least[index] {
+            let text = format!(
+                "partition {} of the layout has {bytes} bytes, and needs {}",
+                index + 1,
+                least[index]
+            );
+            return missing(text, least[index] - bytes);
+        }
+        // The last one need not end at a whole MiB.
+        let step = if index + 1 == sizes.len() { Some(bytes) } else { aligned(bytes) };
+        taken = step.and_then(|step| taken.checked_add(step)).ok_or_else(too_large)?;
+    }
+    if taken > room_end {
+        return missing("the layout's partitions do not fit the target".into(), taken - room_end);
+    }
+    let rest = (room_end - taken) / layout::ALIGNMENT * layout::ALIGNMENT;
+    let mut at = layout::ALIGNMENT;
+    let mut slots = Vec::new();
+    for ((size, least), number) in sizes.iter().zip(least).zip(1..) {
+        let len_bytes = if *size == LayoutSize::Rest { rest } else { fixed(size) };
+        if len_bytes < *least {
+            let text = format!(
+                "partition {number} of the layout gets the rest, {len_bytes} bytes, and needs {least}"
+            );
+            return missing(text, least - len_bytes);
+        }
+        slots.push(Slot { number, start_bytes: at, len_bytes });
+        at += aligned(len_bytes).ok_or_else(too_large)?;
+    }
+    Ok(slots)
+}
+
+fn aligned(bytes: u64) -> Option<u64> {
+    bytes.checked_next_multiple_of(layout::ALIGNMENT)
+}
+
+/// The entry of a partition in the new table.
+fn fresh_partition(
+    partition: &LayoutPartition,
+    content: Option<&Content>,
+    slot: Slot,
+    table_kind: TableKind,
+    ids: &Ids,
+) -> Result<FreshPartition> {
+    let number = slot.number;
+    let unknown = |what: String| {
+        Error::refused(format!("partition {number} of the layout {what}; nothing was written"))
+    };
+    let usual = match (content.map(|c| c.kind), partition.format) {
+        (Some(FsKind::Swap), _) | (_, Some(LayoutFormat::Swap)) => "swap",
+        (Some(FsKind::Fat12 | FsKind::Fat16 | FsKind::Fat32), _) => "fat32",
+        (Some(FsKind::Ntfs | FsKind::Exfat), _) => "basic-data",
+        _ => "linux",
+    };
+    let type_id = match &partition.kind {
+        Some(text) => type_of(text, table_kind).ok_or_else(|| {
+            let kind = format!("{table_kind:?}").to_uppercase();
+            unknown(format!(
+                "has the type '{}', which is none of a {kind}: those are a GUID in a GPT, 0x83 in an MBR, or {}",
+                text.escape_debug(),
+                type_names()
+            ))
+        })?,
+        None => content
+            .and_then(|c| c.type_id)
+            .or_else(|| type_of(usual, table_kind))
+            .ok_or_else(|| unknown("has no type".into()))?,
+    };
+    let mut attributes = 0;
+    for text in &partition.attributes {
+        attributes |= attribute_of(text).ok_or_else(|| {
+            unknown(format!(
+                "has the attribute '{}', which is none: those are required, no-block-io, legacy-boot, grow-file-system, read-only, \
+                 hidden, no-auto, or the number of a bit",
+                text.escape_debug()
+            ))
+        })?;
+    }
+    let name = partition.name.clone().or_else(|| content.and_then(|c| c.name.clone()));
+    Ok(FreshPartition {
+        slot,
+        type_id,
+        uuid: ids.uuid("partition", number),
+        name: name.filter(|_| table_kind == TableKind::Gpt).unwrap_or_default(),
+        attributes,
+        bootable: partition.bootable,
+    })
+}
+
+/// The new table, with its partitions where their content is in the images.
+fn described(
+    table_kind: TableKind,
+    sector: u32,
+    fresh: &[FreshPartition],
+    contents: &[Option<Content>],
+) -> Table {
+    let partitions = fresh.iter().zip(contents).filter_map(|(partition, content)| {
+        let content = content.as_ref()?;
+        Some(Partition {
+            number: partition.slot.number,
+            start_bytes: content.slot.start_bytes,
+            len_bytes: content.slot.len_bytes,
+            type_id: partition.type_id.to_string(),
+            uuid: Some(partition.uuid.to_string()),
+            name: None,
+            attributes: partition.attributes,
+            bootable: partition.bootable,
+        })
+    });
+    table::described(table_kind, sector, partitions.collect())
+}
+
+fn what(partition: &LayoutPartition, content: Option<&Content>) -> String {
+    match (content, partition.format) {
+        (Some(content), _) => match partition.image_partition {
+            Some(number) => format!("{}, from partition {number} of its image", content.what),
+            None => content.what.clone(),
+        },
+        (None, Some(LayoutFormat::Swap)) => {
+            format!("new swap {}", partition.label.as_deref().unwrap_or_default()).trim().to_owned()
+        }
+        (None, None) => "nothing".into(),
+    }
+}
+
+/// Identities that are the same for the same restore onto the same disk, and for no other.
+struct Ids(Vec<u8>);
+
+impl Ids {
+    fn new(image: &Joined, layout: &Layout, target: &Disk) -> Self {
+        let info = target.info();
+        // Two virtual disks without a serial number are told apart by their machines and their names.
+        let machine = std::fs::read_to_string("/sys/class/dmi/id/product_uuid").unwrap_or_default();
+        let nameless = info.wwn.is_none() && info.serial.is_none();
+        let path = nameless.then(|| {
+            std::fs::canonicalize(target.path()).unwrap_or_else(|_| target.path().to_owned())
+        });
+        let seed = serde_json::json!([
+            "imprint identities 1",
+            image.root().to_string(),
+            approval::without_places(layout),
+            [info.wwn, info.serial, info.model],
+            info.size_bytes,
+            machine.trim(),
+            path,
+        ]);
+        Self(seed.to_string().into_bytes())
+    }
+
+    fn uuid(&self, what: &str, number: u32) -> Uuid {
+        let text = [&self.0, what.as_bytes(), &number.to_le_bytes()[..]].concat();
+        let hash = Hash::of(&text);
+        let bytes: [u8; 16] = hash.as_bytes()[..16].try_into().expect("a hash has 32 bytes");
+        // As random as any to everybody else.
+        Builder::from_random_bytes(bytes).into_uuid()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn mib(sizes: &[u64]) -> (Vec<LayoutSize>, Vec<u64>) {
+        let size = |n: &u64| if *n == 0 { LayoutSize::Rest } else { LayoutSize::Bytes(n * MIB) };
+        (sizes.iter().map(size).collect(), vec![MIB; sizes.len()])
+    }
+
+    fn placed(sizes: &[u64], room_end: u64) -> Result<Vec<(u64, u64)>> {
+        let (sizes, least) = mib(sizes);
+        let slots = places(&sizes, &least, room_end, 512)?;
+        Ok(slots.iter().map(|s| (s.start_bytes / MIB, s.len_bytes / MIB)).collect())
+    }
+
+    #[test]
+    fn partitions_lie_one_behind_the_other() {
+        assert_eq!(placed(&[10, 20], 40 * MIB).unwrap(), [(1, 10), (11, 20)]);
+        assert_eq!(placed(&[10, 0, 5], 40 * MIB + 7).unwrap(), [(1, 10), (11, 24), (35, 5)]);
+        assert_eq!(placed(&[0], 40 * MIB - 512).unwrap(), [(1, 38)]);
+        let odd = [LayoutSize::Bytes(MIB + 512), LayoutSize::Bytes(MIB + 1024)];
+        let slots = places(&odd, &[MIB, MIB], 4 * MIB + 1024, 512).unwrap();
+        assert_eq!((slots[1].start_bytes, slots[1].len_bytes), (3 * MIB, MIB + 1024));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = |sizes: &[u64], room| placed(sizes, room).unwrap_err().to_string();
+        assert!(error(&[10, 20], 31 * MIB - 512).contains("target: 512 bytes are missing"));
+        assert!(error(&[10, 0], 11 * MIB).contains("needs 1048576: 1048576 bytes are missing"));
+        let (sizes, _) = mib(&[3]);
+        let small = places(&sizes, &[4 * MIB], 40 * MIB, 512).unwrap_err().to_string();
+        assert!(small.contains("1048576 bytes are missing"), "{small}");
+        let odd = places(&[LayoutSize::Bytes(5 * MIB + 512)], &[MIB], 40 * MIB, 4096);
+        assert!(odd.unwrap_err().to_string().contains("no whole sectors of 4096"));
+        let huge = [LayoutSize::Bytes(u64::MAX / 512 * 512), LayoutSize::Bytes(MIB)];
+        assert!(places(&huge, &[MIB, MIB], 40 * MIB, 512).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn places_fit_and_do_not_overlap(
+            sizes in proptest::collection::vec(1..5000_u64, 1..9),
+            rest in proptest::option::of(0..9_usize),
+            room in 0..60_000_u64,
+        ) {
+            let mut sizes: Vec<LayoutSize> =
+                sizes.into_iter().map(|n| LayoutSize::Bytes(n * 4096)).collect();
+            if let Some(rest) = rest {
+                let rest = rest % sizes.len();
+                sizes[rest] = LayoutSize::Rest;
+            }
+            let least: Vec<u64> = sizes.iter().map(|_| 4096).collect();
+            let Ok(slots) = places(&sizes, &least, room * 4096, 4096) else { return Ok(()) };
+            let mut end = MIB;
+            for (slot, size) in slots.iter().zip(&sizes) {
+                prop_assert!(slot.start_bytes >= end && slot.start_bytes.is_multiple_of(MIB));
+                prop_assert!(slot.len_bytes >= 4096);
+                if let LayoutSize::Bytes(bytes) = size {
+                    prop_assert_eq!(slot.len_bytes, *bytes);
+                }
+                end = slot.end_bytes();
+            }
+            prop_assert!(end <= room * 4096);
+        }
+    }
+}
