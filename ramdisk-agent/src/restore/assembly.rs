@@ -1,8 +1,8 @@
 //! A layout: several volumes out of images, put into a partition table that is made anew.
 //!
 //! What the layout says, what the images hold and the target's size become a plan like any other: same order of writes, same
-//! read-back, same refusals before the first write. The identities of the new table and of fresh swap are derived from the images, the layout,
-//! the disk and the machine: they are the same when the same restore runs again, so that it can be approved, compared and gone on with, and
+//! read-back, same refusals before the first write. A partition out of a GPT keeps its identity in a new one, so that a system finds it by
+//! PARTUUID as before. The other identities of the new table and of fresh swap are derived from the images, the layout, the disk and the machine: they are the same when the same restore runs again, so that it can be approved, compared and gone on with, and
 //! different on any other disk. Boot code outside of partitions is not taken along.
 
 use agent_api::{Layout, LayoutFormat, LayoutPartition, LayoutSize, LayoutTable, RestoreOptions};
@@ -47,6 +47,8 @@ struct Content {
     /// The type that its partition had, if the new table can say it.
     type_id: Option<TypeId>,
     name: Option<String>,
+    /// The identity that its partition had, if the new table can say it.
+    uuid: Option<Uuid>,
     /// Filesystem and label, for people.
     what: String,
 }
@@ -126,12 +128,15 @@ pub fn make(
         }
         growths.extend(growth);
     }
+    let identities = identities(&contents, &ids);
     let fresh_partitions = layout
         .partitions
         .iter()
         .zip(&contents)
-        .zip(&slots)
-        .map(|((p, content), slot)| fresh_partition(p, content.as_ref(), *slot, table_kind, &ids))
+        .zip(slots.iter().zip(identities))
+        .map(|((p, content), (slot, uuid))| {
+            fresh_partition(p, content.as_ref(), *slot, table_kind, uuid)
+        })
         .collect::<Result<Vec<_>>>()?;
     let disk_id = ids.uuid("disk", 0);
     let pieces =
@@ -297,12 +302,14 @@ fn content_of(
     let kind = arrangement::kind_of(&mut disk, own.start_bytes, own.len_bytes)?;
     let is_swap = arrangement::is_swap(&mut disk, own.start_bytes, own.len_bytes)?;
     let type_id = found.filter(|_| table.kind == table_kind);
+    let both_gpt = table.kind == TableKind::Gpt && table_kind == TableKind::Gpt;
     Ok(Content {
         slot: Slot { start_bytes: base + own.start_bytes, ..own },
         kind,
         is_swap,
         type_id: type_id.and_then(|p| type_of(&p.type_id, table_kind)),
         name: found.and_then(|p| p.name.clone()),
+        uuid: found.filter(|_| both_gpt).and_then(|p| p.uuid.as_ref()?.parse().ok()),
         what: plan::described_volume(image, found),
     })
 }
@@ -363,13 +370,24 @@ fn aligned(bytes: u64) -> Option<u64> {
     bytes.checked_next_multiple_of(layout::ALIGNMENT)
 }
 
+/// The identity of each partition: that of the partition which it comes from, the first time that it goes somewhere.
+fn identities(contents: &[Option<Content>], ids: &Ids) -> Vec<Uuid> {
+    let mut given: Vec<Uuid> = Vec::new();
+    for (content, number) in contents.iter().zip(1..) {
+        let kept = content.as_ref().and_then(|content| content.uuid);
+        let kept = kept.filter(|uuid| !uuid.is_nil() && !given.contains(uuid));
+        given.push(kept.unwrap_or_else(|| ids.uuid("partition", number)));
+    }
+    given
+}
+
 /// The entry of a partition in the new table.
 fn fresh_partition(
     partition: &LayoutPartition,
     content: Option<&Content>,
     slot: Slot,
     table_kind: TableKind,
-    ids: &Ids,
+    uuid: Uuid,
 ) -> Result<FreshPartition> {
     let number = slot.number;
     let unknown = |what: String| {
@@ -409,7 +427,7 @@ fn fresh_partition(
     Ok(FreshPartition {
         slot,
         type_id,
-        uuid: ids.uuid("partition", number),
+        uuid,
         name: name.filter(|_| table_kind == TableKind::Gpt).unwrap_or_default(),
         attributes,
         bootable: partition.bootable,
