@@ -4,7 +4,7 @@
 //! hash → publish. The source is opened read-only and never written. Bytes that a filesystem calls free are zeros in the image
 //! whatever the disk holds there, so equal filesystems give equal content. A capture that ends early leaves no image: the
 //! partial is removed, or, if the machine lost power, still carries `.partial` in its name. Who asks for it has the partial kept, and gone on
-//! with ([`resume`]).
+//! with (`capture/resume.rs`).
 
 mod base;
 mod logical;
