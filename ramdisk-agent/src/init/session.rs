@@ -448,7 +448,6 @@ async fn flush_log(shared: &Shared) {
     }
 }
 
-/// 128 random bits in hex.
 /// What all attempts of a capture in this boot have in common: a UUID.
 fn image_id(boot_id: &str, job: &str) -> String {
     let hash = blake3::hash(format!("{boot_id} {job}").as_bytes());
@@ -456,6 +455,7 @@ fn image_id(boot_id: &str, job: &str) -> String {
     uuid::Builder::from_random_bytes(*bytes).into_uuid().to_string()
 }
 
+/// 128 random bits in hex.
 fn random_id() -> Option<String> {
     use ring::rand::SecureRandom;
     let mut bytes = [0_u8; 16];
