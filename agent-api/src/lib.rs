@@ -39,7 +39,7 @@ pub use options::{
 };
 pub use rate::Rate;
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};
-pub use store_report::{CopySummary, StoreReport};
+pub use store_report::{CopySummary, StoreFacts, StoreReport};
 
 /// The longest time in seconds that the controller holds a `GET /v1/agent/work` before it answers [`Work::Idle`].
 pub const WORK_WAIT_SECS: u64 = 25;

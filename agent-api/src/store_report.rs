@@ -10,6 +10,8 @@ use crate::Failure;
 pub struct StoreReport {
     /// What went well, in order and in words.
     pub done: Vec<String>,
+    /// What is known of the store, once it let the agent in.
+    pub facts: Option<StoreFacts>,
     /// Length of the probe.
     pub probe_bytes: u64,
     /// How fast it was written and made durable.
@@ -20,6 +22,48 @@ pub struct StoreReport {
     pub failed_at: Option<String>,
     /// Why it failed, and what to do; `None`: captures and restores work.
     pub failure: Option<Failure>,
+}
+
+/// How a store is spoken to, and what it takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreFacts {
+    /// Protocol and version: `NFS 3`, `SMB 3.1.1`, `folder`.
+    pub protocol: String,
+    /// Who the agent is to the store: `uid 0, gid 0`, `the user imprint`.
+    pub identity: Option<String>,
+    /// How the connection is protected: `signed`, `encrypted with AES-128-GCM`, `not at all`.
+    pub protection: Option<String>,
+    /// The largest request to read that is used: the store's limit, or the agent's own if that is lower.
+    pub max_read_bytes: Option<u64>,
+    /// The same for writing.
+    pub max_write_bytes: Option<u64>,
+    /// Bytes that the agent may still fill.
+    pub free_bytes: Option<u64>,
+    /// Size of the store.
+    pub total_bytes: Option<u64>,
+}
+
+impl StoreFacts {
+    /// For people, a line each; `size` makes text of bytes.
+    #[must_use]
+    pub fn lines(&self, size: impl Fn(u64) -> String) -> Vec<String> {
+        let identity = self.identity.iter().map(|identity| format!(", as {identity}"));
+        let protected = self.protection.iter().map(|how| format!(", protected: {how}"));
+        let mut lines =
+            vec![[self.protocol.clone()].into_iter().chain(identity).chain(protected).collect()];
+        if let (Some(read), Some(write)) = (self.max_read_bytes, self.max_write_bytes) {
+            lines.push(format!(
+                "requests of up to {} to read, {} to write",
+                size(read),
+                size(write)
+            ));
+        }
+        if let (Some(free), Some(total)) = (self.free_bytes, self.total_bytes) {
+            lines.push(format!("{} free of {}", size(free), size(total)));
+        }
+        lines
+    }
 }
 
 /// What came of copying an image: `imprint-agent copy --json`.

@@ -27,7 +27,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::StoreAccess;
+use agent_api::{StoreAccess, StoreFacts};
 use uuid::Uuid;
 
 pub use access::Access;
@@ -238,6 +238,19 @@ pub fn left_over(url: &StoreUrl, options: &Options) -> Result<Option<Box<dyn Lef
         }),
     }?;
     Ok(found.map(|found| limit::left_over(found, options.limiter.as_ref())))
+}
+
+/// What is known of the store that this folder is in.
+///
+/// # Errors
+/// If the store does not let the agent in.
+pub fn facts(folder: &StoreUrl, options: &Options) -> Result<StoreFacts> {
+    match folder {
+        StoreUrl::File(path) => file::facts(path),
+        StoreUrl::Nfs(nfs) => nfs::facts(nfs, options),
+        StoreUrl::Http(http) => Ok(http::facts(http)),
+        StoreUrl::Smb(smb) => smb::facts(smb, options),
+    }
 }
 
 /// Lists the files of a folder, `.partial` ones included, by name.

@@ -46,6 +46,7 @@ fn run(
     // Lower-case letters, digits, '-' and '.': a name that every store takes.
     let name = format!("imprint-check-{}.probe", &id.simple().to_string()[..12]);
     let url = folder.join(&name);
+    report.facts = Some(store::facts(folder, options)?);
     let mut writer = store::create(&url, id, options)?;
     report.done.push("a file can be made".to_owned());
 
@@ -194,6 +195,9 @@ pub struct Shown<'a>(pub &'a StoreReport);
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.0;
+        for line in report.facts.iter().flat_map(|facts| facts.lines(crate::run::size)) {
+            writeln!(f, "store    {line}")?;
+        }
         for done in &report.done {
             writeln!(f, "ok       {done}")?;
         }
@@ -225,6 +229,9 @@ mod tests {
         let report = check(&url, PROBE_BYTES, &Options::default());
         assert_eq!(report.failure, None, "{}", Shown(&report));
         assert_eq!(report.done.len(), 6);
+        let facts = report.facts.as_ref().unwrap();
+        assert!(facts.free_bytes.unwrap() > 0 && facts.total_bytes > facts.free_bytes, "{facts:?}");
+        assert!(Shown(&report).to_string().starts_with("store    folder\nstore    "));
         assert!(report.write_bytes_per_second.is_some() && report.read_bytes_per_second.is_some());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         // Longer than its noise, and no number of pieces.

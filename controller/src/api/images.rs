@@ -172,7 +172,7 @@ pub(super) struct RemoveQuery {
     responses(
         (status = 204, description = "Removed"), (status = 404, description = "No such image"),
         (status = 409, description = "image_in_use, image_is_base, in_use_by_task, secret_url, no_agent_program"),
-        (status = 502, description = "not_removed: the store refuses; the entry stays"),
+        (status = 502, description = "not_removed, the store refuses; the entry stays"),
     )
 )]
 pub(super) async fn remove(

@@ -173,11 +173,14 @@ fn credentials(store: &StoreView) -> String {
 }
 
 fn check_text(report: &StoreReport) -> String {
+    let size = |bytes: u64| table::bytes(i64::try_from(bytes).unwrap_or(i64::MAX));
     let mut text = String::new();
+    for line in report.facts.iter().flat_map(|facts| facts.lines(size)) {
+        text.push_str(&format!("store    {line}\n"));
+    }
     for done in &report.done {
         text.push_str(&format!("ok       {done}\n"));
     }
-    let size = |bytes: u64| table::bytes(i64::try_from(bytes).unwrap_or(i64::MAX));
     let rate = |bytes: Option<u64>| {
         bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{}/s", size(bytes)))
     };

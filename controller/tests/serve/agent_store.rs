@@ -359,6 +359,7 @@ async fn stores_are_tried_out() {
     let output = served.imprint_beside(&["store", "check", "local"]).await;
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains("ok       it is not overwritten"), "{text}");
+    assert!(text.starts_with("store    HTTPS, protected: by TLS\n"), "{text}");
     let output = served.imprint_beside(&["store", "check", "web"]).await;
     assert_eq!(output.status.code(), Some(1));
 

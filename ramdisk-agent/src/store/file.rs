@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
+use agent_api::StoreFacts;
 use rustix::fs::{Advice, CWD, OFlags, RenameFlags, fadvise, renameat_with};
 use rustix::io::Errno;
 
@@ -381,6 +382,19 @@ fn write_thread(
 /// only what is clean already. It is a wish: nothing depends on it.
 fn start_writeback(file: &File, offset: u64, len_bytes: u64) {
     let _ = fadvise(file, offset, std::num::NonZeroU64::new(len_bytes), Advice::DontNeed);
+}
+
+/// How large the file system is that a folder is in.
+pub(super) fn facts(folder: &Path) -> Result<StoreFacts> {
+    let space = rustix::fs::statvfs(folder)
+        .map_err(|e| StoreError::local("looking at", folder.display(), e.into()))?;
+    let bytes = |blocks: u64| Some(blocks.saturating_mul(space.f_frsize));
+    Ok(StoreFacts {
+        protocol: "folder".to_owned(),
+        free_bytes: bytes(space.f_bavail),
+        total_bytes: bytes(space.f_blocks),
+        ..StoreFacts::default()
+    })
 }
 
 /// Where an image is written that will be at `path`, where nothing may be yet.

@@ -28,6 +28,7 @@ mod undurable;
 mod version;
 mod writer;
 
+use agent_api::StoreFacts;
 pub use anything::read_anything;
 use uuid::Uuid;
 
@@ -51,6 +52,17 @@ pub(super) fn create(
         return Err(controller::only_read(url));
     }
     Ok(Box::new(HttpWriter::create(url, image_id, options)?))
+}
+
+/// What is known without asking.
+pub(super) fn facts(url: &HttpUrl) -> StoreFacts {
+    let (protocol, protection) =
+        if url.is_tls { ("HTTPS", "by TLS") } else { ("HTTP", "not at all") };
+    StoreFacts {
+        protocol: protocol.to_owned(),
+        protection: Some(protection.to_owned()),
+        ..StoreFacts::default()
+    }
 }
 
 /// Lists a controller's own store: its URL ends in `/files`.

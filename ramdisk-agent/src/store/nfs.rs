@@ -21,6 +21,7 @@ mod xdr;
 
 use std::sync::Arc;
 
+use agent_api::StoreFacts;
 use uuid::Uuid;
 
 use super::{
@@ -55,6 +56,22 @@ pub(super) fn left_over(url: &NfsUrl, options: &Options) -> Result<Option<Box<dy
     let (folder, name) = folder_of(url)?;
     let session = Session::open(folder, options)?;
     left_over::find(session, url, &name, options)
+}
+
+/// What is known of the share.
+pub(super) fn facts(folder: &NfsUrl, options: &Options) -> Result<StoreFacts> {
+    let session = Session::open(folder.clone(), options)?;
+    // Some servers do not tell; everything else works without.
+    let space = session.space(Place { doing: "opening", url: folder }).ok();
+    Ok(StoreFacts {
+        protocol: "NFS 3".to_owned(),
+        identity: Some(format!("uid {}, gid {}", folder.uid, folder.gid)),
+        protection: Some("not at all".to_owned()),
+        max_read_bytes: Some(session.client.read_bytes.into()),
+        max_write_bytes: Some(session.client.write_bytes.into()),
+        free_bytes: space.map(|space| space.available_bytes),
+        total_bytes: space.map(|space| space.total_bytes),
+    })
 }
 
 /// Lists a folder's regular files.

@@ -28,6 +28,8 @@ mod writer;
 
 pub use anything::read_anything;
 
+use agent_api::StoreFacts;
+
 use super::{Entry, ImageFile, Options, Result, SmbUrl, StoreError, StoreWriter};
 use file::How;
 use reader::SmbImage;
@@ -45,6 +47,20 @@ pub(super) fn create(url: &SmbUrl, options: &Options) -> Result<Box<dyn StoreWri
     // One session: a FLUSH speaks for the handle that it came through, and no other.
     let share = Share::open(named(url)?, options, 1)?;
     Ok(Box::new(SmbWriter::create(share, url)?))
+}
+
+/// What is known of the share. How much room it has is not asked.
+pub(super) fn facts(folder: &SmbUrl, options: &Options) -> Result<StoreFacts> {
+    let share = Share::open(folder, options, 1)?;
+    let link = share.link(0)?;
+    Ok(StoreFacts {
+        protocol: link.dialect.to_string(),
+        identity: Some(share.account_name()),
+        protection: Some(link.protection.clone()),
+        max_read_bytes: Some(link.limits.read_bytes.into()),
+        max_write_bytes: Some(link.limits.write_bytes.into()),
+        ..StoreFacts::default()
+    })
 }
 
 /// Lists a folder's regular files.

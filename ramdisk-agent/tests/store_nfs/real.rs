@@ -46,6 +46,13 @@ fn round_trip_of_256_mib_and_libnfs_sees_the_same() {
         ("debian-12.img.zst", data.len() as u64)
     );
 
+    let facts = store::facts(&url.parent().unwrap(), &options()).unwrap();
+    assert_eq!((facts.protocol.as_str(), facts.max_write_bytes), ("NFS 3", Some(1 << 20)));
+    let (free, total) = (facts.free_bytes.unwrap(), facts.total_bytes.unwrap());
+    let held = rustix::fs::statvfs(server.exported()).unwrap();
+    assert_eq!(total, held.f_blocks * held.f_frsize);
+    assert!(0 < free && free < total, "{facts:?}");
+
     let listed = run(Command::new("nfs-ls").arg("nfs://127.0.0.1/images?version=3"));
     assert!(
         listed.contains("debian-12.img.zst") && listed.contains(&data.len().to_string()),

@@ -90,22 +90,40 @@ fn round_trip_of_a_guest() {
 
 #[test]
 fn every_dialect_and_protection() {
-    for (global, what) in [
-        ("server max protocol = SMB2_10", "HMAC-SHA256"),
-        ("server max protocol = SMB3_00", "AES-CMAC, keys of 3.0"),
-        ("server max protocol = SMB3_02", "AES-CMAC"),
-        ("server max protocol = SMB3_11", "AES-GMAC"),
-        ("server smb3 signing algorithms = AES-128-CMAC", "AES-CMAC of 3.1.1"),
-        ("server smb3 signing algorithms = HMAC-SHA256", "HMAC-SHA256 of 3.1.1"),
-        ("server signing = mandatory", "required signatures"),
-        ("smb encrypt = required", "AES-128-GCM"),
-        ("smb encrypt = required\nserver smb3 encryption algorithms = AES-256-GCM", "AES-256-GCM"),
-        ("smb encrypt = required\nserver smb3 encryption algorithms = AES-128-CCM", "AES-128-CCM"),
-        ("smb encrypt = required\nserver max protocol = SMB3_00", "AES-128-CCM of 3.0"),
-    ] {
+    let cases = [
+        ("server max protocol = SMB2_10", "SMB 2.1", "signed with HMAC-SHA256"),
+        ("server max protocol = SMB3_00", "SMB 3.0", "signed with AES-128-CMAC"),
+        ("server max protocol = SMB3_02", "SMB 3.0.2", "signed with AES-128-CMAC"),
+        ("server max protocol = SMB3_11", "SMB 3.1.1", "signed with AES-128-GMAC"),
+        ("server smb3 signing algorithms = AES-128-CMAC", "SMB 3.1.1", "signed with AES-128-CMAC"),
+        ("server smb3 signing algorithms = HMAC-SHA256", "SMB 3.1.1", "signed with HMAC-SHA256"),
+        ("server signing = mandatory", "SMB 3.1.1", "signed with AES-128-GMAC"),
+        ("smb encrypt = required", "SMB 3.1.1", "encrypted with AES-128-GCM"),
+        (
+            "smb encrypt = required\nserver smb3 encryption algorithms = AES-256-GCM",
+            "SMB 3.1.1",
+            "encrypted with AES-256-GCM",
+        ),
+        (
+            "smb encrypt = required\nserver smb3 encryption algorithms = AES-128-CCM",
+            "SMB 3.1.1",
+            "encrypted with AES-128-CCM",
+        ),
+        (
+            "smb encrypt = required\nserver max protocol = SMB3_00",
+            "SMB 3.0",
+            "encrypted with AES-128-CCM",
+        ),
+    ];
+    for (global, dialect, protection) in cases {
+        let what = format!("{global}: {dialect}, {protection}");
         let server = Samba::start_with(global, "", None);
         let url = server.url("x");
         let options = as_user(&url);
+        let facts = store::facts(&url.parent().unwrap(), &options).unwrap();
+        assert_eq!(facts.protocol, dialect, "{what}");
+        assert_eq!(facts.protection.as_deref(), Some(protection), "{what}");
+        assert!(facts.max_read_bytes.unwrap() >= 64 << 10, "{facts:?}");
         let data = pattern((1 << 20) + 70_007, 3);
         write(&url, &data, &options).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(std::fs::read(server.shared().join("x")).unwrap() == data, "{what}");

@@ -25,6 +25,7 @@ pub(super) const REMOVE: Procedure = nfs(12);
 pub(super) const RENAME: Procedure = nfs(14);
 pub(super) const LINK: Procedure = nfs(15);
 pub(super) const READDIRPLUS: Procedure = nfs(17);
+pub(super) const FSSTAT: Procedure = nfs(18);
 pub(super) const FSINFO: Procedure = nfs(19);
 pub(super) const COMMIT: Procedure = nfs(21);
 
@@ -300,6 +301,21 @@ pub(super) fn read_fsinfo(decoder: &mut Decoder<'_>) -> Result<FsInfo, XdrError>
     Ok(FsInfo { read_max, write_max: decoder.u32()? })
 }
 
+/// `FSSTAT3resok`, as far as it matters here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FsStat {
+    pub(super) total_bytes: u64,
+    /// For whoever asks.
+    pub(super) available_bytes: u64,
+}
+
+pub(super) fn read_fsstat(decoder: &mut Decoder<'_>) -> Result<FsStat, XdrError> {
+    Attributes::read_optional(decoder)?;
+    let total_bytes = decoder.u64()?;
+    let _free = decoder.u64()?;
+    Ok(FsStat { total_bytes, available_bytes: decoder.u64()? })
+}
+
 /// One entry of `READDIRPLUS3resok`.
 #[derive(Debug)]
 pub(super) struct FolderEntry {
@@ -463,6 +479,7 @@ mod tests {
             let _ = outcome(&bytes, read_written);
             let _ = outcome(&bytes, read_committed);
             let _ = outcome(&bytes, read_fsinfo);
+            let _ = outcome(&bytes, read_fsstat);
             let _ = outcome(&bytes, read_folder);
             let _ = outcome(&bytes, |decoder| read_data(decoder, 100).map(|got| got.data.len()));
         }

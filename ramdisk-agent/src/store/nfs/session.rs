@@ -101,6 +101,15 @@ impl Session {
         Ok(self.client.call(place, proto::GETATTR, arguments, Attributes::read)?.0)
     }
 
+    /// How much room there is.
+    pub(super) fn space(&self, place: Place<'_>) -> Result<proto::FsStat> {
+        let arguments = |call: &mut Encoder, folder: &Handle| {
+            call.opaque(&folder.0);
+        };
+        let space = self.call(place, proto::FSSTAT, arguments, proto::read_fsstat)?.0;
+        space.map_err(|status| self.client.refused(place, status))
+    }
+
     /// Looks a name up; `None`: it is not there.
     pub(super) fn find(&self, place: Place<'_>, name: &str) -> Result<Option<Found>> {
         let arguments = |call: &mut Encoder, folder: &Handle| proto::put_name(call, folder, name);

@@ -33,6 +33,16 @@ pub(super) enum Cipher {
     Aes256Gcm,
 }
 
+impl std::fmt::Display for Cipher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Aes128Ccm => "AES-128-CCM",
+            Self::Aes128Gcm => "AES-128-GCM",
+            Self::Aes256Gcm => "AES-256-GCM",
+        })
+    }
+}
+
 impl Cipher {
     /// Nonces are numbers, counted up; this is how long they are.
     pub(super) fn nonce_bytes(self) -> usize {
@@ -98,6 +108,14 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Hmac(_) => "HMAC-SHA256",
+            Self::Cmac(_) => "AES-128-CMAC",
+            Self::Gmac(_) => "AES-128-GMAC",
+        }
+    }
+
     pub(super) fn new(signing: Signing, key: &[u8]) -> Self {
         match signing {
             Signing::HmacSha256 => Self::Hmac(hmac::Key::new(hmac::HMAC_SHA256, key)),

@@ -36,6 +36,17 @@ pub(super) struct Outbound {
     nonce: u64,
 }
 
+impl Outbound {
+    /// How what is sent is protected, in words.
+    pub(super) fn protection(&self) -> String {
+        match (&self.sealer, &self.signer) {
+            (Some((_, cipher)), _) if self.sealed => format!("encrypted with {cipher}"),
+            (_, Some(signer)) => format!("signed with {}", signer.name()),
+            (_, None) => "not at all".to_owned(),
+        }
+    }
+}
+
 /// How many credits a request of so many bytes, or with so long a reply, costs.
 pub(super) fn credit_charge(bytes: usize) -> u16 {
     u16::try_from(bytes.div_ceil(CREDIT_BYTES).max(1)).expect("requests are at most some MiB long")

@@ -22,6 +22,7 @@ use super::frame::{Inbound, Outbound, Reply, credit_charge, invalid};
 use super::header::{Command, UNASKED};
 use super::login::{Limits, Session};
 use super::messages;
+use super::negotiate::Dialect;
 use super::status::Status;
 
 /// So many credits are worth having; a server gives what it likes.
@@ -102,6 +103,9 @@ pub(super) struct Link {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     pub(super) limits: Limits,
+    pub(super) dialect: Dialect,
+    /// In words.
+    pub(super) protection: String,
     /// The session's number at the server.
     pub(super) session_id: u64,
     /// Which of a slot's connections this is, from one.
@@ -116,8 +120,9 @@ impl Link {
         watch: Arc<Watch>,
         pool: Arc<Pool>,
     ) -> io::Result<Self> {
-        let Session { stream, outbound, inbound, credits, limits } = session;
+        let Session { stream, outbound, inbound, credits, limits, dialect } = session;
         let session_id = outbound.session_id;
+        let protection = outbound.protection();
         let shared = Arc::new(Shared {
             stream,
             life,
@@ -129,7 +134,8 @@ impl Link {
             pieces_sent: AtomicU32::new(0),
         });
         // In this order: a link whose second thread does not start ends the first when it is dropped.
-        let mut link = Self { shared, threads: Vec::with_capacity(2), limits, session_id, life };
+        let threads = Vec::with_capacity(2);
+        let mut link = Self { shared, threads, limits, dialect, protection, session_id, life };
         let shared = Arc::clone(&link.shared);
         let sender = std::thread::Builder::new().name("smb-send".to_owned());
         link.threads.push(sender.spawn(move || send_thread(&shared, outbound))?);

@@ -66,6 +66,7 @@ pub(super) struct Session {
     pub(super) inbound: Inbound,
     pub(super) credits: u32,
     pub(super) limits: Limits,
+    pub(super) dialect: Dialect,
 }
 
 /// Why there is no session.
@@ -114,7 +115,9 @@ pub(super) fn log_in(
 ) -> Result<Session, LoginError> {
     let limits = Limits { read_bytes: 0, write_bytes: 0 };
     let (outbound, inbound) = (Outbound::default(), Inbound::default());
-    let session = Session { stream, outbound, inbound, credits: 1, limits };
+    // Limits and dialect are what the server says next.
+    let dialect = Dialect::Smb21;
+    let session = Session { stream, outbound, inbound, credits: 1, limits, dialect };
     let mut talk = Talk {
         url,
         account,
@@ -204,6 +207,7 @@ impl Talk<'_> {
         } else {
             u32::try_from(CREDIT_BYTES).expect("64 KiB")
         };
+        self.session.dialect = negotiated.dialect;
         self.session.limits = Limits {
             read_bytes: negotiated.max_read_bytes.clamp(1, most),
             write_bytes: negotiated.max_write_bytes.clamp(1, most),
@@ -317,7 +321,7 @@ impl Talk<'_> {
         if self.session.outbound.sealer.is_none() {
             let reason = if self.account.is_user() {
                 format!(
-                    "encryption is required, but the server and this client share no cipher (the server speaks {:?}): let the server speak SMB 3 with AES-128-GCM",
+                    "encryption is required, but the server and this client share no cipher (the server speaks {}): let the server speak SMB 3 with AES-128-GCM",
                     negotiated.dialect
                 )
             } else {

@@ -2,6 +2,8 @@
 //!
 //! Dialects 2.1 to 3.1.1 are offered. The answer is read strictly: what was not offered is not accepted.
 
+use std::fmt;
+
 use super::crypto::{Cipher, Signing};
 use super::wire::{Cursor, Put as _, WireError, len16, part};
 
@@ -26,6 +28,17 @@ pub(super) enum Dialect {
     Smb30 = 0x0300,
     Smb302 = 0x0302,
     Smb311 = 0x0311,
+}
+
+impl fmt::Display for Dialect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Smb21 => "SMB 2.1",
+            Self::Smb30 => "SMB 3.0",
+            Self::Smb302 => "SMB 3.0.2",
+            Self::Smb311 => "SMB 3.1.1",
+        })
+    }
 }
 
 pub(super) const DIALECTS: [Dialect; 4] =

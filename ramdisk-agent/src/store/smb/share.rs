@@ -160,6 +160,11 @@ impl Share {
         self.slots[slot].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// As whom it was opened.
+    pub(super) fn account_name(&self) -> String {
+        self.account.name()
+    }
+
     /// The living connection of a slot; connects if there is none.
     pub(super) fn link(&self, slot: usize) -> Result<Arc<Link>> {
         let mut slot = self.slot(slot);
