@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ramdisk_agent::disk::Disk;
 
@@ -23,9 +24,18 @@ impl Loop {
         Self(run("util-linux", "losetup", &args).trim().into())
     }
 
-    /// Has the kernel read the partition table; not every kernel does so by itself.
+    /// Has the kernel read the partition table; not every kernel does so by itself. When somebody else has just detached a device
+    /// of this number, the kernel may take away the new partitions with the old ones: then once more.
     pub fn find_partitions(&self) {
-        run("util-linux", "partx", &["--update", self.text()]);
+        let first = format!("{}p1", self.text());
+        for _ in 0..50 {
+            run("util-linux", "partx", &["--update", self.text()]);
+            if Path::new(&first).exists() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("the kernel makes no {first}");
     }
 
     pub fn path(&self) -> &Path {
