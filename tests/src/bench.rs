@@ -14,6 +14,7 @@ mod races;
 mod report;
 mod run;
 mod stats;
+mod stores;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,8 @@ pub enum Measure {
     Delta,
     /// Peak memory, and a machine that has little
     Memory,
+    /// Rates of NFS, SMB and HTTP beside other clients
+    Stores,
 }
 
 /// What to measure, and with what.
@@ -90,19 +93,24 @@ pub fn run(options: &Options) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the benchmarks mount filesystems and make loop devices: run them as root");
     }
-    packages::ensure(&[packages::BENCH])?;
+    packages::ensure(&[packages::BENCH, packages::BENCH_STORES])?;
     let folder = project::target().join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let bench = Bench {
         options,
         agent: agent_build::build()?,
-        limit: build_limit()?,
+        // Of no use to stores, and minutes of building.
+        limit: if options.only == [Measure::Stores] { PathBuf::new() } else { build_limit()? },
         sleepless: Sleepless::build(&folder)?,
         memory: tempfile::tempdir_in("/dev/shm").context("making a folder in memory")?,
         folder,
     };
     let path = bench.folder.join("results.json");
     let mut results = Results::load(&path)?;
+    if options.only.is_empty() || options.only.contains(&Measure::Stores) {
+        let table = bench.stores().context("measuring stores")?;
+        results.put(&path, "8 stores", table)?;
+    }
     for &filesystem in &options.filesystem {
         let name = filesystem.name();
         let mut put = |measure: Measure, key: String, make: &dyn Fn() -> Result<Table>| {

@@ -105,6 +105,18 @@ pub const BENCH: &[Package] = &[
     ("time", "what a program used"),
 ];
 
+/// For the rates of stores.
+pub const BENCH_STORES: &[Package] = &[
+    ("nfs-ganesha", "NFS server"),
+    ("nfs-ganesha-vfs", "its access to plain folders"),
+    ("rpcbind", "its portmapper"),
+    ("samba", "SMB server"),
+    ("smbclient", "another SMB client"),
+    ("nginx-light", "web server"),
+    ("curl", "another client of it"),
+    ("iproute2", "network namespace"),
+];
+
 /// How often what is missing is installed: an installation may remove what was there before.
 const ROUNDS: usize = 2;
 

@@ -22,6 +22,15 @@ const PORT: u16 = 445;
 /// How long smbd may take to listen: five times what was measured.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 
+/// What protects messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// Every message is signed, none encrypted.
+    Signed,
+    /// Every message is encrypted.
+    Encrypted,
+}
+
 /// A running SMB server.
 #[derive(Debug)]
 pub struct SmbServer {
@@ -30,15 +39,23 @@ pub struct SmbServer {
 }
 
 impl SmbServer {
-    /// Starts the server. `folder` gets its configuration and state, and `images` in it is what is shared.
+    /// Starts the server, which wants encryption. `folder` gets its configuration and state, and `images` in it is what is shared.
     ///
     /// # Errors
     /// If smbd does not come up.
     pub fn start(network: &Network, folder: &Path) -> Result<Self> {
+        Self::start_with(network, folder, Protection::Encrypted)
+    }
+
+    /// The same with this protection.
+    ///
+    /// # Errors
+    /// If smbd does not come up.
+    pub fn start_with(network: &Network, folder: &Path, protection: Protection) -> Result<Self> {
         let shared = folder.join("images");
         std::fs::create_dir_all(&shared).with_context(|| format!("making {}", shared.display()))?;
         let config = folder.join("smb.conf");
-        std::fs::write(&config, configuration(folder)?)
+        std::fs::write(&config, configuration(folder, protection)?)
             .with_context(|| format!("writing {}", config.display()))?;
         let mut smbpasswd = network
             .command("smbpasswd")
@@ -75,7 +92,7 @@ impl SmbServer {
     }
 }
 
-fn configuration(folder: &Path) -> Result<String> {
+fn configuration(folder: &Path, protection: Protection) -> Result<String> {
     let mut text = String::from("[global]\n");
     for (key, name) in [
         ("private dir", "private"),
@@ -89,11 +106,15 @@ fn configuration(folder: &Path) -> Result<String> {
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         writeln!(text, "{key} = {}", folder.display())?;
     }
+    let protection = match protection {
+        Protection::Signed => "server signing = mandatory\nserver smb encrypt = off",
+        Protection::Encrypted => "server smb encrypt = required",
+    };
     write!(
         text,
         "smb ports = {PORT}\ninterfaces = {ADDRESS}\nbind interfaces only = yes\nlog file = {log}\n\
          passdb backend = smbpasswd:{passwords}\ndisable netbios = yes\ndisable spoolss = yes\nload printers = no\n\
-         server role = standalone server\nserver smb encrypt = required\n\
+         server role = standalone server\n{protection}\n\
          [{SHARE}]\npath = {shared}\nread only = no\nforce user = root\nvalid users = {USER}\n",
         log = folder.join("smbd.log").display(),
         passwords = folder.join("private/smbpasswd").display(),
