@@ -9,5 +9,6 @@
 
 pub mod block;
 pub mod loops;
+pub mod memory;
 pub mod packet;
 pub mod resize;

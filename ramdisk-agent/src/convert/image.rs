@@ -133,7 +133,7 @@ fn write_frames(
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    let depth = sink::depth().min(image.readers() * 2);
+    let depth = sink::depth().min(image.readers());
     pipeline::run(image.frames(), threads, depth, |encoded| sink.append(encoded))?;
     sink.finish(&made.manifest(header, level))
 }

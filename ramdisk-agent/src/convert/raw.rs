@@ -140,7 +140,7 @@ fn write_frames<E: Encode>(
     let mut out = Output { store, hasher: blake3::Hasher::new() };
     encode.begin(&mut out)?;
     let workers = capture::cores();
-    let depth = (workers * 2 + 2).min(image.readers() * 2);
+    let depth = (workers * 2 + 2).min(image.readers());
     let (pool_in, pool_out) = crossbeam_channel::bounded::<Vec<u8>>(depth + workers);
     let threads = (0..workers)
         .map(|_| {

@@ -45,6 +45,15 @@ struct Decoder {
     passed: VecDeque<(u64, Vec<u8>)>,
 }
 
+impl Decoder {
+    /// Takes a span's buffer for use again.
+    fn recycle(&mut self, bytes: Vec<u8>) {
+        if let Some(spans) = &mut self.spans {
+            spans.recycle(bytes);
+        }
+    }
+}
+
 impl ForeignImage {
     /// Puts a disk and its survey together; the manifest is that of [`super::describe`].
     pub(super) fn new(disk: ForeignDisk, survey: Survey, manifest: Manifest) -> Self {
@@ -85,7 +94,14 @@ impl ForeignImage {
             (Some(kept), _) if kept.len() == content.len() => content.copy_from_slice(kept),
             (_, Access::Random(disk)) => read_span(&**disk, offset, content)?,
             (_, Access::Stream(_)) => {
-                return self.decode(entry, |bytes| content.copy_from_slice(bytes));
+                let mut decoder = self.decoder.lock().unwrap_or_else(PoisonError::into_inner);
+                let bytes = self.decode_to(&mut decoder, offset)?;
+                if bytes.len() != content.len() {
+                    return Err(changed(offset));
+                }
+                content.copy_from_slice(&bytes);
+                // Within the lock: the next reader's span comes into the same buffer.
+                decoder.recycle(bytes);
             }
         }
         if Hash::of(content) != entry.content_hash {
@@ -94,8 +110,8 @@ impl ForeignImage {
         Ok(())
     }
 
-    /// Gets the content of the data frame out of the stream, and hands it on when it was checked.
-    fn decode(&self, entry: &FrameEntry, then: impl FnOnce(&[u8])) -> Result<()> {
+    /// Checks the content of the data frame as it comes out of the stream, without a copy of it.
+    fn check_decoded(&self, entry: &FrameEntry) -> Result<()> {
         let offset = entry.logical_offset;
         let mut decoder = self.decoder.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = self.decode_to(&mut decoder, offset)?;
@@ -105,11 +121,7 @@ impl ForeignImage {
         {
             return Err(changed(offset));
         }
-        then(&bytes);
-        let mut decoder = self.decoder.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(spans) = &mut decoder.spans {
-            spans.recycle(bytes);
-        }
+        self.decoder.lock().unwrap_or_else(PoisonError::into_inner).recycle(bytes);
         Ok(())
     }
 
@@ -150,9 +162,11 @@ impl ForeignImage {
             // Nobody asks the decoder for what was kept.
             if self.survey.is_data(span.offset) && self.survey.kept.span(span.offset).is_none() {
                 decoder.passed.push_back((span.offset, bytes));
-                // As many as there are jobs in a pipeline over the image.
-                if decoder.passed.len() > self.readers() * 2 {
-                    decoder.passed.pop_front();
+                // Frames are handed out in order: no more of them than there are other readers can have been overtaken.
+                if decoder.passed.len() >= self.readers()
+                    && let Some((_, bytes)) = decoder.passed.pop_front()
+                {
+                    spans.recycle(bytes);
                 }
             } else {
                 spans.recycle(bytes);
@@ -291,8 +305,7 @@ impl Fetch for Fetcher<'_> {
             if let Access::Stream(_) = self.0.disk.access
                 && self.0.survey.kept.span(entry.logical_offset).is_none()
             {
-                // Without a copy of its own for each thread.
-                self.0.decode(entry, |_| ())?;
+                self.0.check_decoded(entry)?;
                 return Ok(self.0.fetched());
             }
             content.resize(usize::try_from(entry.logical_len).expect("a frame is a few MiB"), 0);

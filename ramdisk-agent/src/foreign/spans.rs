@@ -76,7 +76,7 @@ impl Spans {
 
     /// Takes a buffer for use again.
     pub fn recycle(&mut self, bytes: Vec<u8>) {
-        if self.spare.len() < 2 {
+        if self.spare.is_empty() {
             self.spare.push(bytes);
         }
     }

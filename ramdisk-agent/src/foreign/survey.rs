@@ -19,6 +19,7 @@ use crate::capture::cores;
 use crate::error::{Error, Result};
 use crate::pipeline;
 use crate::progress::Progress;
+use crate::sys::memory;
 
 /// The most frames of a foreign image: 4 TiB of data, or far more of disk; their list takes 100 MB then.
 const MAX_FRAMES: usize = 1 << 20;
@@ -64,8 +65,9 @@ pub fn make(
 ) -> Result<Survey> {
     progress.begin(Stage::Planning, total_bytes);
     let workers = cores();
-    let depth = workers * 2;
-    let (pool_in, pool_out) = crossbeam_channel::bounded(depth + workers);
+    // Hashing is faster than decoding, and few spans may wait beside a decoder's window.
+    let depth = workers;
+    let (pool_in, pool_out) = crossbeam_channel::bounded(2);
     let mut spans = Spans::new(walk, limit);
     let jobs = std::iter::from_fn(|| {
         if let Ok(bytes) = pool_out.try_recv() {
@@ -90,6 +92,9 @@ pub fn make(
     let disk_len = list.frames.last().map_or(0, |f| f.offset + u64::from(f.len));
     let gpt_sector_bytes = keeper.sector_bytes;
     let root = list.root(disk_len);
+    drop((spans, pool_out));
+    // A decoder's window may be most of what there is, and the next walk has one of its own.
+    memory::give_back();
     Ok(Survey { disk_len, root, kept: keeper.finish(), gpt_sector_bytes, frames: list.frames })
 }
 

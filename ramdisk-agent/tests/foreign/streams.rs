@@ -169,7 +169,8 @@ fn the_largest_window_leaves_room_for_little_else() {
     for args in [&["verify", "--deep", image][..], &["restore", "--yes", image, target]] {
         let peak = peak(args);
         assert!(peak > 128 << 20, "{args:?}: {peak} bytes: without the window?");
-        assert!(peak < 185 << 20, "{args:?}: {peak} bytes");
+        // What docs/foreign-images.md promises.
+        assert!(peak < 200_000_000, "{args:?}: {peak} bytes");
     }
 }
 
