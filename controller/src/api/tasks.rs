@@ -13,7 +13,7 @@ use super::ApiError;
 use super::auth::Caller;
 use crate::clock::rfc3339;
 use crate::context::Controller;
-use crate::db::{CHECK_TOKEN_PREFIX, LOCAL};
+use crate::db::{CHECK_TOKEN_PREFIX, Image, LOCAL};
 use crate::names::{FileName, ImageName, StoreName};
 use crate::secret::{Secret, hex, random_bytes};
 use crate::store::{DELTA_SUFFIX, IMAGE_SUFFIX, Place, below};
@@ -160,6 +160,8 @@ pub(super) async fn reach(controller: &Controller, places: &[&Place]) -> Result<
         }
         reached.urls.push(url);
     }
+    // Last the store of ours: behind its token nothing can fail.
+    rows.sort_by_key(|row| row.url.is_none());
     for row in rows {
         if row.url.is_some() {
             reached.access.push(controller.stores.credentials(row)?);
@@ -227,27 +229,10 @@ pub(super) async fn copy(
     controller.tasks.refuse_another()?;
     let target = controller.stores.place(Some(wish.store.clone()), &file).await?;
     let reached = reach(&controller, &[&source, &target]).await?;
-    let mut args = vec!["copy".to_owned()];
-    args.extend(reached.urls);
-    args.extend(["--expect-root".to_owned(), image.root.clone()]);
-    if wish.without_base {
-        args.push("--without-base".to_owned());
-    }
+    let option = wish.without_base.then_some("--without-base");
     let work =
         Work::Copy { name: made.into(), store: wish.store.into(), place: target.to_string() };
-    let task = Tasks::start(
-        &controller,
-        NewTask {
-            work,
-            image,
-            stores: reached.stores,
-            by: caller.name,
-            args,
-            access: reached.access,
-            token: reached.token,
-        },
-    );
-    Ok((StatusCode::ACCEPTED, Json(task.into())))
+    Ok(begin(&controller, caller, image, work, reached, "copy", option))
 }
 
 /// Reads all of an image from the controller's machine and compares its hashes.
@@ -270,25 +255,34 @@ pub(super) async fn verify(
     controller.tasks.refuse_another()?;
     let place: Place = image.url.parse()?;
     let reached = reach(&controller, &[&place]).await?;
-    let mut args = vec!["verify".to_owned()];
+    let option = deep.then_some("--deep");
+    Ok(begin(&controller, caller, image, Work::Verify { deep }, reached, "verify", option))
+}
+
+/// Has the agent's program begin, with this command and option, on an image and the places that were reached.
+fn begin(
+    controller: &Arc<Controller>,
+    caller: Caller,
+    image: Image,
+    work: Work,
+    reached: Reached,
+    command: &str,
+    option: Option<&str>,
+) -> (StatusCode, Json<TaskView>) {
+    let mut args = vec![command.to_owned()];
     args.extend(reached.urls);
     args.extend(["--expect-root".to_owned(), image.root.clone()]);
-    if deep {
-        args.push("--deep".to_owned());
-    }
-    let task = Tasks::start(
-        &controller,
-        NewTask {
-            work: Work::Verify { deep },
-            image,
-            stores: reached.stores,
-            by: caller.name,
-            args,
-            access: reached.access,
-            token: reached.token,
-        },
-    );
-    Ok((StatusCode::ACCEPTED, Json(task.into())))
+    args.extend(option.map(str::to_owned));
+    let task = NewTask {
+        work,
+        image,
+        stores: reached.stores,
+        by: caller.name,
+        args,
+        access: reached.access,
+        token: reached.token,
+    };
+    (StatusCode::ACCEPTED, Json(Tasks::start(controller, task).into()))
 }
 
 /// Whether a place is our own store.

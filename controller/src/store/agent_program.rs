@@ -1,4 +1,4 @@
-//! Work on images that the controller has `imprint-agent` do on its own machine: copies, checks, removals.
+//! Work on images that the controller has `imprint-agent` do on its own machine: copies, checks, removals; and how the program is started.
 //!
 //! The same program that captures and restores, with the credentials on standard input, so that they are in no process list and no
 //! environment. Its progress comes as JSON lines on standard error, its last line there is why it failed, and its result is JSON on
@@ -9,15 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use agent_api::{ErrorKind, Failure, StageProgress, StoreAccess};
+use agent_api::{ErrorKind, Failure, SecretText, StageProgress, StoreAccess};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::check::credentials;
 use crate::names::printable;
 
 /// How long the program may take to end when it was asked to.
@@ -63,24 +62,12 @@ pub async fn run(
     cancelled: impl Future<Output = ()>,
 ) -> Result<Value, ProgramError> {
     let failed = |error| ProgramError::Program(program.to_owned(), error);
-    let mut child = Command::new(program)
-        .args(["--json", "--progress", "json", "--credentials", "/dev/stdin", "--attached"])
-        .args(args)
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
+    let mut command = Command::new(program);
+    command.args(["--progress", "json", "--attached"]).args(args);
+    let mut child = start(command, access).await.map_err(failed)?;
     let pid = child.id();
-    let mut stdin = child.stdin.take().expect("it was asked for");
     let stdout = child.stdout.take().expect("it was asked for");
     let stderr = child.stderr.take().expect("it was asked for");
-    let secrets: String = access.iter().map(credentials).collect();
-    // A program that does not read them says why.
-    let _ = stdin.write_all(secrets.as_bytes()).await;
-    drop(stdin);
     let result = async {
         let mut text = Vec::new();
         stdout.take(RESULT_MAX).read_to_end(&mut text).await.map(|_| text)
@@ -123,6 +110,38 @@ pub async fn run(
         return Ok(value);
     }
     Err(ProgramError::Failed(failure(&last)))
+}
+
+/// Starts the program and hands it the credentials; it answers in JSON, and is killed when it is dropped.
+pub(super) async fn start(mut command: Command, access: &[StoreAccess]) -> std::io::Result<Child> {
+    let mut child = command
+        .args(["--json", "--credentials", "/dev/stdin"])
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut stdin = child.stdin.take().expect("it was asked for");
+    let secrets: String = access.iter().map(credentials).collect();
+    // A program that does not read them says why.
+    let _ = stdin.write_all(secrets.as_bytes()).await;
+    Ok(child)
+}
+
+/// As a section of a credentials file. None of the values has a line break in it: that was checked where they came in.
+fn credentials(access: &StoreAccess) -> String {
+    let secret = |secret: &Option<SecretText>| secret.as_ref().map(|text| text.expose().to_owned());
+    let lines = [
+        ("user", access.user.clone()),
+        ("domain", access.domain.clone()),
+        ("password", secret(&access.password)),
+        ("token", secret(&access.token)),
+        ("tls_key", access.tls_key.clone()),
+    ];
+    let lines = lines.into_iter().filter_map(|(key, value)| Some(format!("{key}={}\n", value?)));
+    let lines: String = lines.collect();
+    if lines.is_empty() { lines } else { format!("[{}]\n{lines}", access.prefix) }
 }
 
 /// `imprint-agent: TEXT [KIND]`.

@@ -5,14 +5,13 @@
 //! machine need not hold for the agents': a server may let one address in and not another.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
-use agent_api::{SecretText, StoreAccess, StoreReport};
-use tokio::io::AsyncWriteExt;
+use agent_api::{StoreAccess, StoreReport};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::agent_program;
 use crate::names::printable;
 
 /// Less than an answer of the API may take.
@@ -44,45 +43,13 @@ pub async fn check(
     access: &StoreAccess,
 ) -> Result<StoreReport, CheckError> {
     let failed = |error| CheckError::Program(program.to_owned(), error);
-    let mut child = Command::new(program)
-        .args([
-            "--json",
-            "--progress",
-            "none",
-            "--credentials",
-            "/dev/stdin",
-            "store-check",
-            folder,
-        ])
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
-    let mut stdin = child.stdin.take().expect("it was asked for");
-    // A program that does not read them says why.
-    let _ = stdin.write_all(credentials(access).as_bytes()).await;
-    drop(stdin);
+    let mut command = Command::new(program);
+    command.args(["--progress", "none", "store-check", folder]);
+    let child =
+        agent_program::start(command, std::slice::from_ref(access)).await.map_err(failed)?;
     let output = timeout(LIMIT, child.wait_with_output()).await.map_err(|_| CheckError::Slow)?;
     let output = output.map_err(failed)?;
     serde_json::from_slice(&output.stdout).map_err(|_| {
         CheckError::NoReport(printable(&String::from_utf8_lossy(&output.stderr), MESSAGE_MAX))
     })
-}
-
-/// As a section of a credentials file. None of the values has a line break in it: that was checked where they came in.
-pub(super) fn credentials(access: &StoreAccess) -> String {
-    let secret = |secret: &Option<SecretText>| secret.as_ref().map(|text| text.expose().to_owned());
-    let lines = [
-        ("user", access.user.clone()),
-        ("domain", access.domain.clone()),
-        ("password", secret(&access.password)),
-        ("token", secret(&access.token)),
-        ("tls_key", access.tls_key.clone()),
-    ];
-    let lines = lines.into_iter().filter_map(|(key, value)| Some(format!("{key}={}\n", value?)));
-    let lines: String = lines.collect();
-    if lines.is_empty() { lines } else { format!("[{}]\n{lines}", access.prefix) }
 }
