@@ -38,6 +38,11 @@ case "$job" in
     echo '{"progress":{"stage":"restoring","done_bytes":1,"total_bytes":9,"stored_bytes":0,"elapsed_ms":1}}'
     until [ -e "$dir/go" ]; do sleep 0.05; done
     echo '{"outcome":{"result":"failed","kind":"disk","message":"waited long enough"}}' ;;
+*'"id":"seen"'*)
+    tr '\0' '\n' < /proc/$$/cmdline > "$dir/seen"
+    tr '\0' '\n' < /proc/$$/environ >> "$dir/seen"
+    echo "$job" > "$dir/told"
+    echo '{"outcome":{"result":"failed","kind":"disk","message":"all seen"}}' ;;
 *'"id":"deaf"'*) trap '' TERM; touch "$dir/deaf"; while :; do sleep 0.1; done ;;
 *'"id":"chatty"'*)
     i=0
@@ -240,6 +245,39 @@ async fn a_restart_of_the_controller_loses_nothing() {
     server.set(|b| b.work.push_back(REBOOT));
     assert_eq!(end(life).await.unwrap(), Finish::Reboot);
     assert_eq!(server.read(|b| (b.redemptions.len(), b.outcomes.len())), (1, 1));
+}
+
+#[tokio::test]
+async fn what_lets_a_job_in_is_in_no_process_list_and_no_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let access = serde_json::json!([
+        {"prefix": "smb://nas/images/", "user": "u", "password": "canary-1", "token": "canary-2"},
+    ]);
+    let Work::Job(mut seen) = job("seen") else { unreachable!() };
+    seen.access = serde_json::from_value(access).unwrap();
+    let server = Server::start([Work::Job(seen), REBOOT]);
+    let hooks = dir.path().join("hooks.d");
+    fs::create_dir(&hooks).unwrap();
+    let hook = hooks.join("10-look");
+    let script = format!(
+        "#!/bin/sh\ncat /proc/$$/cmdline /proc/$$/environ > {}/hook\n",
+        dir.path().display()
+    );
+    fs::write(&hook, script).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let life = begin(session(&server, dir.path()));
+    assert_eq!(end(life).await.unwrap(), Finish::Reboot);
+    assert_eq!(failure(&server, 0).1.message, "all seen");
+    let read = |name: &str| {
+        String::from_utf8_lossy(&fs::read(dir.path().join(name)).unwrap()).into_owned()
+    };
+    let told = read("told");
+    assert!(told.contains("canary-1") && told.contains("canary-2"), "{told}");
+    let log = server.read(|b| b.log.clone());
+    for shown in [read("seen"), read("hook"), log] {
+        assert!(shown.len() > 10 && !shown.contains("canary"), "{shown}");
+        assert!(!shown.contains(SECRET), "{shown}");
+    }
 }
 
 #[tokio::test]
