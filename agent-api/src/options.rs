@@ -135,6 +135,9 @@ pub struct RestoreOptions {
     /// Grow a partition, and its filesystem, into the space of a larger disk: `last` (the last one but swap) or a number
     #[arg(long, value_name = "last|N")]
     pub grow: Option<Grow>,
+    /// Give the partition table identities of its own: the GPT's disk and partition GUIDs, or the MBR's signature, are not the image's
+    #[arg(long)]
+    pub fresh_ids: bool,
     /// Move no more bytes a second to and from stores than this: K, M and G are powers of 1024, as in 400M
     #[arg(long, value_name = "RATE")]
     pub limit: Option<Rate>,
@@ -208,8 +211,24 @@ impl RestoreOptions {
             _ if self.also.len() >= MAX_SOURCES => Err(format!(
                 "also names too many places: an image is read from {MAX_SOURCES} at most"
             )),
-            _ => self.check_layout().and_then(|()| self.customise.check()),
+            _ => self
+                .check_layout()
+                .and_then(|()| self.check_fresh_ids())
+                .and_then(|()| self.customise.check()),
         }
+    }
+
+    /// Refuses new identities for a table that is not written.
+    ///
+    /// # Errors
+    /// A sentence that names the options.
+    pub fn check_fresh_ids(&self) -> Result<(), String> {
+        if self.fresh_ids && (self.partition.is_some() || self.into_partition.is_some()) {
+            return Err("fresh_ids is for the partition table, which partition and into_partition leave as it is: give the \
+                        one or the other"
+                .into());
+        }
+        Ok(())
     }
 
     /// Refuses a layout that no agent would make.
@@ -289,6 +308,17 @@ mod tests {
         with(one, one).unwrap();
         assert!(with(none, one).unwrap_err().contains("begin with 1"));
         assert!(with(one, none).unwrap_err().contains("begin with 1"));
+    }
+
+    #[test]
+    fn a_table_that_stays_gets_no_new_identities() {
+        let with = |partition, into_partition| {
+            let options = RestoreOptions { partition, into_partition, ..RestoreOptions::default() };
+            RestoreOptions { fresh_ids: true, ..options }.check()
+        };
+        with(None, None).unwrap();
+        assert!(with(Some(1), None).unwrap_err().contains("fresh_ids"));
+        assert!(with(None, Some(1)).unwrap_err().contains("fresh_ids"));
     }
 
     #[test]

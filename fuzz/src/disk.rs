@@ -13,7 +13,10 @@ use crc::{Algorithm, CRC_32_ISO_HDLC, Crc};
 use ramdisk_agent::extents::{Extent, Extents};
 use ramdisk_agent::fs::{Taken, VolumeMap, map_volume};
 use ramdisk_agent::probe::signatures;
-use ramdisk_agent::table::{Table, TableKind, TableOutcome, read_table, relocate_backup};
+use ramdisk_agent::table::{
+    Partition, Table, TableKind, TableOutcome, read_table, relocate_backup,
+};
+use uuid::Uuid;
 
 const SECTOR: usize = 512;
 /// Longer volumes are cut for the maps, which read tables whose length goes with the volume's.
@@ -281,6 +284,21 @@ fn read_and_move(disk: &Sparse, sector_bytes: u32) {
         assert_eq!(moved.kind, table.kind);
         assert_eq!(moved.partitions, table.partitions);
         assert_eq!(moved.disk_id, table.disk_id);
+    }
+    identify(disk, table, sector_bytes);
+}
+
+/// Other identities, and nothing else that is not as it was.
+fn identify(disk: &Sparse, mut table: Table, sector_bytes: u32) {
+    let old = table.partitions.clone();
+    table.identify(Uuid::from_u128(1 << 96), &|number| Uuid::from_u128(number.into()));
+    let pieces = relocate_backup(&mut disk.clone(), &table, disk.len).expect("nothing moves");
+    let mut target = disk.clone();
+    pieces.iter().for_each(|piece| target.write(piece.offset, &piece.bytes));
+    let made = read_sound(&mut target, sector_bytes).expect("what was written can be read");
+    assert_eq!((&made.disk_id, &made.partitions), (&table.disk_id, &table.partitions));
+    for (old, new) in old.iter().zip(&made.partitions) {
+        assert_eq!(*old, Partition { uuid: old.uuid.clone(), ..new.clone() });
     }
 }
 

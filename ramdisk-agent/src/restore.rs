@@ -20,6 +20,7 @@ mod commit;
 mod customise;
 mod delta;
 mod grow;
+mod ids;
 mod layout;
 mod medium;
 mod placement;

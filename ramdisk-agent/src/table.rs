@@ -7,6 +7,7 @@
 
 mod fresh;
 mod gpt;
+mod identity;
 mod kinds;
 mod logical;
 mod mbr;
@@ -82,6 +83,8 @@ pub struct Table {
     pub metadata: Extents,
     gpt: Option<Gpt>,
     extended: Option<logical::Extended>,
+    /// What the signature in LBA 0 is to be; `None`: what it is.
+    new_signature: Option<u32>,
 }
 
 /// Where a partition is to lie on a target.
@@ -270,6 +273,7 @@ pub fn read_table(
         metadata: Extents::new(),
         gpt: None,
         extended: None,
+        new_signature: None,
     };
     if sector.count == 0 {
         return Ok(TableOutcome::Table(nothing()));
@@ -323,7 +327,8 @@ pub fn read_table(
 /// The sectors of the table for a disk of `target_bytes` on which the partitions lie as `slots` say, in the order in which they are
 /// to be written: the backup GPT at the disk's end, the primary; or the tables of logical partitions; LBA 0 last. `src` is the disk
 /// that `table` was read from. A partition without a slot is left out. If nothing moves and the disk has the same size, the pieces
-/// are that disk's own bytes, but a damaged copy of a GPT is made anew from the other. Fails with `InvalidInput` if the table cannot
+/// are that disk's own bytes, but a damaged copy of a GPT is made anew from the other, and the identities are those that the table was
+/// [given](Table::identify). Fails with `InvalidInput` if the table cannot
 /// say that.
 pub fn arrange(
     src: &mut (impl Read + Seek),
@@ -340,6 +345,9 @@ pub fn arrange(
         return Err(too_small(target_bytes));
     }
     let mut lba0 = target.read(src, 0, 1)?;
+    if let Some(signature) = table.new_signature {
+        mbr::sign(&mut lba0, table.kind, signature);
+    }
     let mut pieces = Vec::new();
     if let Some(gpt) = &table.gpt {
         pieces = gpt.pieces(target, table, slots)?;

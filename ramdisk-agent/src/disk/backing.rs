@@ -5,7 +5,7 @@
 //! was. Left alone: files that a server or another program answers for.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::inventory::{read_text, sysfs_dir};
 use super::{Disk, users};
@@ -16,6 +16,14 @@ use crate::sys;
 pub struct DirectBacking<'a>(&'a Disk);
 
 impl Disk {
+    /// The file beneath a loop device, and where in it the device begins; `None`: it is none.
+    #[must_use]
+    pub fn backing_file(&self) -> Option<(PathBuf, u64)> {
+        let dir = sysfs_dir(self.file.metadata().ok()?.rdev())?.join("loop");
+        let offset = read_text(&dir.join("offset"))?.parse().ok()?;
+        Some((read_text(&dir.join("backing_file"))?.into(), offset))
+    }
+
     /// Takes the page cache of a loop device's file out of the way. `None`: it is no loop device, has direct I/O already, or can
     /// have none.
     #[must_use]

@@ -8,8 +8,7 @@
 mod places;
 
 use agent_api::{Layout, LayoutFormat, LayoutPartition, LayoutSize, LayoutTable, RestoreOptions};
-use image_format::Hash;
-use uuid::{Builder, Uuid};
+use uuid::Uuid;
 
 use self::places::places;
 use crate::damage;
@@ -22,6 +21,7 @@ use crate::restore::approval;
 use crate::restore::arrangement::{self, Arrangement};
 use crate::restore::commit::Piece;
 use crate::restore::customise::{self, Volume};
+use crate::restore::ids::{self, FreshId, Ids};
 use crate::restore::layout;
 use crate::restore::placement::{Placement, Segment};
 use crate::restore::plan::{self, PlannedPartition, RestorePlan};
@@ -93,7 +93,7 @@ pub fn make(
     let slots = places(&sizes, &least, room_end, u64::from(sector))?;
 
     let mut disk = ImageDisk::new(image)?;
-    let ids = Ids::new(image, layout, target);
+    let ids = Ids::new(image, Some(layout), target);
     let mut notes = Vec::new();
     let (mut growths, mut fresh, mut segments) = (Vec::new(), Vec::new(), Vec::new());
     for ((partition, content), slot) in layout.partitions.iter().zip(&contents).zip(&slots) {
@@ -131,7 +131,9 @@ pub fn make(
         }
         growths.extend(growth);
     }
-    let identities = identities(&contents, &ids);
+    let identities = identities(&contents, &ids, options.fresh_ids);
+    let fresh_ids = fresh_ids(&contents, &identities, options.fresh_ids);
+    notes.extend(ids::note(table_kind, &fresh_ids));
     let fresh_partitions = layout
         .partitions
         .iter()
@@ -192,6 +194,7 @@ pub fn make(
         partitions,
         whole: None,
         damaged,
+        fresh_ids,
         changes: arranged.notes.clone(),
         notes: arranged.notes,
         growths: arranged.growths,
@@ -317,15 +320,26 @@ fn content_of(
     })
 }
 
-/// The identity of each partition: that of the partition which it comes from, the first time that it goes somewhere.
-fn identities(contents: &[Option<Content>], ids: &Ids) -> Vec<Uuid> {
+/// The identity of each partition: that of the partition which it comes from, the first time that it goes somewhere, unless all are to be
+/// `fresh`.
+fn identities(contents: &[Option<Content>], ids: &Ids, fresh: bool) -> Vec<Uuid> {
     let mut given: Vec<Uuid> = Vec::new();
     for (content, number) in contents.iter().zip(1..) {
         let kept = content.as_ref().and_then(|content| content.uuid);
-        let kept = kept.filter(|uuid| !uuid.is_nil() && !given.contains(uuid));
+        let kept = kept.filter(|uuid| !fresh && !uuid.is_nil() && !given.contains(uuid));
         given.push(kept.unwrap_or_else(|| ids.uuid("partition", number)));
     }
     given
+}
+
+/// The identities that would have been kept and are not, if that is asked for.
+fn fresh_ids(contents: &[Option<Content>], given: &[Uuid], asked: bool) -> Vec<FreshId> {
+    let all = contents.iter().zip(given).zip(1..).filter(|_| asked);
+    all.filter_map(|((content, new), number)| {
+        let old = content.as_ref()?.uuid?.to_string();
+        Some(FreshId { partition: Some(number), old: Some(old), new: new.to_string() })
+    })
+    .collect()
 }
 
 /// The entry of a partition in the new table.
@@ -414,38 +428,5 @@ fn what(partition: &LayoutPartition, content: Option<&Content>) -> String {
             format!("new swap {}", partition.label.as_deref().unwrap_or_default()).trim().to_owned()
         }
         (None, None) => "nothing".into(),
-    }
-}
-
-/// Identities that are the same for the same restore onto the same disk, and for no other.
-struct Ids(Vec<u8>);
-
-impl Ids {
-    fn new(image: &Joined, layout: &Layout, target: &Disk) -> Self {
-        let info = target.info();
-        // Two virtual disks without a serial number are told apart by their machines and their names.
-        let machine = std::fs::read_to_string("/sys/class/dmi/id/product_uuid").unwrap_or_default();
-        let nameless = info.wwn.is_none() && info.serial.is_none();
-        let path = nameless.then(|| {
-            std::fs::canonicalize(target.path()).unwrap_or_else(|_| target.path().to_owned())
-        });
-        let seed = serde_json::json!([
-            "imprint identities 1",
-            image.root().to_string(),
-            approval::without_places(layout),
-            [info.wwn, info.serial, info.model],
-            info.size_bytes,
-            machine.trim(),
-            path,
-        ]);
-        Self(seed.to_string().into_bytes())
-    }
-
-    fn uuid(&self, what: &str, number: u32) -> Uuid {
-        let text = [&self.0, what.as_bytes(), &number.to_le_bytes()[..]].concat();
-        let hash = Hash::of(&text);
-        let bytes: [u8; 16] = hash.as_bytes()[..16].try_into().expect("a hash has 32 bytes");
-        // As random as any to everybody else.
-        Builder::from_random_bytes(bytes).into_uuid()
     }
 }

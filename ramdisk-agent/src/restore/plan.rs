@@ -17,6 +17,7 @@ use crate::restore::arrangement::{self, Arrangement, HEAD_LEN};
 use crate::restore::commit::Piece;
 use crate::restore::customise::{self, Changes};
 use crate::restore::grow::Growth;
+use crate::restore::ids::{self, FreshId};
 use crate::restore::placement::Placement;
 use crate::run::size;
 use crate::table::{self, Partition, Slot, Table, TableKind, TableOutcome};
@@ -46,6 +47,8 @@ pub struct RestorePlan {
     pub whole: Option<String>,
     /// What the image lacks because it could not be read, a line for each partition.
     pub damaged: Vec<String>,
+    /// The identities that are made new on request.
+    pub fresh_ids: Vec<FreshId>,
     /// What is not as in the image, such as a moved backup GPT.
     pub notes: Vec<String>,
     /// Zeroed before the first frame is written.
@@ -122,7 +125,7 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
     let sector = image.manifest().disk.logical_sector_bytes;
     let mut disk = ImageDisk::new(image)?;
     let outcome = table::read_table(&mut disk, image.disk_len(), sector).map_err(disk_error)?;
-    let table = match outcome {
+    let mut table = match outcome {
         TableOutcome::Table(table) => table,
         TableOutcome::Refused(refusal) => {
             return Err(Error::refused("the partition table in the image cannot be restored")
@@ -130,7 +133,12 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
         }
     };
     let from = source(image, &table, target, options)?;
-    let (arranged, volumes) = match from {
+    // From here on the table says what the target's will.
+    let fresh_ids = match options.fresh_ids {
+        true => ids::make_fresh(&mut table, image, target, options)?,
+        false => Vec::new(),
+    };
+    let (mut arranged, volumes) = match from {
         Some(slot) => (
             arrangement::volume(&mut disk, slot, target, options)?,
             arrangement::only_volume(&mut disk, slot, target)?,
@@ -155,6 +163,7 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
     let found = found_on(target)?;
     let image_bytes = from.map_or(image.disk_len(), |slot| slot.len_bytes);
     let wipes = wipes(image_bytes, target.len_bytes(), &arranged, &found);
+    arranged.notes.extend(ids::note(table.kind, &fresh_ids));
     let mut notes = if from.is_some() { Vec::new() } else { table.warnings.clone() };
     notes.extend(arranged.notes.iter().cloned());
     let mut plan = RestorePlan {
@@ -173,6 +182,7 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
         partitions: planned_partitions(image, &table.partitions, &arranged.slots),
         whole: whole(image, &table.partitions),
         damaged,
+        fresh_ids,
         notes,
         changes: arranged.notes,
         growths: arranged.growths,
@@ -382,6 +392,9 @@ impl fmt::Display for RestorePlan {
             let number = growth.number.map(|n| format!("partition {n}: ")).unwrap_or_default();
             let Growth { kind, len_bytes, .. } = growth;
             writeln!(f, "grows      {number}{kind} to {}, by the kernel", size(*len_bytes))?;
+        }
+        for id in &self.fresh_ids {
+            writeln!(f, "identity   {id}")?;
         }
         for line in self.customises.iter().flat_map(Changes::lines) {
             writeln!(f, "changes    {line}")?;

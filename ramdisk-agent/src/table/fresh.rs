@@ -87,6 +87,7 @@ pub fn described(kind: TableKind, sector_bytes: u32, partitions: Vec<Partition>)
         metadata: Extents::new(),
         gpt: None,
         extended: None,
+        new_signature: None,
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod arranged;
 pub mod fresh;
+mod identity;
 
 use std::io::{self, Read, Seek};
 
@@ -134,13 +135,23 @@ impl Header {
 
     /// The length of the array, if it is one that can be.
     fn array_len(&self) -> Option<usize> {
-        let sane = self.entry_bytes.is_power_of_two()
-            && (MIN_ENTRY_BYTES..=MAX_ENTRY_BYTES).contains(&self.entry_bytes);
-        let len = u64::from(self.count) * u64::from(self.entry_bytes);
-        (sane && (1..=MAX_ENTRY_ARRAY_BYTES).contains(&len))
-            .then(|| usize::try_from(len).ok())
-            .flatten()
+        array_len(self.count, self.entry_bytes)
     }
+
+    /// The lengths of the array and of an entry that a header states, if they can be.
+    fn array_of(sector: &[u8]) -> Option<(usize, usize)> {
+        let (count, entry_bytes) = (u32_at(sector, 80), u32_at(sector, 84));
+        Some((array_len(count, entry_bytes)?, usize::try_from(entry_bytes).ok()?))
+    }
+}
+
+fn array_len(count: u32, entry_bytes: u32) -> Option<usize> {
+    let sane =
+        entry_bytes.is_power_of_two() && (MIN_ENTRY_BYTES..=MAX_ENTRY_BYTES).contains(&entry_bytes);
+    let len = u64::from(count) * u64::from(entry_bytes);
+    (sane && (1..=MAX_ENTRY_ARRAY_BYTES).contains(&len))
+        .then(|| usize::try_from(len).ok())
+        .flatten()
 }
 
 /// The checksum of a header, whose own field counts as zero.
@@ -174,6 +185,11 @@ impl Copy {
         self.header[32..40].copy_from_slice(&alternate_lba.to_le_bytes());
         self.header[48..56].copy_from_slice(&last_usable_lba.to_le_bytes());
         self.header[72..80].copy_from_slice(&self.entries_lba.to_le_bytes());
+        self.seal();
+    }
+
+    /// Makes the header's own checksum right.
+    fn seal(&mut self) {
         let covered = usize::try_from(u32_at(&self.header, 12)).expect("checked when it was read");
         let sum = checksum(&self.header[..covered]);
         self.header[16..20].copy_from_slice(&sum.to_le_bytes());
@@ -381,6 +397,7 @@ fn assemble(
         metadata,
         gpt: Some(Gpt { disk: sectors, header, primary, backup, agree, used }),
         extended: None,
+        new_signature: None,
     })
 }
 

@@ -112,8 +112,7 @@ impl Mbr {
             start_bytes,
             len_bytes,
             type_id: format!("{:#04x}", entry.kind),
-            uuid: (self.disk_signature != 0)
-                .then(|| format!("{:08x}-{number:02x}", self.disk_signature)),
+            uuid: (self.disk_signature != 0).then(|| partuuid(self.disk_signature, number)),
             name: None,
             attributes: 0,
             bootable: entry.flags == ACTIVE,
@@ -123,6 +122,24 @@ impl Mbr {
     /// Whether a partition would hold the table itself.
     pub fn starts_at_zero(&self) -> bool {
         self.entries.iter().any(|e| e.is_used() && e.start == 0)
+    }
+}
+
+/// The identity of a partition, as Linux makes it of the disk's.
+pub fn partuuid(disk_signature: u32, number: u32) -> String {
+    format!("{disk_signature:08x}-{number:02x}")
+}
+
+/// The signature of a disk that has this identity.
+pub fn signature_of(disk_id: Uuid) -> u32 {
+    u32_at(disk_id.as_bytes(), 0).max(1)
+}
+
+/// Gives LBA 0 another signature. Beside a GPT it counts only where there is one already.
+pub fn sign(lba0: &mut [u8], kind: TableKind, signature: u32) {
+    let Some(mbr) = Mbr::parse(lba0) else { return };
+    if kind == TableKind::Mbr || mbr.disk_signature != 0 {
+        lba0[DISK_SIGNATURE..DISK_SIGNATURE + 4].copy_from_slice(&signature.to_le_bytes());
     }
 }
 
@@ -183,6 +200,7 @@ fn table(
         metadata,
         gpt: None,
         extended: links,
+        new_signature: None,
     }))
 }
 
@@ -269,7 +287,7 @@ pub fn fill(
     partitions: &[FreshPartition],
     sectors: Sectors,
 ) -> io::Result<()> {
-    let signature = u32_at(disk_id.as_bytes(), 0).max(1);
+    let signature = signature_of(disk_id);
     lba0[DISK_SIGNATURE..DISK_SIGNATURE + 4].copy_from_slice(&signature.to_le_bytes());
     for partition in partitions {
         let index = usize::try_from(partition.slot.number).map_err(io::Error::other)? - 1;

@@ -1,6 +1,7 @@
 //! Tables as sfdisk writes them and sgdisk judges them, then damaged in every way.
 
 mod arranged;
+mod identity;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};

@@ -18,6 +18,7 @@ mod deltas;
 mod devices;
 mod disks;
 mod faulty;
+mod fresh_ids;
 mod grow;
 mod layout_file;
 mod limit;
