@@ -10,7 +10,8 @@
 //! token=…
 //! ```
 
-use std::io::Read;
+use std::io::{Read, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use agent_api::{SecretText, StoreAccess};
@@ -23,6 +24,9 @@ pub const FILE_VARIABLE: &str = "IMPRINT_CREDENTIALS";
 
 /// More than anybody has servers for.
 const MAX_FILE_LEN: u64 = 64 << 10;
+
+/// What of a file's mode is for those who are neither its owner nor of its group.
+const OTHERS: u32 = 0o007;
 
 /// The credentials that a command has been given: those of the file, then those of the environment.
 pub fn read(file: Option<&Path>, images: &[&str]) -> Result<Access> {
@@ -61,6 +65,15 @@ fn read_file(path: &Path) -> Result<String> {
         Error::refused(format!("reading the credentials in {}", path.display())).because(e)
     };
     let file = std::fs::File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_file() && metadata.mode() & OTHERS != 0 {
+        // Where nobody reads it there is nobody to warn.
+        let _ = writeln!(
+            std::io::stderr(),
+            "imprint-agent: every user of this machine may read the credentials in {path}: chmod 600 {path}",
+            path = path.display()
+        );
+    }
     let mut text = String::new();
     file.take(MAX_FILE_LEN + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_FILE_LEN {

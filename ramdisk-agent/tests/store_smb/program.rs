@@ -62,9 +62,12 @@ fn a_disk_goes_to_a_share_and_comes_back() {
 #[test]
 fn credentials_that_are_none_are_refused_and_never_quoted() {
     use std::os::unix::ffi::OsStringExt as _;
+    use std::os::unix::fs::PermissionsExt as _;
 
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("credentials");
+    std::fs::write(&file, "").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     let with = |content: &[u8]| {
         std::fs::write(&file, content).unwrap();
         let (done, text) =
@@ -73,6 +76,9 @@ fn credentials_that_are_none_are_refused_and_never_quoted() {
         assert!(!text.contains("hunter2"), "{text}");
         text
     };
+    assert!(with(b"hunter2\n").contains("every user of this machine may read"));
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(!with(b"hunter2\n").contains("every user"));
     for (content, word) in [
         (b"hunter2\n".as_slice(), "line 1"),
         (b"user=me\npassword=hunter2\n[https://me:hunter2@nas/x]\ntoken=hunter2\n", "no URL"),
