@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::lab::Programs;
 use crate::net::{BRIDGE, Network};
 use crate::process::Server;
 use crate::{command, project};
@@ -31,32 +32,30 @@ pub fn build() -> Result<PathBuf> {
 #[derive(Debug)]
 pub struct Controller {
     server: Option<Server>,
-    program: PathBuf,
-    boot: PathBuf,
+    programs: Programs,
     store_url: String,
     folder: PathBuf,
+    log_filter: &'static str,
 }
 
 impl Controller {
-    /// Starts a controller with all of its state in `folder`. `boot` holds the agent's kernel and initrd, `store_url` is where
-    /// captures go.
+    /// Starts a controller with all of its state in `folder`. `store_url` is where captures go.
     ///
     /// # Errors
     /// If it does not come up.
     pub fn start(
         network: &Network,
-        program: &Path,
-        boot: &Path,
+        programs: &Programs,
         store_url: &str,
         folder: &Path,
     ) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         let mut controller = Self {
             server: None,
-            program: program.to_owned(),
-            boot: boot.to_owned(),
+            programs: programs.clone(),
             store_url: store_url.to_owned(),
             folder: folder.to_owned(),
+            log_filter: "info,sqlx=warn",
         };
         controller.restart(network)?;
         Ok(controller)
@@ -67,17 +66,28 @@ impl Controller {
     /// # Errors
     /// If it does not come up.
     pub fn restart(&mut self, network: &Network) -> Result<()> {
-        let mut serve = network.command(&self.program.to_string_lossy());
+        let mut serve = network.command(&self.programs.imprint.to_string_lossy());
         serve.args(["serve", "--interface", BRIDGE, "--kernel-args", "console=ttyS0"]);
-        serve.arg("--data").arg(self.data()).arg("--boot-dir").arg(&self.boot);
+        serve.arg("--data").arg(self.data()).arg("--boot-dir").arg(&self.programs.boot);
+        serve.arg("--agent").arg(&self.programs.agent);
         serve.args(["--store-url", &self.store_url]);
-        serve.arg("--run-dir").arg(self.folder.join("run"));
+        serve.arg("--run-dir").arg(self.folder.join("run")).env("IMPRINT_LOG", self.log_filter);
         let mut server = Server::start("imprint serve", &mut serve, &self.log())?;
         server.wait_ready(READY_LIMIT, || {
             self.client_file().is_file() && network.is_listening(HTTPS_PORT)
         })?;
         self.server = Some(server);
         Ok(())
+    }
+
+    /// Stops it and starts it again, with all that it can say in its log.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn restart_talkative(&mut self, network: &Network) -> Result<()> {
+        self.stop();
+        self.log_filter = "trace";
+        self.restart(network)
     }
 
     /// Kills it as kill -9 does.
@@ -105,18 +115,26 @@ impl Controller {
         self.data().join("images")
     }
 
+    /// The folder of everything that it keeps, its log among it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn data(&self) -> PathBuf {
         self.folder.join("data")
     }
 
-    fn client_file(&self) -> PathBuf {
+    /// The file with which its own machine's administrator gets in.
+    #[must_use]
+    pub fn client_file(&self) -> PathBuf {
         self.data().join("client.json")
     }
 
     /// An `imprint` command against this controller.
     #[must_use]
     pub fn imprint(&self, network: &Network, args: &[&str]) -> Command {
-        let mut imprint = network.command(&self.program.to_string_lossy());
+        let mut imprint = network.command(&self.programs.imprint.to_string_lossy());
         imprint.args(args).arg("--config").arg(self.client_file());
         imprint
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::bmc::{self, Bmc};
@@ -15,7 +16,7 @@ use crate::nfs::NfsServer;
 use crate::{accel, agent_build, command, kernel, packages, project, template, wait};
 
 /// Memory of a machine in MiB: the agent takes part of it, the template's system needs little.
-const MEMORY_MIB: u32 = 768;
+const MEMORY_MIB: u32 = 512;
 /// What a source's and a target's disk and an image take at most.
 const ROOM_BYTES: u64 = 2 * template::DISK_BYTES;
 /// Noise for a target's disk comes in pieces of this size.
@@ -73,6 +74,13 @@ impl Prepared {
     /// If a step fails; the message names it.
     pub fn new(xtask: &Path, say: &mut dyn FnMut(&str)) -> Result<Self> {
         project::ensure_room(ROOM_BYTES)?;
+        // Two tests at once would write the same files.
+        let lock = project::cache().join("lock");
+        let file =
+            std::fs::File::create(&lock).with_context(|| format!("creating {}", lock.display()))?;
+        let _locked = Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, error)| error)
+            .with_context(|| format!("locking {}", lock.display()))?;
         packages::ensure(&[packages::LAB])?;
         let programs = Programs::build(xtask, say)?;
         let accel = accel::choose(&programs.boot)?;
@@ -117,8 +125,7 @@ impl Lab {
         let store = nfs.url("");
         let controller = Controller::start(
             &network,
-            &programs.imprint,
-            &programs.boot,
+            programs,
             store.trim_end_matches('/'),
             &folder.join("controller"),
         )?;

@@ -86,6 +86,7 @@ pub const LAB: &[Package] = &[
     ("fdisk", "its partition table"),
     ("gdisk", "checks the restored one"),
     ("zstd", "unpacks the image independently"),
+    ("tcpdump", "what goes over the network"),
 ];
 
 /// For the benchmarks: the programs that we are compared with.

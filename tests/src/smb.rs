@@ -85,6 +85,19 @@ impl SmbServer {
         self.folder.join("images")
     }
 
+    /// The hash of the password, as good as the password itself: what smbd has in its file, in hexadecimal digits.
+    ///
+    /// # Errors
+    /// If the file is not as smbpasswd writes it.
+    pub fn password_hash(&self) -> Result<String> {
+        let path = self.folder.join("private/smbpasswd");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("reading {}", path.display()))?;
+        let hash = text.trim().split(':').nth(3).context("smbpasswd's fourth field")?;
+        ensure!(hash.len() == 32, "{hash:?} is no hash of a password");
+        Ok(hash.to_owned())
+    }
+
     /// The share's URL.
     #[must_use]
     pub fn url(&self) -> String {

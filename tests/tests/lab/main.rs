@@ -1,6 +1,6 @@
 //! End to end, on virtual machines: the programs as users run them, real servers, real firmware.
 //!
-//! Slow under software emulation, a few minutes each; one at a time. `cargo xtask test --only lab` runs these alone.
+//! Slow under software emulation, a few minutes each; two at a time. `cargo xtask test --only lab` runs these alone.
 
 #![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
 
@@ -8,4 +8,5 @@ mod alone;
 mod faults;
 mod rack;
 mod round_trip;
+mod secrets;
 mod witness;

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use tests::bmc;
 use tests::machine::{BootDevice, Firmware, Machine};
+use tests::smb::{self, SmbServer};
 use tests::template::{LOGIN_LIMIT, LOGIN_PROMPT};
 
-use tests::smb::{self, SmbServer};
-
 use crate::rack::{IMAGE, Rack, SOURCE, TARGET, rack};
+use crate::secrets::{self, Secret, Watch};
 use crate::witness;
 
 /// Through the store of this name, whose files lie in `images` on this machine. The restore has these options, and its target is
@@ -53,11 +54,16 @@ fn with_bios_through_the_controllers_own_store() {
     round_trip(&rack, "local", &rack.lab.controller.images(), &[], |_| {});
 }
 
-/// The controller hands out the password; the server speaks to nobody without encryption. The firmware gets a boot entry.
+/// The controller hands out the password; the server speaks to nobody without encryption. The firmware gets a boot entry. Nobody
+/// else gets to see a secret.
 #[test]
 fn with_uefi_through_smb() {
-    let rack = rack(Firmware::Uefi);
+    let mut rack = rack(Firmware::Uefi);
+    rack.lab.controller.restart_talkative(&rack.lab.network).unwrap();
     let lab = &rack.lab;
+    let watched = rack.folder.path().join("watched");
+    std::fs::create_dir(&watched).unwrap();
+    let watch = Watch::start(&lab.network, &watched);
     let server = SmbServer::start(&lab.network, &rack.folder.path().join("smb")).unwrap();
     let password = rack.folder.path().join("password");
     std::fs::write(&password, smb::PASSWORD).unwrap();
@@ -71,4 +77,42 @@ fn with_uefi_through_smb() {
         let has_entry = nvram.windows(wanted.len()).any(|window| window == wanted);
         assert!(has_entry, "the firmware keeps the boot entry");
     });
+    look_for_secrets(&rack, watch, &server);
+}
+
+fn look_for_secrets(rack: &Rack, watch: Watch, server: &SmbServer) {
+    let controller = &rack.lab.controller;
+    let answers = rack.folder.path().join("answers");
+    let mut text = String::new();
+    for args in [
+        &["store", "show", "nas"][..],
+        &["store", "check", "nas"],
+        &["jobs"],
+        &["host", "show", TARGET],
+        &["image", "show", IMAGE],
+    ] {
+        text += &controller.ask_json(&rack.lab.network, args).unwrap().to_string();
+    }
+    for host in [SOURCE, TARGET] {
+        text += &rack.lab.last_job(host).unwrap().to_string();
+    }
+    std::fs::write(&answers, text).unwrap();
+    let client: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(controller.client_file()).unwrap()).unwrap();
+    let token = client["token"].as_str().unwrap();
+    // The one file that is there to hold it.
+    std::fs::remove_file(controller.client_file()).unwrap();
+    let secrets = [
+        Secret::text("the store's password", smb::PASSWORD),
+        Secret::hex("the hash of the store's password", &server.password_hash().unwrap()),
+        Secret::text("the BMC's password", bmc::PASSWORD),
+        Secret::text("the administrator's token", token),
+    ];
+    let watched = watch.end();
+    let user: Vec<u8> = smb::USER.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let known =
+        [(&user[..], &*watched[0]), (b"qemu-system", &watched[1]), (b"smb://", &controller.log())];
+    let consoles = [&rack.source, &rack.target].map(|machine| machine.folder.join("console.log"));
+    let ours = [controller.folder().to_owned(), server.images(), answers];
+    secrets::check(&secrets, &[&watched[..], &consoles, &ours].concat(), &known);
 }
