@@ -13,6 +13,7 @@ mod anything;
 mod crypto;
 mod file;
 mod frame;
+mod gmac;
 mod header;
 mod link;
 mod login;

@@ -1,6 +1,7 @@
 //! Keys, signatures and encryption of SMB2 messages (MS-SMB2, sections 3.1.4 and 3.1.5).
 //!
-//! What `ring` has comes from there (HMAC-SHA256, SHA-512, AES-GCM); AES-CMAC and AES-CCM, which SMB 3.0 wants, from RustCrypto.
+//! What `ring` has comes from there (HMAC-SHA256, SHA-512, AES-GCM); AES-CMAC and AES-CCM, which SMB 3.0 wants, from RustCrypto, and
+//! so does what [`Gmac`] is made of.
 //! Deliberately absent: AES-256-CCM, which no server asks for alone.
 
 use aes::Aes128;
@@ -10,6 +11,7 @@ use cmac::{Cmac, Mac as _};
 use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::{digest, hmac};
 
+use super::gmac::{self, Gmac};
 use super::header::SIGNATURE_AT;
 
 type Aes128Ccm = ccm::Ccm<Aes128, U16, U11>;
@@ -97,7 +99,7 @@ pub(super) enum Signer {
     Hmac(hmac::Key),
     // Both hold round keys of some hundred bytes.
     Cmac(Box<Cmac<Aes128>>),
-    Gmac(Box<LessSafeKey>),
+    Gmac(Box<Gmac>),
 }
 
 impl std::fmt::Debug for Signer {
@@ -122,7 +124,10 @@ impl Signer {
             Signing::AesCmac => Self::Cmac(Box::new(
                 Cmac::new_from_slice(key).expect("signing keys are 16 bytes long"),
             )),
-            Signing::AesGmac => Self::Gmac(Box::new(gcm(&AES_128_GCM, key))),
+            Signing::AesGmac => {
+                let key = key.try_into().expect("signing keys are 16 bytes long");
+                Self::Gmac(Box::new(Gmac::new(key)))
+            }
         }
     }
 
@@ -137,14 +142,10 @@ impl Signer {
                 mac.as_ref().clone().chain_update(message).finalize().into_bytes().into()
             }
             Self::Gmac(key) => {
-                let mut nonce = [0; NONCE_LEN];
+                let mut nonce = [0; gmac::NONCE_BYTES];
                 nonce[..8].copy_from_slice(&message_id.to_le_bytes());
                 nonce[8] = u8::from(reply);
-                let nonce = Nonce::assume_unique_for_key(nonce);
-                let tag = key
-                    .seal_in_place_separate_tag(nonce, Aad::from(message), &mut [])
-                    .expect("a message is far below the limit of GCM");
-                *tag.as_ref().first_chunk().expect("GCM's tag has 16 bytes")
+                key.tag(nonce, message)
             }
         }
     }
