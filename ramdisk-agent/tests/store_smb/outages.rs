@@ -203,6 +203,62 @@ fn connections_cut_anywhere() {
     assert!(proxy.faults() > 20, "only {} cuts happened", proxy.faults());
 }
 
+/// How many READs of more than a file's first bytes went over each connection, by what one connection after the other sent.
+fn reads(mut sent: &[u8]) -> Vec<usize> {
+    let mut reads = Vec::new();
+    while let Some((length, rest)) = sent.split_first_chunk() {
+        let len = u32::from_be_bytes(*length) as usize;
+        let Some((message, rest)) = rest.split_at_checked(len) else { break };
+        sent = rest;
+        match u16::from_le_bytes([message[12], message[13]]) {
+            // NEGOTIATE begins a connection.
+            0 => reads.push(0),
+            8 if u32::from_le_bytes(message[68..72].try_into().unwrap()) > 512 => {
+                *reads.last_mut().unwrap() += 1;
+            }
+            _ => {}
+        }
+    }
+    reads
+}
+
+#[test]
+fn reading_asks_for_less_while_sessions_end_and_for_all_again_afterwards() {
+    const REQUEST: u32 = 256 << 10;
+    let server = Samba::start();
+    let data = pattern(8 << 20, 9);
+    std::fs::write(server.shared().join("x"), &data).unwrap();
+    let options = Options {
+        connections: 1,
+        request_bytes: REQUEST,
+        silence: Duration::from_secs(3),
+        ..as_guest()
+    };
+    // What the server says until the first part of a read could come.
+    let proxy = Proxy::start(server.address(), []).unwrap();
+    drop(store::open_with(&server.url_at(proxy.port(), "x"), &options).unwrap());
+    let opened = proxy.bytes(Way::ToClient);
+    // Within an answer, even if the server says "I work on it" to some requests.
+    let within = 2_000;
+    let early = Script::ends(Way::ToClient, opened + within, Ending::Close);
+    // Held back for long enough that all that may be asked for has been before an answer comes.
+    let delay = Duration::from_millis(25);
+    let answer = u64::from(REQUEST) + 84;
+    let late = Script::ends(Way::ToClient, opened + answer + within, Ending::Silence);
+    let (early_delayed, late) = (Script { delay, ..early }, Script { delay, ..late });
+    let proxy = Proxy::start(server.address(), [early, early, early_delayed, late]).unwrap();
+    proxy.record();
+    let image = store::open_with(&server.url_at(proxy.port(), "x"), &options).unwrap();
+    let mut back = vec![0; data.len()];
+    image.read_exact_at(&mut back, 0).unwrap();
+    assert!(back == data);
+    assert_eq!(proxy.faults(), 4);
+    let reads = reads(&proxy.recorded(Way::ToServer));
+    assert_eq!(reads.len(), 5, "{reads:?}");
+    assert_eq!(reads[2], 1, "after two sessions of no use one request at a time: {reads:?}");
+    assert!(reads[3] > 8, "after an answer there were not many at once: {reads:?}");
+}
+
 #[test]
 fn an_answer_that_is_lost_when_the_name_is_given() {
     let server = Samba::start();

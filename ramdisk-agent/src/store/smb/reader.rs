@@ -2,9 +2,10 @@
 //!
 //! A read is split into requests that are all in flight at once (within a limit), over all connections; several threads may read at
 //! the same time. Short answers are continued. Each connection has its own handle; when a session ends, the name is opened again on
-//! the next one, and it has to be the same file: its number, its length and its first bytes.
+//! the next one, and it has to be the same file: its number, its length and its first bytes. What was asked for on a session that ended
+//! is queued and asked for again, one request at a time while sessions end again and again, and all at once when one has answered.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,7 +129,7 @@ impl SmbImage {
         Ok(opened.id)
     }
 
-    fn request(&self, part: &mut Part, offset: u64, tag: u64, to: &Sender<Answer>) -> Result<()> {
+    fn request(&self, part: &Part, offset: u64, tag: u64, to: &Sender<Answer>) -> Result<()> {
         let (link, id) = self.handle(part.slot)?;
         let at = offset + u64::try_from(part.start).expect("a buffer's length fits 64 bits");
         let most = usize::try_from(link.limits.read_bytes).expect("u32 fits usize");
@@ -146,17 +147,25 @@ impl SmbImage {
         let in_flight = in_flight(request_bytes, self.share.options().requests_in_flight);
         let size = usize::try_from(request_bytes).expect("u32 fits usize on every target");
         let (sender, answers) = channel();
+        let slots = self.share.slots();
+        let starts = (0..buffer.len()).step_by(size).enumerate();
+        let mut queue: VecDeque<Part> = starts
+            .map(|(index, start)| Part {
+                slot: index % slots,
+                start,
+                len: size.min(buffer.len() - start),
+            })
+            .collect();
         let mut parts: HashMap<u64, Part> = HashMap::new();
-        let (mut asked, mut next_tag) = (0, 0_u64);
-        let (mut patience, mut lost) = (Patience::default(), Losses::default());
+        let mut next_tag = 0_u64;
+        let (mut patience, mut losses) = (Patience::default(), Losses::default());
         loop {
-            while asked < buffer.len() && parts.len() < in_flight {
-                let len = size.min(buffer.len() - asked);
-                let slot = (asked / size) % self.share.slots();
-                let mut part = Part { slot, start: asked, len };
-                self.request(&mut part, offset, next_tag, &sender)?;
+            let most = if losses.are_many() { 1 } else { in_flight };
+            while parts.len() < most
+                && let Some(part) = queue.pop_front()
+            {
+                self.request(&part, offset, next_tag, &sender)?;
                 parts.insert(next_tag, part);
-                asked += part.len;
                 next_tag += 1;
             }
             if parts.is_empty() {
@@ -167,7 +176,7 @@ impl SmbImage {
             match self.take(&answer, &part) {
                 Ok(data) => {
                     self.share.watch.calm(&mut patience);
-                    lost = Losses::default();
+                    losses.calm();
                     buffer[part.start..part.start + data.len()].copy_from_slice(data);
                     if data.len() == part.len {
                         continue;
@@ -182,18 +191,14 @@ impl SmbImage {
                     self.share.watch.wait("reading", &mut patience)?;
                 }
                 Err(Failure::Status(status)) if status.is_session_lost() => {
-                    let link = self.share.link(part.slot)?;
-                    if link.life == answer.life {
-                        link.end(&format!("the server answered {status}"));
-                    }
-                    lost.note(&self.share)?;
+                    self.share.end(part.slot, answer.life, status);
+                    losses.note_of(&self.share, part.slot, answer.life)?;
                 }
-                Err(Failure::Lost) => lost.note(&self.share)?,
+                Err(Failure::Lost) => losses.note_of(&self.share, part.slot, answer.life)?,
                 Err(Failure::Status(Status::END_OF_FILE)) => return Err(self.replaced()),
                 Err(failure) => return Err(self.share.words(self.place(), failure)),
             }
-            self.request(&mut part, offset, answer.tag, &sender)?;
-            parts.insert(answer.tag, part);
+            queue.push_back(part);
         }
     }
 

@@ -3,6 +3,7 @@
 //! [`Share::link`] gives the living connection of a slot, or makes one: after a jittered pause, within what the watch allows. What
 //! a server would say again (a wrong password, no such share) ends it at once; nothing is tried twice that could lock an account.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
@@ -63,6 +64,8 @@ impl From<StoreError> for Failure {
 pub(super) struct Losses {
     since: Option<Instant>,
     count: u32,
+    /// For each slot, the last of its connections that was counted.
+    counted: HashMap<usize, u64>,
 }
 
 impl Losses {
@@ -76,6 +79,20 @@ impl Losses {
         let what =
             format!("smb server {} ended every session before it was of use", share.url.server());
         Err(StoreError::Unreachable { what, seconds: without.as_secs(), source: None })
+    }
+
+    /// The loss of one of a slot's connections, of which every request that was under way on it tells.
+    pub(super) fn note_of(&mut self, share: &Share, slot: usize, life: u64) -> Result<()> {
+        if self.counted.get(&slot).is_some_and(|&counted| counted >= life) {
+            return Ok(());
+        }
+        self.counted.insert(slot, life);
+        self.note(share)
+    }
+
+    /// Something was of use. What is still told of connections that were counted does not count again.
+    pub(super) fn calm(&mut self) {
+        (self.since, self.count) = (None, 0);
     }
 
     /// So many that there should be one request at a time until there is an answer: several at once may never get one.
@@ -192,6 +209,15 @@ impl Share {
             if let Some(without) = self.watch.check() {
                 return Err(self.watch.unreachable(without, Some(error)));
             }
+        }
+    }
+
+    /// Ends one of a slot's connections, if it is still in use, since the server does not know its session any more.
+    pub(super) fn end(&self, slot: usize, life: u64, status: Status) {
+        if let Some(link) = &self.slot(slot).link
+            && link.life == life
+        {
+            link.end(&format!("the server answered {status}"));
         }
     }
 

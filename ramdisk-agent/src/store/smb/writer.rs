@@ -235,10 +235,7 @@ impl SmbWriter {
             }
             Failure::Status(status) if status.is_session_lost() => {
                 if is_current {
-                    let link = self.share.link(0)?;
-                    if link.life == answer.life {
-                        link.end(&format!("the server answered {status}"));
-                    }
+                    self.share.end(0, answer.life, status);
                     self.handle = None;
                     self.losses.note(&self.share)?;
                 }
