@@ -50,9 +50,10 @@ pub(super) fn create(url: &SmbUrl, options: &Options) -> Result<Box<dyn StoreWri
     Ok(Box::new(SmbWriter::create(share, url)?))
 }
 
-/// What is known of the share. How much room it has is not asked.
+/// What is known of the share.
 pub(super) fn facts(folder: &SmbUrl, options: &Options) -> Result<StoreFacts> {
     let share = Share::open(folder, options, 1)?;
+    let space = file::space(&share, folder)?;
     let link = share.link(0)?;
     Ok(StoreFacts {
         protocol: link.dialect.to_string(),
@@ -60,7 +61,8 @@ pub(super) fn facts(folder: &SmbUrl, options: &Options) -> Result<StoreFacts> {
         protection: Some(link.protection.clone()),
         max_read_bytes: Some(link.limits.read_bytes.into()),
         max_write_bytes: Some(link.limits.write_bytes.into()),
-        ..StoreFacts::default()
+        free_bytes: space.map(|space| space.available_bytes),
+        total_bytes: space.map(|space| space.total_bytes),
     })
 }
 

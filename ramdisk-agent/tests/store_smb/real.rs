@@ -124,6 +124,8 @@ fn every_dialect_and_protection() {
         assert_eq!(facts.protocol, dialect, "{what}");
         assert_eq!(facts.protection.as_deref(), Some(protection), "{what}");
         assert!(facts.max_read_bytes.unwrap() >= 64 << 10, "{facts:?}");
+        let held = rustix::fs::statvfs(server.shared()).unwrap();
+        assert_eq!(facts.total_bytes, Some(held.f_blocks * held.f_frsize), "{what}");
         let data = pattern((1 << 20) + 70_007, 3);
         write(&url, &data, &options).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(std::fs::read(server.shared().join("x")).unwrap() == data, "{what}");

@@ -286,6 +286,12 @@ fn a_full_share_is_no_space_and_keeps_nothing() {
     let disk = SmallDisk::new(32);
     let server = Samba::start_with("", "", Some(&disk.path()));
     let url = server.url("x");
+    let facts = store::facts(&url.parent().unwrap(), &as_user(&url)).unwrap();
+    let held = rustix::fs::statvfs(server.shared()).unwrap();
+    assert_eq!(facts.free_bytes, Some(held.f_bavail * held.f_frsize));
+    assert_eq!(facts.total_bytes, Some(held.f_blocks * held.f_frsize));
+    let missing = store::facts(&server.url("missing"), &as_user(&url)).unwrap_err();
+    assert!(matches!(missing, StoreError::NotFound { .. }), "{missing}");
     let error = write(&url, &pattern(64 << 20, 8), &as_user(&url)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
     assert_eq!(names(&disk.path()), Vec::<String>::new());

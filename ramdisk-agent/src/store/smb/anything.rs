@@ -23,6 +23,7 @@ pub fn read_anything(data: &[u8]) {
     let _ = messages::read_create(message);
     let _ = messages::read_standard(message);
     let _ = messages::read_internal(message);
+    let _ = messages::read_space(message);
     let _ = messages::read_written(message);
     if let Ok(data) = messages::read_data(message, 512) {
         assert!(data.len() <= 512, "no more than was asked for");

@@ -7,7 +7,7 @@ use super::super::{PARTIAL_SUFFIX, Result, SmbUrl, StoreError};
 use super::frame::Reply;
 use super::header::Command;
 use super::link::{Link, Request};
-use super::messages::{self, DELETE, Disposition, FileId, FileInfo, Kind, READ_ATTRIBUTES};
+use super::messages::{self, DELETE, Disposition, FileId, FileInfo, Kind, READ_ATTRIBUTES, Space};
 use super::messages::{READ_DATA, SHARE_DELETE, SHARE_READ, SHARE_WRITE, WRITE_DATA};
 use super::share::{Failure, Place, Share, call};
 use super::status::Status;
@@ -56,6 +56,8 @@ impl How {
     /// To see whether a name is there, whatever it is.
     pub(super) const LOOK: Self = Self { access: READ_ATTRIBUTES, ..Self::READ_PARTIAL };
     const LIST: Self = Self { kind: Kind::Folder, ..Self::READ_PARTIAL };
+    /// To ask about a folder, which need not be one that we may list.
+    const ASK: Self = Self { kind: Kind::Folder, ..Self::LOOK };
 }
 
 /// An open file.
@@ -158,18 +160,34 @@ pub(super) fn remove_image(share: &Share, url: &SmbUrl) -> Result<()> {
     })
 }
 
+fn open_folder(link: &Link, folder: &SmbUrl, how: How) -> Result<FileId, Failure> {
+    let How { access, share, disposition, kind } = how;
+    let body = messages::create(&wire_path(folder), access, share, disposition, kind);
+    Ok(messages::read_create(simple(link, Command::Create, body)?.message())?.id)
+}
+
+/// How much room there is in a folder, if the server tells.
+pub(super) fn space(share: &Share, folder: &SmbUrl) -> Result<Option<Space>> {
+    let place = Place { doing: "opening", url: folder };
+    share.until_done(place, |link, _| {
+        let id = open_folder(link, folder, How::ASK)?;
+        let space = match simple(link, Command::QueryInfo, messages::query_space(id)) {
+            Ok(reply) => Some(messages::read_space(reply.message())?),
+            Err(Failure::Status(status)) if !status.is_session_lost() && !status.is_passing() => {
+                None
+            }
+            Err(failure) => return Err(failure),
+        };
+        close(link, id)?;
+        Ok(space)
+    })
+}
+
 /// A folder's regular files with their lengths.
 pub(super) fn list(share: &Share, folder: &SmbUrl) -> Result<Vec<(String, u64)>> {
     let place = Place { doing: "listing", url: folder };
     share.until_done(place, |link, _| {
-        let body = messages::create(
-            &wire_path(folder),
-            How::LIST.access,
-            How::LIST.share,
-            How::LIST.disposition,
-            How::LIST.kind,
-        );
-        let id = messages::read_create(simple(link, Command::Create, body)?.message())?.id;
+        let id = open_folder(link, folder, How::LIST)?;
         // Of everything in the folder: a server may go round in circles with names that are no files.
         let (mut files, mut seen) = (Vec::new(), 0);
         loop {

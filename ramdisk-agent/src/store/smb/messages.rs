@@ -123,6 +123,8 @@ pub(super) fn read_written(message: &[u8]) -> Result<u32, WireError> {
 }
 
 const INFO_FILE: u8 = 1;
+const INFO_FILESYSTEM: u8 = 2;
+const FULL_SIZE: u8 = 7;
 
 /// What is asked of a file, and said to it.
 #[derive(Debug, Clone, Copy)]
@@ -138,8 +140,17 @@ pub(super) enum FileInfo {
 const INFO_BYTES: u32 = 256;
 
 pub(super) fn query_info(id: FileId, class: FileInfo) -> Vec<u8> {
+    query(id, INFO_FILE, class as u8)
+}
+
+/// How much room there is where an open file is.
+pub(super) fn query_space(id: FileId) -> Vec<u8> {
+    query(id, INFO_FILESYSTEM, FULL_SIZE)
+}
+
+fn query(id: FileId, kind: u8, class: u8) -> Vec<u8> {
     let mut out = Vec::with_capacity(41);
-    out.u16(41).u8(INFO_FILE).u8(class as u8).u32(INFO_BYTES);
+    out.u16(41).u8(kind).u8(class).u32(INFO_BYTES);
     out.u16(0).u16(0).u32(0).u32(0).u32(0).bytes(&id.0).u8(0);
     out
 }
@@ -160,6 +171,26 @@ pub(super) fn read_standard(message: &[u8]) -> Result<(u64, bool), WireError> {
 /// `FileInternalInformation`: the file's number.
 pub(super) fn read_internal(message: &[u8]) -> Result<u64, WireError> {
     read_info(message)?.u64()
+}
+
+/// Room in a filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Space {
+    pub(super) total_bytes: u64,
+    /// For us: quotas are taken off.
+    pub(super) available_bytes: u64,
+}
+
+/// `FileFsFullSizeInformation`.
+pub(super) fn read_space(message: &[u8]) -> Result<Space, WireError> {
+    let mut info = read_info(message)?;
+    let (total, available) = (info.u64()?, info.u64()?);
+    let (sectors, sector_bytes) = (info.skip(8)?.u32()?, info.u32()?);
+    let unit_bytes = u64::from(sectors) * u64::from(sector_bytes);
+    let bytes = |units: u64| {
+        units.checked_mul(unit_bytes).ok_or(WireError::Value { field: "size", value: units })
+    };
+    Ok(Space { total_bytes: bytes(total)?, available_bytes: bytes(available)? })
 }
 
 fn set_info(id: FileId, class: FileInfo, info: &[u8]) -> Vec<u8> {
