@@ -19,8 +19,9 @@ pub use index::Index;
 
 /// Where the builder writes the names of further modules, one a line.
 pub const EXTRA_MODULES: &str = "/etc/imprint/modules";
-/// Modules that no device asks for: DHCP's packet socket, and disks behind host adapters.
-const ALWAYS: &[&str] = &["af_packet", "sd_mod"];
+/// Modules that no device asks for: DHCP's packet socket, disks behind host adapters, and loop devices, by which filesystems of a
+/// disk are mounted and whose control device is there with the module only.
+const ALWAYS: &[&str] = &["af_packet", "sd_mod", "loop"];
 /// How often the devices are gone through at most; each round may uncover new buses.
 const MAX_ROUNDS: usize = 16;
 
