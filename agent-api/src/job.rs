@@ -30,6 +30,9 @@ pub enum Finish {
     Reboot,
     /// Power off.
     PowerOff,
+    /// Start the kernel of the system that this boot has restored, without going through the firmware. An agent that cannot says why
+    /// ([`Note`]) and restarts the machine.
+    Kexec,
     /// A way that a newer controller knows: treated as [`Finish::Reboot`].
     #[serde(other)]
     Unknown,
@@ -56,6 +59,13 @@ pub struct JobSpec {
     /// What to do.
     #[serde(flatten)]
     pub action: JobAction,
+}
+
+/// Something about a job that whoever looks at it should know, said once its work is done: `POST /v1/agent/jobs/ID/note`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// A sentence for people.
+    pub text: String,
 }
 
 /// Capture or restore, with its options.

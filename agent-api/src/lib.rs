@@ -27,9 +27,9 @@ mod store_report;
 pub use access::{SecretText, StoreAccess};
 pub use error_kind::ErrorKind;
 pub use job::{
-    CaptureSummary, Failure, FileAction, FileChange, Finish, JobAction, JobSpec, Outcome, Part,
-    PartTimes, PlanSummary, Report, RestoreSummary, SourceUse, Stage, StageProgress, StageTimes,
-    Summary, Work,
+    CaptureSummary, Failure, FileAction, FileChange, Finish, JobAction, JobSpec, Note, Outcome,
+    Part, PartTimes, PlanSummary, Report, RestoreSummary, SourceUse, Stage, StageProgress,
+    StageTimes, Summary, Work,
 };
 pub use options::{
     BootOrder, CaptureOptions, CloudInitSeed, Content, Customisation, DirtyPolicy, FileMode, Grow,

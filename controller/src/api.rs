@@ -93,6 +93,7 @@ fn routes(controller: Arc<Controller>) -> OpenApiRouter {
         .routes(routes!(agent::heartbeat))
         .routes(routes!(agent::report))
         .routes(routes!(agent::outcome))
+        .routes(routes!(agent::note))
         .routes(routes!(agent::log))
         .layer(middleware::from_fn_with_state(Arc::clone(&controller), auth::require_session));
     let open = OpenApiRouter::new().routes(routes!(agent::redeem)).routes(routes!(healthz));

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::Action;
+
 /// How a machine boots.
 #[derive(
     Debug,
@@ -61,6 +63,9 @@ pub enum Finish {
     Disk,
     /// It powers off.
     Off,
+    /// After a restore it starts the restored system's kernel without going through its firmware (kexec), or boots from its disk if that
+    /// is not possible; after a capture it boots from its disk.
+    Kexec,
 }
 
 impl Finish {
@@ -70,21 +75,23 @@ impl Finish {
         match self {
             Self::Disk => "disk",
             Self::Off => "off",
+            Self::Kexec => "kexec",
         }
     }
 
     /// From the text form.
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
-        [Self::Disk, Self::Off].into_iter().find(|v| v.as_str() == text)
+        [Self::Disk, Self::Off, Self::Kexec].into_iter().find(|v| v.as_str() == text)
     }
 
-    /// What the agent is told.
+    /// What the agent is told after a job of this kind.
     #[must_use]
-    pub fn for_agent(self) -> agent_api::Finish {
-        match self {
-            Self::Disk => agent_api::Finish::Reboot,
-            Self::Off => agent_api::Finish::PowerOff,
+    pub fn for_agent(self, action: Action) -> agent_api::Finish {
+        match (self, action) {
+            (Self::Disk, _) | (Self::Kexec, Action::Capture) => agent_api::Finish::Reboot,
+            (Self::Off, _) => agent_api::Finish::PowerOff,
+            (Self::Kexec, Action::Restore) => agent_api::Finish::Kexec,
         }
     }
 }

@@ -11,7 +11,7 @@ pub(crate) use power::{is_boot_disk_done, is_in_agent};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::ErrorKind;
+use agent_api::{ErrorKind, Finish as Leave};
 use tokio::time::{sleep, timeout};
 
 use crate::bmc::BmcError;
@@ -241,16 +241,18 @@ async fn working(controller: &Controller, job: &Job) -> Result<Next, StepError> 
 
 /// The work is done: the next boot is from the disk, then the agent is told to leave, then the job has succeeded.
 async fn finalize(controller: &Controller, job: &Job, host: &Host) -> Result<Next, StepError> {
-    if host.finish == Finish::Disk && power::once_boot_disk(controller, job, host).await? {
+    // Also before a kexec: what it falls back on is a boot from the disk.
+    if host.finish != Finish::Off && power::once_boot_disk(controller, job, host).await? {
         return Ok(Next::Now);
     }
     if job.dismissed {
         if host.finish == Finish::Off && !power::is_off_at_last(controller, job, host).await? {
             return Ok(Next::Wait(Duration::from_secs(2)));
         }
-        let cause = match host.finish {
-            Finish::Disk => "the machine boots from its disk",
-            Finish::Off => "the machine powers off",
+        let cause = match host.finish.for_agent(job.action()) {
+            Leave::PowerOff => "the machine powers off",
+            Leave::Kexec => "the machine is to start the restored system's kernel",
+            Leave::Reboot | Leave::Unknown => "the machine boots from its disk",
         };
         controller
             .db

@@ -26,7 +26,7 @@ use crate::run::{
 };
 use crate::store::StoreUrl;
 use crate::store_check::{self, Shown};
-use crate::{capture, damage, foreign, restore, run, store, verify};
+use crate::{capture, damage, foreign, kexec, restore, run, store, verify};
 
 /// Captures disks to images and imprints images on disks.
 #[derive(Debug, Parser)]
@@ -111,6 +111,13 @@ enum Command {
         /// Its root folder, by a descriptor
         folder: String,
     },
+    /// Load the kernel of the system on the disk of the job that is the standard input; for the supervisor
+    #[command(hide = true)]
+    LoadKernel {
+        /// Only `-`: standard input
+        #[arg(value_parser = ["-"])]
+        job: String,
+    },
     /// Do one job given as JSON on standard input; for the supervisor
     #[command(hide = true)]
     Run {
@@ -140,6 +147,7 @@ impl Command {
             | Self::Keygen(_)
             | Self::Disks
             | Self::InSystem { .. }
+            | Self::LoadKernel { .. }
             | Self::Run { .. } => Vec::new(),
         }
     }
@@ -349,6 +357,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         }
         Command::Disks => disks_command(cli.json)?,
         Command::InSystem { mount, folder } => return Ok(restore::inside::main(mount, folder)),
+        Command::LoadKernel { .. } => kexec::load_stdin()?,
         Command::Run { .. } => {
             cancel_by_signal(&progress)?;
             return Ok(u8::from(!run::run_stdin(&progress)?));

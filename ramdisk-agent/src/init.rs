@@ -13,6 +13,7 @@ pub mod console;
 pub mod controller;
 pub mod dhcp;
 pub mod hooks;
+pub mod kernel;
 pub mod machine;
 pub mod modules;
 pub mod mounts;
@@ -150,6 +151,7 @@ fn live(log: &Log) -> Finish {
         boot_mac: settings.boot_mac,
         hooks: hooks::FOLDER.into(),
         worker: WorkerCommand::this_binary(),
+        kernel_loader: WorkerCommand::this_binary_as_kernel_loader(),
         log: log.clone(),
     };
     let runtime =

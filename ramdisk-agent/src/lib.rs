@@ -19,6 +19,7 @@ pub mod foreign;
 pub mod fs;
 pub mod image;
 pub mod init;
+pub mod kexec;
 mod mounted;
 pub mod pipeline;
 pub mod probe;

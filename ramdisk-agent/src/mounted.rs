@@ -91,6 +91,8 @@ fn kernel_type(kind: FsKind, access: Access) -> Option<(&'static str, &'static [
         (FsKind::Xfs, Access::Read) => Some(("xfs", &["ro", "nouuid", "norecovery"])),
         (FsKind::Btrfs, Access::Write) => Some(("btrfs", &[])),
         (FsKind::Btrfs, Access::Read) => Some(("btrfs", &["ro"])),
+        // Only to look for boot files: what changes files on it has no business there.
+        (FsKind::Fat12 | FsKind::Fat16 | FsKind::Fat32, Access::Read) => Some(("vfat", &["ro"])),
         _ => None,
     }
 }
@@ -98,6 +100,11 @@ fn kernel_type(kind: FsKind, access: Access) -> Option<(&'static str, &'static [
 /// Whether a filesystem of that kind can be mounted at all, given a kernel that has it.
 pub fn is_mountable(kind: FsKind) -> bool {
     kernel_type(kind, Access::Write).is_some()
+}
+
+/// Whether files of that kind can be read at all, given a kernel that has it.
+pub fn is_readable(kind: FsKind) -> bool {
+    kernel_type(kind, Access::Read).is_some()
 }
 
 /// Refuses what this machine could not mount, before anything depends on it.

@@ -38,6 +38,7 @@ use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 pub use assembly::Assembly;
 pub use commit::Piece;
 pub use customise::script::inside;
+pub(crate) use customise::{SUBVOLUMES, names_in, resolve};
 use delta::Difference;
 use grow::Growth;
 use medium::Medium;

@@ -8,6 +8,7 @@
 )]
 
 pub mod block;
+pub mod kexec;
 pub mod loops;
 pub mod memory;
 pub mod packet;

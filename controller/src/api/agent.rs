@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::{
-    Finish as Leave, Heartbeat, Orders, Outcome, Redeem, Report, Session as Granted, Stage,
+    Finish as Leave, Heartbeat, Note, Orders, Outcome, Redeem, Report, Session as Granted, Stage,
     Summary, WORK_WAIT_SECS, Work,
 };
 use axum::extract::rejection::JsonRejection;
@@ -170,13 +170,15 @@ async fn work_now(controller: &Controller, session: &Session) -> Result<Work, Ap
     let (finish, bmc) = finish.unwrap_or((Finish::Disk, BmcRow::Manual));
     let leave = |how| Work::Finish { how };
     let work = match (job.state, job.action()) {
-        (JobState::Succeeded, _) => leave(finish.for_agent()),
+        (JobState::Succeeded, action) => leave(finish.for_agent(action)),
         // The disk of a failed capture is as it was. That of a failed restore does not boot: the machine stays, so that it can be
         // looked at.
-        (JobState::Failed | JobState::Cancelled, Action::Capture) => leave(finish.for_agent()),
+        (JobState::Failed | JobState::Cancelled, Action::Capture) => {
+            leave(finish.for_agent(Action::Capture))
+        }
         (JobState::Failed, Action::Restore) => Work::Idle,
         (JobState::Cancelled, Action::Restore) => leave(Leave::PowerOff),
-        (JobState::Finalizing, _) if job.outcome.is_some() => {
+        (JobState::Finalizing, action) if job.outcome.is_some() => {
             let ready = bmc == BmcRow::Manual
                 || finish == Finish::Off
                 || is_boot_disk_done(controller, &job).await?;
@@ -185,7 +187,7 @@ async fn work_now(controller: &Controller, session: &Session) -> Result<Work, Ap
             }
             controller.db.set_dismissed(job.id).await?;
             controller.live.ring(job.id);
-            leave(finish.for_agent())
+            leave(finish.for_agent(action))
         }
         (JobState::AwaitingApproval, _) => Work::Idle,
         _ if job.needs_attention.is_some() || job.cancel_asked_ms.is_some() => Work::Idle,
@@ -285,6 +287,25 @@ pub(super) async fn outcome(
     }
     controller.live.ring(id);
     orders(&controller, &session).await
+}
+
+/// Says something about the job whose work is done, for its history.
+#[utoipa::path(
+    post, path = "/v1/agent/jobs/{id}/note", tag = "agent", params(("id" = String, Path, description = "The job")),
+    request_body(content = Object, description = "agent_api::Note"),
+    responses((status = 204, description = "Taken"), (status = 409, description = "Its work is not done, or it has too many notes"))
+)]
+pub(super) async fn note(
+    State(controller): State<Arc<Controller>>,
+    Extension(session): Extension<Session>,
+    Path(id): Path<String>,
+    body: Result<Json<Note>, JsonRejection>,
+) -> Result<StatusCode, ApiError> {
+    let id = own_job(&session, &id)?;
+    let Json(note) = body?;
+    controller.db.note_of_agent(id, &printable(&note.text, MESSAGE_MAX)).await?;
+    controller.live.ring(id);
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// A summary goes into the catalogue and to terminals: its texts must be what they say.

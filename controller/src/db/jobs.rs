@@ -8,6 +8,9 @@ use super::{Db, Result, conflict, content, not_found, on_unique};
 use crate::clock::now_ms;
 use crate::job::{Action, Approval, BOOT_BUDGET, Job, NewJob, Options, Shutdown, State};
 
+/// How many notes of its agent a job's history keeps.
+const MAX_AGENT_NOTES: i64 = 16;
+
 /// Something that happened to a job.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Event {
@@ -240,6 +243,37 @@ impl Db {
     pub async fn note(&self, id: i64, kind: &str, actor: &str, text: &str) -> Result<()> {
         let mut connection = self.pool.acquire().await?;
         record(&mut connection, id, kind, None, None, actor, text).await
+    }
+
+    /// Adds what an agent has to say about its job once the work is done.
+    ///
+    /// # Errors
+    /// When the work is not done, the agent has said too much already, or the database fails.
+    pub async fn note_of_agent(&self, id: i64, text: &str) -> Result<()> {
+        let mut tx = self.write().await?;
+        let is_done: bool = sqlx::query_scalar("SELECT outcome IS NOT NULL FROM jobs WHERE id = ?")
+            .bind(id)
+            .fetch_optional(&mut *tx)
+            .await?
+            .ok_or_else(|| not_found("job", id))?;
+        if !is_done {
+            return Err(conflict("not_done", format!("the work of job {id} is not done yet")));
+        }
+        let said: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM job_events WHERE job_id = ? AND kind = 'note' AND actor = 'agent'",
+        )
+        .bind(id)
+        .fetch_one(&mut *tx)
+        .await?;
+        if said >= MAX_AGENT_NOTES {
+            return Err(conflict(
+                "too_many_notes",
+                format!("job {id} has {said} notes of its agent"),
+            ));
+        }
+        record(&mut tx, id, "note", None, None, "agent", text).await?;
+        tx.commit().await?;
+        Ok(())
     }
 
     /// The events of a job after `after`, in order.

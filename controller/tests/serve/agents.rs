@@ -170,6 +170,51 @@ async fn a_capture_and_a_restore_from_planned_to_succeeded() {
     assert_eq!(view["failure"]["retryable"], false);
 }
 
+/// A host that starts what it has restored by kexec: after a restore only, and what its agent says of that is in the job's history.
+#[tokio::test]
+async fn a_restored_system_is_started_by_kexec_and_a_captured_one_is_not() {
+    let served = Served::start().await;
+    served.add_node7().await;
+    let (status, host) =
+        served.ask(Method::PATCH, "/v1/hosts/node7", Some(&json!({"finish": "kexec"}))).await;
+    assert_eq!((status, &host["finish"]), (200, &json!("kexec")));
+    let job = served.capture("debian").await;
+    served.wait_state(job, "booting").await;
+    let agent = Agent::check_in(&served, 1).await;
+    agent.work().await;
+    let note = |text: &str| json!({ "text": text });
+    let (status, refused) = agent.post(&format!("jobs/{job}/note"), note("too early")).await;
+    assert_eq!((status, &refused["code"]), (409, &json!("not_done")));
+    assert_eq!(agent.outcome(job, captured()).await.0, 200);
+    assert_eq!(agent.work().await, json!({"kind": "finish", "how": "reboot"}));
+    served.wait_state(job, "succeeded").await;
+
+    let wish = json!({"action": "restore", "host": "node7", "image": "debian"});
+    let job = served.post("/v1/jobs", wish).await.1["id"].as_i64().unwrap();
+    served.wait_state(job, "booting").await;
+    let agent = Agent::check_in(&served, 2).await;
+    agent.work().await;
+    let done = json!({"result": "succeeded", "action": "restore", "root": "ab".repeat(32)});
+    assert_eq!(agent.outcome(job, done).await.0, 200);
+    assert_eq!(agent.work().await, json!({"kind": "finish", "how": "kexec"}));
+    served.wait_state(job, "succeeded").await;
+    // Its job is over by then.
+    let path = format!("jobs/{job}/note");
+    assert_eq!(agent.post(&path, note("the machine starts /k\u{1b}[1m, by kexec")).await.0, 204);
+    let detail = served.get(&format!("/v1/jobs/{job}")).await;
+    let events = detail["events"].as_array().unwrap();
+    let causes: Vec<&str> = events.iter().filter_map(|event| event["cause"].as_str()).collect();
+    assert!(causes.contains(&"the machine is to start the restored system's kernel"), "{causes:?}");
+    let said = events.last().unwrap();
+    assert_eq!((&said["kind"], &said["actor"]), (&json!("note"), &json!("agent")), "{said}");
+    let text = said["cause"].as_str().unwrap();
+    assert!(text.starts_with("the machine starts /k") && !text.contains('\u{1b}'), "{text}");
+    for _ in 0..20 {
+        agent.post(&path, note("again")).await;
+    }
+    assert_eq!(agent.post(&path, note("again")).await.1["code"], "too_many_notes");
+}
+
 #[tokio::test]
 async fn a_cancelled_job_is_called_back_from_its_agent() {
     let served = Served::start().await;

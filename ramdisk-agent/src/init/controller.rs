@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use agent_api::{Heartbeat, Orders, Outcome, Redeem, Report, Session, WORK_WAIT_SECS, Work};
+use agent_api::{Heartbeat, Note, Orders, Outcome, Redeem, Report, Session, WORK_WAIT_SECS, Work};
 use key_pin::WrongKey;
 pub use key_pin::{Pin, PinError};
 use reqwest::header::CONTENT_TYPE;
@@ -161,6 +161,11 @@ impl Controller {
     /// Says how a job ended.
     pub async fn outcome(&self, job: &str, outcome: &Outcome) -> Result<Orders, CallError> {
         self.json(self.job_request(job, "outcome").json(outcome).timeout(CALL_LIMIT)).await
+    }
+
+    /// Says something about a job whose work is done.
+    pub async fn note(&self, job: &str, note: &Note) -> Result<(), CallError> {
+        self.send(self.job_request(job, "note").json(note).timeout(CALL_LIMIT)).await.map(drop)
     }
 
     /// Sends lines of the log.

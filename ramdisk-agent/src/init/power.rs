@@ -1,7 +1,7 @@
-//! Leaving the agent: end what still runs, write everything back, unmount, then reboot or power off.
+//! Leaving the agent: end what still runs, write everything back, unmount, then reboot, power off or start a loaded kernel.
 //!
-//! Every step has a limit, since a machine with a hung disk must still reboot when told to. If reboot(2) fails, the kernel's
-//! emergency key is the last resort.
+//! Every step has a limit, since a machine with a hung disk must still reboot when told to. A kernel that cannot be started is
+//! followed by a plain reboot. If reboot(2) fails, the kernel's emergency key is the last resort.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ const LOG_LIMIT: Duration = Duration::from_secs(5);
 pub fn leave(how: Finish, log: &Log) -> Errno {
     let (word, mode, key) = match how {
         Finish::PowerOff => ("powering off", RebootMode::RB_POWER_OFF, "o"),
+        Finish::Kexec => ("starting the loaded kernel", RebootMode::RB_KEXEC, "b"),
         Finish::Reboot | Finish::Unknown => ("rebooting", RebootMode::RB_AUTOBOOT, "b"),
     };
     log.say(word);
@@ -33,15 +34,25 @@ pub fn leave(how: Finish, log: &Log) -> Errno {
     write_back(log);
     unmount_disks(log);
     log.flush(LOG_LIMIT);
-    let errno = match reboot(mode) {
-        Ok(never) => match never {},
-        Err(errno) => errno,
-    };
+    let mut errno = refused(mode);
+    if how == Finish::Kexec {
+        log.say(format!("the kernel does not start the loaded one ({}): rebooting", errno.desc()));
+        log.flush(LOG_LIMIT);
+        errno = refused(RebootMode::RB_AUTOBOOT);
+    }
     log.say(format!("the kernel refuses ({}); trying its emergency key", errno.desc()));
     log.flush(LOG_LIMIT);
     // Nothing is left to try if this fails too; the caller says so.
     let _ = fs::write("/proc/sysrq-trigger", key);
     errno
+}
+
+/// Asks the kernel, and returns only if it refuses.
+fn refused(mode: RebootMode) -> Errno {
+    match reboot(mode) {
+        Ok(never) => match never {},
+        Err(errno) => errno,
+    }
 }
 
 /// Ends every process but this one: politely, then not.

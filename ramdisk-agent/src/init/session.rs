@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use agent_api::{
-    ErrorKind, Failure, Finish, Heartbeat, JobAction, JobSpec, Orders, Outcome, Redeem, Report,
-    StageProgress, Ticket, Work,
+    ErrorKind, Failure, Finish, Heartbeat, JobAction, JobSpec, Note, Orders, Outcome, Redeem,
+    Report, StageProgress, Ticket, Work,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -22,7 +22,7 @@ use super::console::Log;
 use super::controller::{CallError, Controller};
 use super::net::{Mac, chain};
 use super::worker::{self, WorkerCommand};
-use super::{clock, hooks, machine};
+use super::{clock, hooks, kernel, machine};
 use crate::store::shown;
 
 /// Between two attempts to reach the controller; the last repeats.
@@ -50,6 +50,8 @@ const CAPTURE_ATTEMPTS: u32 = 3;
 const TASK_REST: Duration = Duration::from_secs(1);
 /// How long the last lines of the log may take to reach the controller before the machine leaves.
 const LAST_LOG_LIMIT: Duration = Duration::from_secs(3);
+/// How long the controller may take to hear how the machine leaves.
+const NOTE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a session needs.
 #[derive(Debug)]
@@ -66,6 +68,8 @@ pub struct Session {
     pub hooks: PathBuf,
     /// What runs a job.
     pub worker: WorkerCommand,
+    /// What loads the kernel of a restored system.
+    pub kernel_loader: WorkerCommand,
     /// The log.
     pub log: Log,
 }
@@ -214,6 +218,7 @@ impl Session {
     ) -> Result<Finish, Refusal> {
         let mut revoked = shared.revoked.subscribe();
         let mut pauses = Pauses::default();
+        let mut restored = None;
         loop {
             let asked = tokio::select! {
                 asked = shared.controller.work() => asked,
@@ -224,13 +229,16 @@ impl Session {
                     pauses = Pauses::default();
                     match work {
                         Work::Idle | Work::Unknown => sleep(PAUSES[0]).await,
+                        Work::Finish { how: Finish::Kexec } => {
+                            return Ok(self.load_kernel(shared, restored.as_ref()).await);
+                        }
                         Work::Finish { how } => return Ok(how),
                         Work::Job(job) => {
-                            if let Some(failure) =
-                                self.job(shared, *job, unprepared.as_ref()).await?
-                            {
-                                unprepared = Some(failure);
+                            let ended = self.job(shared, &job, unprepared.as_ref()).await?;
+                            if let JobAction::Restore(_) = job.action {
+                                restored = ended.is_done.then_some(*job);
                             }
+                            unprepared = ended.hangs.or(unprepared);
                         }
                     }
                 }
@@ -243,17 +251,45 @@ impl Session {
         }
     }
 
-    /// Does a job and delivers its outcome. If its worker is still there, the answer is what later jobs fail with: two workers
-    /// must never write to one disk.
+    /// Loads the kernel of the system that was restored; how to leave then. Both are told.
+    async fn load_kernel(&self, shared: &Shared, restored: Option<&JobSpec>) -> Finish {
+        let log = &shared.log;
+        let Some(job) = restored else {
+            log.say("this boot has restored no system that could be started: rebooting");
+            return Finish::Reboot;
+        };
+        let loaded = match kernel::load(&self.kernel_loader, job, kernel::LIMIT).await {
+            Ok(_) if !kernel::is_loaded() => Err("the kernel says that none is loaded".to_owned()),
+            loaded => loaded,
+        };
+        let (text, how) = match loaded {
+            Ok(what) => (format!("the machine starts {what}, by kexec"), Finish::Kexec),
+            Err(why) => (
+                format!("the restored system is not started by kexec: {why}; the machine reboots"),
+                Finish::Reboot,
+            ),
+        };
+        log.say(&text);
+        let note = Note { text };
+        let told = shared.controller.note(&job.id, &note);
+        match tokio::time::timeout(NOTE_LIMIT, told).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => log.say(format!("the controller could not be told: {}", chain(&e))),
+            Err(_) => log.say("the controller could not be told: it does not answer"),
+        }
+        how
+    }
+
+    /// Does a job and delivers its outcome.
     async fn job(
         &self,
         shared: &Arc<Shared>,
-        job: JobSpec,
+        job: &JobSpec,
         unprepared: Option<&Failure>,
-    ) -> Result<Option<Failure>, Refusal> {
+    ) -> Result<JobEnd, Refusal> {
         let log = &shared.log;
         log.say(format!("job {}: {}", job.id, shown(&job.image_url)));
-        let mut job = job;
+        let mut job = job.clone();
         if matches!(job.action, JobAction::Capture(_)) {
             job.image_id = Some(image_id(&shared.boot_id, &job.id));
         }
@@ -314,14 +350,22 @@ impl Session {
             }
         }
         shared.job.send_replace(None);
-        Ok(is_alive.then(|| Failure {
+        let hangs = is_alive.then(|| Failure {
             kind: ErrorKind::Disk,
             message: format!(
                 "the worker of job {} hangs in the kernel: restart this machine",
                 job.id
             ),
-        }))
+        });
+        Ok(JobEnd { is_done: matches!(outcome, Outcome::Succeeded(_)), hangs })
     }
+}
+
+/// How a job ended, as far as it matters for what comes next.
+struct JobEnd {
+    is_done: bool,
+    /// If its worker is still there: what later jobs fail with, since two workers must never write to one disk.
+    hangs: Option<Failure>,
 }
 
 /// Waits until a channel holds something. A channel whose sender is gone never will.

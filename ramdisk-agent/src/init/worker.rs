@@ -56,6 +56,12 @@ impl WorkerCommand {
     pub fn this_binary() -> Self {
         Self { program: "/proc/self/exe".into(), args: vec!["run".into(), "-".into()] }
     }
+
+    /// This same binary: `imprint-agent load-kernel -`.
+    #[must_use]
+    pub fn this_binary_as_kernel_loader() -> Self {
+        Self { program: "/proc/self/exe".into(), args: vec!["load-kernel".into(), "-".into()] }
+    }
 }
 
 /// A line of the protocol. Both may be missing in lines of newer workers.

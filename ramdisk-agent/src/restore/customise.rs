@@ -29,7 +29,9 @@ use crate::fs::FsKind;
 use crate::progress::Progress;
 
 pub use self::root::Place as Volume;
+pub(crate) use self::root::SUBVOLUMES;
 pub use self::system::Done;
+pub(crate) use self::system::{names_in, resolve};
 
 /// What is to be changed, and where that may be.
 #[derive(Debug, Clone, Serialize)]

@@ -43,6 +43,7 @@ case "$job" in
     tr '\0' '\n' < /proc/$$/environ >> "$dir/seen"
     echo "$job" > "$dir/told"
     echo '{"outcome":{"result":"failed","kind":"disk","message":"all seen"}}' ;;
+*'"id":"restored"'*) echo '{"outcome":{"result":"succeeded","action":"restore"}}' ;;
 *'"id":"deaf"'*) trap '' TERM; touch "$dir/deaf"; while :; do sleep 0.1; done ;;
 *'"id":"chatty"'*)
     i=0
@@ -76,6 +77,7 @@ fn session(server: &Server, dir: &Path) -> Session {
         boot_mac: None,
         hooks: dir.join("hooks.d"),
         worker: WorkerCommand { program: "/bin/sh".into(), args: vec!["-c".into(), script.into()] },
+        kernel_loader: WorkerCommand { program: "/nonsuch".into(), args: Vec::new() },
         log: Log::to(Vec::new()),
     }
 }
@@ -125,6 +127,45 @@ async fn a_job_is_done_by_the_program_and_told() {
     assert!(machine.memory_bytes > 0 && machine.cpus > 0, "{machine:?}");
     assert!(log.contains("job real is done"), "{log}");
     assert!(!log.contains(SECRET), "{log}");
+}
+
+const KEXEC: Work = Work::Finish { how: Finish::Kexec };
+
+/// What it can start is looked for on the disk of the job that was done, by a child; where there is nothing the machine reboots, and
+/// the controller knows why.
+#[tokio::test]
+async fn a_system_that_cannot_be_started_by_kexec_is_rebooted_into() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    fs::write(&disk, noise(3 << 20)).unwrap();
+    let Work::Job(mut restore) = job("restored") else { unreachable!("it is a job") };
+    restore.disk = Some(disk.to_str().unwrap().to_owned());
+    let server = Server::start([Work::Job(restore), KEXEC]);
+    let kernel_loader = WorkerCommand {
+        program: env!("CARGO_BIN_EXE_imprint-agent").into(),
+        ..WorkerCommand::this_binary_as_kernel_loader()
+    };
+    let life = begin(Session { kernel_loader, ..session(&server, dir.path()) });
+    assert_eq!(end(life).await.unwrap(), Finish::Reboot);
+    let (notes, log) = server.read(|b| (b.notes.clone(), b.log.clone()));
+    let why = "the restored system is not started by kexec: there is neither a grub.cfg nor an entry of the Boot Loader \
+               Specification in the disk, which has no filesystem that can be read; the machine reboots";
+    assert_eq!(notes, [("restored".to_owned(), why.to_owned())]);
+    assert!(log.contains(why), "{log}");
+    assert_eq!(fs::read(&disk).unwrap(), noise(3 << 20));
+
+    // What a child says is not believed while the kernel says otherwise.
+    let server = Server::start([job("restored"), KEXEC]);
+    let kernel_loader = WorkerCommand { program: "/bin/true".into(), args: Vec::new() };
+    let life = begin(Session { kernel_loader, ..session(&server, dir.path()) });
+    assert_eq!(end(life).await.unwrap(), Finish::Reboot);
+    assert!(server.read(|b| b.notes[0].1.contains("says that none is loaded")));
+
+    // A job that failed leaves nothing to start.
+    fs::write(dir.path().join("go"), "").unwrap();
+    let server = Server::start([job("restored"), job("wait"), KEXEC]);
+    assert_eq!(end(begin(session(&server, dir.path()))).await.unwrap(), Finish::Reboot);
+    assert_eq!(server.read(|b| b.notes.len()), 0);
 }
 
 /// Bytes that no filesystem has.

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use agent_api::{Heartbeat, Orders, Outcome, Redeem, Report, Session, WORK_WAIT_SECS, Work};
+use agent_api::{Heartbeat, Note, Orders, Outcome, Redeem, Report, Session, WORK_WAIT_SECS, Work};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -31,6 +31,7 @@ pub struct Book {
     pub redemptions: Vec<Redeem>,
     pub heartbeats: Vec<Heartbeat>,
     pub reports: Vec<Report>,
+    pub notes: Vec<(String, String)>,
     pub outcomes: Vec<(String, Outcome)>,
     pub log: String,
     /// Handed out in this order.
@@ -138,6 +139,7 @@ fn routes(book: Shared) -> Router {
         .route("/v1/agent/log", post(log))
         .route("/v1/agent/jobs/{id}/report", post(report))
         .route("/v1/agent/jobs/{id}/outcome", post(outcome))
+        .route("/v1/agent/jobs/{id}/note", post(job_note))
         .with_state(book)
 }
 
@@ -229,6 +231,19 @@ async fn report(
     }
     note(&book, |b| b.reports.push(report));
     orders(&book)
+}
+
+async fn job_note(
+    State(book): State<Shared>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+    Json(said): Json<Note>,
+) -> Response {
+    if !is_allowed(&book, &headers) {
+        return problem(StatusCode::UNAUTHORIZED);
+    }
+    note(&book, |b| b.notes.push((id, said.text)));
+    StatusCode::NO_CONTENT.into_response()
 }
 
 async fn outcome(

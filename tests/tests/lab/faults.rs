@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tests::machine::Firmware;
+use tests::template::{LOGIN_LIMIT, LOGIN_PROMPT};
 use tests::wait;
 
 use crate::rack::{IMAGE, SOURCE, TARGET, rack};
@@ -38,15 +39,28 @@ fn a_job_outlives_the_image_store_and_the_controller() {
     assert_eq!(job["boots"], 1, "the machine went on where it was: {job:#}");
     witness::check_unpacked(&rack.image(), &rack.template, rack.folder.path());
 
-    // A restore, with the controller away while the machine writes and when it reports.
+    // A restore, with the controller away while the machine writes and when it reports. What was restored is started by kexec.
     let lab = &mut rack.lab;
+    lab.controller.ask(&lab.network, &["host", "set", TARGET, "--finish", "kexec"]).unwrap();
     lab.start_job(&["restore", TARGET, IMAGE]).unwrap();
     lab.wait_state(TARGET, "running").unwrap();
+    let console = rack.target.console();
     lab.controller.kill().unwrap();
     lab.controller.restart(&lab.network).unwrap();
+    let root = job["summary"]["root"].clone();
     let job = lab.wait_job(TARGET).unwrap();
+    assert_eq!(job["summary"]["root"], root);
     let power_ons = job["power_actions"].as_array().unwrap().iter();
     let power_ons = power_ons.filter(|action| action["action"] == "on").count();
     assert_eq!(power_ons, 1, "{job:#}");
-    witness::check_restored(rack.target.disk.as_ref().unwrap(), &rack.template);
+    // Neither the firmware nor the network nor GRUB has a part in it.
+    let bad = ["Kernel panic", "SeaBIOS", "iPXE", "GRUB", "rebooting"];
+    console.wait_for(LOGIN_PROMPT, &bad, LOGIN_LIMIT).unwrap();
+    assert!(console.text().unwrap().contains("imprint: starting the loaded kernel"));
+    let events = rack.lab.last_job(TARGET).unwrap()["events"].to_string();
+    let wanted = "of partition 3 (ext4), 'debian', by kexec";
+    assert!(
+        events.contains("the machine starts /boot/vmlinuz-") && events.contains(wanted),
+        "{events}"
+    );
 }

@@ -18,7 +18,7 @@ use crate::fs::FsKind;
 use crate::mounted::{self, Access, Mounted};
 
 /// Where systems have their root in a btrfs whose default is its top: Debian's installer, Ubuntu and Arch, Fedora, openSUSE.
-const SUBVOLUMES: [&str; 5] = [".", "@rootfs", "@", "root", "@/.snapshots/1/snapshot"];
+pub const SUBVOLUMES: [&str; 5] = [".", "@rootfs", "@", "root", "@/.snapshots/1/snapshot"];
 
 /// A volume that is on the target when its system is to be changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -147,7 +147,7 @@ impl System {
     pub fn names(&self, path: &str) -> Result<Vec<String>> {
         let doing = || format!("looking into {path}");
         let Some(folder) = self.folder(path).on_disk(doing)? else { return Ok(Vec::new()) };
-        let names = names(&folder).on_disk(doing)?;
+        let names = names_in(&folder).on_disk(doing)?;
         // What is no text has no name that anybody here looks for.
         Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect())
     }
@@ -167,7 +167,7 @@ impl System {
         let folder = rustix::fs::openat(parent, name, flags, Mode::empty())
             .map_err(io::Error::from)
             .on_disk(doing)?;
-        for name in names(&folder).on_disk(doing)? {
+        for name in names_in(&folder).on_disk(doing)? {
             let name = OsStr::from_bytes(&name);
             let below = format!("{path}/{}", name.to_string_lossy());
             let Some(stat) = entry(&folder, name).on_disk(doing)? else { continue };
@@ -290,7 +290,7 @@ fn entry(folder: &OwnedFd, name: &OsStr) -> io::Result<Option<Stat>> {
 }
 
 /// The names in a folder, sorted.
-fn names(folder: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+pub fn names_in(folder: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
     let mut buffer = Vec::with_capacity(8 << 10);
     let mut names = Vec::new();
     let mut entries = RawDir::new(folder, buffer.spare_capacity_mut());
