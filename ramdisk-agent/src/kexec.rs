@@ -1,7 +1,7 @@
 //! The kernel of a restored system into memory, so that the machine starts it without going through its firmware.
 //!
 //! `imprint-agent load-kernel` gets a job that is done on standard input, looks at its disk read-only, finds what its boot loader would
-//! start ([`find`]), and has the running kernel load that (`kexec_file_load`). It runs in a child of PID 1 like a job, since the
+//! start (`kexec/find.rs`), and has the running kernel load that (`kexec_file_load`). It runs in a child of PID 1 like a job, since the
 //! disk's filesystems and configurations are not trusted; the supervisor then starts the loaded kernel, or reboots plainly where this
 //! failed. Nothing is changed on the disk. What is not sure is refused: firmware gets it right.
 
