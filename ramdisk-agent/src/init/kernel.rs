@@ -4,12 +4,10 @@
 //! counts in the end is what the kernel says of itself.
 
 use std::fs;
-use std::process::Stdio;
 use std::time::Duration;
 
 use agent_api::JobSpec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::children;
@@ -46,16 +44,7 @@ pub fn is_loaded() -> bool {
 
 async fn run(command: &WorkerCommand, job: Vec<u8>) -> Result<String, String> {
     let failed = |e: std::io::Error| format!("cannot run {}: {e}", command.program.display());
-    let mut own = children::spawn(
-        Command::new(&command.program)
-            .args(&command.args)
-            .arg0("imprint-agent")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true),
-    )
-    .map_err(failed)?;
+    let mut own = children::spawn(&mut command.piped()).map_err(failed)?;
     let (stdin, stdout, stderr) =
         (own.child.stdin.take(), own.child.stdout.take(), own.child.stderr.take());
     let give = async {

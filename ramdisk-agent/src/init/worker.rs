@@ -62,6 +62,19 @@ impl WorkerCommand {
     pub fn this_binary_as_kernel_loader() -> Self {
         Self { program: "/proc/self/exe".into(), args: vec!["load-kernel".into(), "-".into()] }
     }
+
+    /// As a child that is spoken to through pipes, and is killed when nobody holds it any more.
+    pub(super) fn piped(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .arg0("imprint-agent")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
 }
 
 /// A line of the protocol. Both may be missing in lines of newer workers.
@@ -183,16 +196,7 @@ impl Worker {
         log: &Log,
     ) -> std::io::Result<Self> {
         let text = serde_json::to_vec(job)?;
-        let mut own = children::spawn(
-            Command::new(&command.program)
-                .args(&command.args)
-                .arg0("imprint-agent")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .process_group(0)
-                .kill_on_drop(true),
-        )?;
+        let mut own = children::spawn(command.piped().process_group(0))?;
         if let Err(e) = children::set_oom_score(own.pid().as_raw(), OOM_SCORE) {
             log.say(format!(
                 "cannot tell the kernel to end the worker first when memory runs out: {e}"

@@ -69,13 +69,17 @@ fn refusal(bytes: &[u8]) -> TableRefusal {
     }
 }
 
-/// The pieces written over a disk of `len` bytes.
+/// The table's pieces written over a disk of `len` bytes.
 fn moved(bytes: &[u8], len: usize) -> Vec<u8> {
-    let table = table(bytes);
+    written(bytes, &table(bytes), len)
+}
+
+/// The disk, with `len` bytes, and this table's pieces over it.
+fn written(bytes: &[u8], table: &Table, len: usize) -> Vec<u8> {
     let mut target = vec![0; len];
     let common = len.min(bytes.len());
     target[..common].copy_from_slice(&bytes[..common]);
-    for piece in relocate_backup(&mut Cursor::new(bytes), &table, len as u64).unwrap() {
+    for piece in relocate_backup(&mut Cursor::new(bytes), table, len as u64).unwrap() {
         let at = usize::try_from(piece.offset).unwrap();
         target[at..at + piece.bytes.len()].copy_from_slice(&piece.bytes);
     }

@@ -14,13 +14,7 @@ fn partition(number: u32) -> Uuid {
 fn identified(bytes: &[u8], len: usize) -> Vec<u8> {
     let mut table = table(bytes);
     table.identify(DISK, &partition);
-    let mut target = vec![0; len];
-    let common = len.min(bytes.len());
-    target[..common].copy_from_slice(&bytes[..common]);
-    for piece in relocate_backup(&mut Cursor::new(bytes), &table, len as u64).unwrap() {
-        let at = usize::try_from(piece.offset).unwrap();
-        target[at..at + piece.bytes.len()].copy_from_slice(&piece.bytes);
-    }
+    let target = written(bytes, &table, len);
     // What the table said of itself is what is read from the disk.
     assert_eq!(self::table(&target).partitions, table.partitions);
     assert_eq!(self::table(&target).disk_id, table.disk_id);
