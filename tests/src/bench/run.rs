@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use agent_api::RestoreSummary;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,17 @@ pub struct Run {
     pub output_bytes: Option<u64>,
 }
 
+/// Which seconds of a program count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// All.
+    Wall,
+    /// It says in its last line how many: `SECONDS CPU-SECONDS`.
+    Own,
+    /// All but those of the read-back, in a restore of ours whose summary is JSON. Its processor time is still all of it.
+    ButReadBack,
+}
+
 /// A program that takes part.
 #[derive(Debug, Clone)]
 pub struct Contender {
@@ -36,15 +48,15 @@ pub struct Contender {
     pub once: bool,
     /// Our time is to be at most so much of its own.
     pub goal: Option<f64>,
-    /// It says itself, in its last line, how many seconds count: `SECONDS CPU-SECONDS`.
-    pub own_clock: bool,
+    /// Which seconds count.
+    pub clock: Clock,
 }
 
 impl Contender {
     /// One that runs in each round and has no goal.
     #[must_use]
     pub fn new(name: &'static str, script: String) -> Self {
-        Self { name, script, output: None, once: false, goal: None, own_clock: false }
+        Self { name, script, output: None, once: false, goal: None, clock: Clock::Wall }
     }
 
     /// Writes this file.
@@ -61,10 +73,10 @@ impl Contender {
         self
     }
 
-    /// Has its own clock.
+    /// Has this clock.
     #[must_use]
-    pub fn own_clock(mut self) -> Self {
-        self.own_clock = true;
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 
@@ -114,8 +126,14 @@ pub fn race(
             }
             before()?;
             let (mut run, said) = timed(scratch, &contender.script)?;
-            if contender.own_clock {
-                (run.wall_s, run.cpu_s) = own_clock(&said).context(contender.name)?;
+            match contender.clock {
+                Clock::Wall => {}
+                Clock::Own => {
+                    (run.wall_s, run.cpu_s) = own_clock(&said).context(contender.name)?;
+                }
+                Clock::ButReadBack => {
+                    run.wall_s -= read_back_s(&said).context(contender.name)?;
+                }
             }
             if let Some(output) = &contender.output {
                 run.output_bytes = Some(len(output)?);
@@ -156,6 +174,13 @@ fn own_clock(said: &str) -> Result<(f64, f64)> {
     let last = said.lines().last().unwrap_or_default();
     let [wall_s, cpu_s] = numbers(last)?[..] else { bail!("{last:?} is not two numbers") };
     Ok((wall_s, cpu_s))
+}
+
+fn read_back_s(said: &str) -> Result<f64> {
+    let start = said.find('{').context("no summary")?;
+    let summary: RestoreSummary =
+        serde_json::from_str(&said[start..]).context("reading its summary")?;
+    Ok(Duration::from_millis(summary.verify_ms).as_secs_f64())
 }
 
 fn numbers(text: &str) -> Result<Vec<f64>> {
