@@ -7,11 +7,12 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-use ramdisk_agent::store::{NfsUrl, StoreUrl};
+use ramdisk_agent::store::{NfsUrl, Options, StoreUrl};
+
+use crate::real_servers::{self, RealServer, wait_until};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 const PLUGINS: &str = "/usr/lib/x86_64-linux-gnu/ganesha";
@@ -27,37 +28,17 @@ pub struct Ganesha {
 pub const NFS_PORT: u16 = 2049;
 pub const MOUNT_PORT: u16 = 20_048;
 
-/// Moves this thread, and the threads and processes that it starts, to a network of its own.
+/// Moves this thread, and the threads and processes that it starts, to a network of its own, with its own `/run`.
 pub fn isolate() {
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "network namespaces and nfs-ganesha need root: run the tests as root"
-    );
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    real_servers::isolate();
+    mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
     for folder in ["/run/rpcbind", "/run/ganesha"] {
         std::fs::create_dir(folder).unwrap();
     }
-    let up = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status()
-        .expect("ip (package iproute2)");
-    assert!(up.success());
 }
 
 fn listens(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
-}
-
-/// Waits for a condition, with a deadline.
-pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 impl Ganesha {
@@ -107,8 +88,41 @@ impl Ganesha {
         server
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, NFS_PORT).into()
+    }
+
+    /// The same by way of another NFS port, such as a proxy's.
+    pub fn url_at(&self, port: u16, name: &str) -> StoreUrl {
+        let path = format!("/images/{name}");
+        let host = "127.0.0.1".into();
+        let (port, mount_port) = (Some(port), Some(MOUNT_PORT));
+        StoreUrl::Nfs(NfsUrl { host, port, mount_port, path, uid: 0, gid: 0 })
+    }
+}
+
+impl RealServer for Ganesha {
+    /// The URL of a name in the export, ports found by themselves.
+    fn url(&self, name: &str) -> StoreUrl {
+        format!("nfs://127.0.0.1/images/{name}").parse().unwrap()
+    }
+
+    /// Where the exported files lie on this machine.
+    fn folder(&self) -> &Path {
+        &self.exported
+    }
+
+    fn options(&self) -> Options {
+        Options::default()
+    }
+
+    fn called(&self) -> &'static str {
+        "nfs server 127.0.0.1"
+    }
+
     /// Ends the server at once, as a crash would.
-    pub fn kill(&mut self) {
+    fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -116,7 +130,7 @@ impl Ganesha {
     }
 
     /// Starts it, and waits until it listens.
-    pub fn restart(&mut self) {
+    fn restart(&mut self) {
         self.kill();
         let log = self.run.path().join("ganesha.log");
         let child = Command::new("ganesha.nfsd")
@@ -141,29 +155,6 @@ impl Ganesha {
             }
             listens(NFS_PORT) && listens(MOUNT_PORT)
         });
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, NFS_PORT).into()
-    }
-
-    /// Where the exported files lie on this machine.
-    pub fn exported(&self) -> &Path {
-        &self.exported
-    }
-
-    /// The URL of a name in the export, ports found by themselves.
-    pub fn url(&self, name: &str) -> StoreUrl {
-        format!("nfs://127.0.0.1/images/{name}").parse().unwrap()
-    }
-
-    /// The same by way of another NFS port, such as a proxy's.
-    pub fn url_at(&self, port: u16, name: &str) -> StoreUrl {
-        let path = format!("/images/{name}");
-        let host = "127.0.0.1".into();
-        let (port, mount_port) = (Some(port), Some(MOUNT_PORT));
-        StoreUrl::Nfs(NfsUrl { host, port, mount_port, path, uid: 0, gid: 0 })
     }
 }
 

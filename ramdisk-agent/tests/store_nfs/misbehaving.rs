@@ -8,7 +8,7 @@ use ramdisk_agent::store::{self, Options, ReadAt as _, Result, StoreError, Store
 use uuid::Uuid;
 
 use crate::fake::{Fake, Faults};
-use crate::pattern;
+use crate::real_servers::{pattern, write_pieces};
 
 /// Patience that a test has.
 pub fn options() -> Options {
@@ -20,19 +20,9 @@ pub fn options() -> Options {
     }
 }
 
-/// Writes in pieces, commits now and then, publishes; returns how much the server forgot.
+/// Writes in small pieces; how much had to be sent again.
 pub fn write(url: &StoreUrl, data: &[u8], options: &Options) -> Result<u64> {
-    let mut writer = store::create(url, Uuid::new_v4(), options)?;
-    for (index, piece) in data.chunks(300_001).enumerate() {
-        writer.append(piece)?;
-        if index % 7 == 6 {
-            assert_eq!(writer.commit()?, writer.len());
-        }
-    }
-    writer.commit()?;
-    let resent = writer.resent_bytes();
-    writer.publish()?;
-    Ok(resent)
+    write_pieces(url, data, options, 300_001)
 }
 
 /// Writes to a server with these faults, and checks what it has on its disk in the end.

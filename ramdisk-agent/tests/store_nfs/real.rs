@@ -2,18 +2,17 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_api::ErrorKind;
 use fault_proxy::{Ending, Proxy, Script, Way};
-use ramdisk_agent::store::{self, Limiter, Observer, Options, ReadAt as _, StoreError};
+use ramdisk_agent::store::{self, Limiter, Options, ReadAt as _, StoreError};
 use uuid::Uuid;
 
 use crate::ganesha::{Ganesha, MOUNT_PORT, NFS_PORT, isolate};
 use crate::misbehaving::{options, write};
-use crate::pattern;
+use crate::real_servers::{self, RealServer as _, pattern};
 
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -38,7 +37,7 @@ fn round_trip_of_256_mib_and_libnfs_sees_the_same() {
     assert!(matches!(store::open(&url), Err(StoreError::NotFound { .. })));
     writer.publish().unwrap();
 
-    assert!(std::fs::read(server.exported().join("debian-12.img.zst")).unwrap() == data);
+    assert!(std::fs::read(server.folder().join("debian-12.img.zst")).unwrap() == data);
     let entries = store::list(&url.parent().unwrap(), &options()).unwrap();
     assert_eq!(entries.len(), 1, "{entries:?}");
     assert_eq!(
@@ -49,7 +48,7 @@ fn round_trip_of_256_mib_and_libnfs_sees_the_same() {
     let facts = store::facts(&url.parent().unwrap(), &options()).unwrap();
     assert_eq!((facts.protocol.as_str(), facts.max_write_bytes), ("NFS 3", Some(1 << 20)));
     let (free, total) = (facts.free_bytes.unwrap(), facts.total_bytes.unwrap());
-    let held = rustix::fs::statvfs(server.exported()).unwrap();
+    let held = rustix::fs::statvfs(server.folder()).unwrap();
     assert_eq!(total, held.f_blocks * held.f_frsize);
     assert!(0 < free && free < total, "{facts:?}");
 
@@ -58,7 +57,7 @@ fn round_trip_of_256_mib_and_libnfs_sees_the_same() {
         listed.contains("debian-12.img.zst") && listed.contains(&data.len().to_string()),
         "{listed}"
     );
-    let copy = server.exported().with_file_name("copy");
+    let copy = server.folder().with_file_name("copy");
     run(Command::new("nfs-cp")
         .arg("nfs://127.0.0.1/images/debian-12.img.zst?version=3")
         .arg(&copy));
@@ -88,7 +87,7 @@ fn what_a_writer_leaves_is_gone_on_with() {
         writer.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
         assert!(back == data);
         writer.publish().unwrap();
-        assert!(std::fs::read(server.exported().join("x.img.zst")).unwrap() == data, "{cut}");
+        assert!(std::fs::read(server.folder().join("x.img.zst")).unwrap() == data, "{cut}");
         assert!(matches!(store::left_over(&url, &options()), Err(StoreError::Exists { .. })));
         store::remove(&url, &options()).unwrap();
     }
@@ -106,34 +105,18 @@ fn what_a_writer_leaves_is_gone_on_with() {
 #[test]
 fn several_threads_read_at_once() {
     let server = Ganesha::start();
-    let data = pattern(40 << 20, 2);
-    std::fs::write(server.exported().join("x"), &data).unwrap();
-    let image = store::open(&server.url("x")).unwrap();
-    std::thread::scope(|scope| {
-        for part in 0..4_usize {
-            let (image, data) = (&image, &data);
-            scope.spawn(move || {
-                let mut buffer = vec![0; 3 << 20];
-                for step in 0..3 {
-                    let start = part * (10 << 20) + step * (3 << 20) + part;
-                    image.read_exact_at(&mut buffer, start as u64).unwrap();
-                    assert!(buffer == data[start..start + buffer.len()]);
-                }
-            });
-        }
-    });
-    let error = image.read_exact_at(&mut [0; 2], data.len() as u64 - 1).unwrap_err();
-    assert!(matches!(StoreError::find(&error), Some(StoreError::PastEnd { .. })), "{error}");
+    let path = server.folder().join("x");
+    real_servers::several_threads_read_at_once(&server, &server.url("x"), &path);
 }
 
 #[test]
 fn folders_below_the_export_and_a_name_as_host() {
     let server = Ganesha::start();
-    std::fs::create_dir_all(server.exported().join("a/b c")).unwrap();
+    std::fs::create_dir_all(server.folder().join("a/b c")).unwrap();
     let data = pattern(100_000, 5);
     let url = "nfs://localhost/images/a/b%20c/x.img.zst".parse().unwrap();
     write(&url, &data, &options()).unwrap();
-    assert!(std::fs::read(server.exported().join("a/b c/x.img.zst")).unwrap() == data);
+    assert!(std::fs::read(server.folder().join("a/b c/x.img.zst")).unwrap() == data);
     let error = store::open(&"nfs://localhost/images/a/none/x".parse().unwrap()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     let error = store::open(&"nfs://localhost/elsewhere/x".parse().unwrap()).err().unwrap();
@@ -165,102 +148,19 @@ fn a_limit_is_kept_over_the_wire() {
     writer.publish().unwrap();
 }
 
-#[derive(Default)]
-struct Told {
-    stalled: Mutex<Vec<String>>,
-    resumed: AtomicUsize,
-}
-
-impl Observer for Told {
-    fn stalled(&self, what: &str) {
-        self.stalled.lock().unwrap().push(what.to_owned());
-    }
-    fn resumed(&self) {
-        self.resumed.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-/// Down for longer than the observer's first word comes.
-const OUTAGE: Duration = Duration::from_secs(7);
-
 #[test]
 fn writing_goes_on_after_the_server_was_killed() {
-    let mut server = Ganesha::start();
-    let told = Arc::new(Told::default());
-    let options = Options { observer: Some(told.clone()), ..Options::default() };
-    let url = server.url("x.img.zst");
-    let data = pattern(192 << 20, 3);
-    let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
-    for (index, piece) in data.chunks(8 << 20).enumerate() {
-        if index == 9 {
-            server.kill();
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    std::thread::sleep(OUTAGE);
-                    server.restart();
-                });
-                writer.append(piece).unwrap();
-                writer.commit().unwrap();
-            });
-        } else {
-            writer.append(piece).unwrap();
-        }
-        if index == 15 {
-            // At once, with writes and COMMITs under way.
-            server.restart();
-        }
-    }
-    writer.commit().unwrap();
-    assert!(
-        writer.resent_bytes() <= 128 << 20,
-        "more than the window was sent again at each of two restarts"
-    );
-    let mut back = vec![0; data.len()];
-    writer.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
-    assert!(back == data);
-    writer.publish().unwrap();
-    assert!(std::fs::read(server.exported().join("x.img.zst")).unwrap() == data);
-    let stalled = told.stalled.lock().unwrap();
-    assert!(
-        stalled.iter().any(|what| what.starts_with("nfs server 127.0.0.1 does not answer (")),
-        "{stalled:?}"
-    );
-    assert!(told.resumed.load(Ordering::SeqCst) > 0);
+    real_servers::writing_goes_on_after_kills(&mut Ganesha::start(), 18);
 }
 
 #[test]
 fn reading_goes_on_after_the_server_was_killed() {
-    let mut server = Ganesha::start();
-    let data = pattern(64 << 20, 4);
-    std::fs::write(server.exported().join("x"), &data).unwrap();
-    let image = store::open(&server.url("x")).unwrap();
-    let mut back = vec![0; data.len()];
-    for (index, piece) in back.chunks_mut(4 << 20).enumerate() {
-        if index % 5 == 2 {
-            server.kill();
-            std::thread::scope(|scope| {
-                scope.spawn(|| server.restart());
-                image.read_exact_at(piece, index as u64 * (4 << 20)).unwrap();
-            });
-        } else {
-            image.read_exact_at(piece, index as u64 * (4 << 20)).unwrap();
-        }
-    }
-    assert!(back == data);
+    real_servers::reading_goes_on_after_kills(&mut Ganesha::start());
 }
 
 #[test]
 fn a_server_that_stays_down_ends_the_budget() {
-    let mut server = Ganesha::start();
-    let options = Options { budget: Duration::from_secs(3), ..options() };
-    let mut writer = store::create(&server.url("x"), Uuid::new_v4(), &options).unwrap();
-    writer.append(&pattern(1 << 20, 1)).unwrap();
-    server.kill();
-    writer.append(&pattern(3 << 20, 1)).unwrap();
-    let error = writer.commit().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Network, "{error}");
-    assert!(error.to_string().contains("nfs server 127.0.0.1"), "{error}");
-    assert!(matches!(writer.append(b"x"), Err(StoreError::Dead { .. })));
+    real_servers::a_server_that_stays_down_ends_the_budget(&mut Ganesha::start());
 }
 
 #[test]
@@ -293,7 +193,7 @@ fn connections_cut_anywhere() {
     let options = Options { budget: Duration::from_secs(120), ..options() };
     let url = server.url_at(proxy.port(), "x");
     write(&url, &data, &options).unwrap();
-    assert!(std::fs::read(server.exported().join("x")).unwrap() == data);
+    assert!(std::fs::read(server.folder().join("x")).unwrap() == data);
     assert_eq!(proxy.faults(), count, "not all cuts happened");
     assert!(proxy.connections() > count);
 
@@ -325,7 +225,7 @@ fn a_silent_connection_is_replaced() {
     });
     assert!(proxy.connections() > before);
     writer.publish().unwrap();
-    assert!(std::fs::read(server.exported().join("x")).unwrap() == data);
+    assert!(std::fs::read(server.folder().join("x")).unwrap() == data);
 }
 
 #[test]

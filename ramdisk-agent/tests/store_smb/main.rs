@@ -5,5 +5,7 @@
 mod outages;
 mod program;
 mod real;
+#[path = "../real_servers/mod.rs"]
+mod real_servers;
 mod refusals;
 mod samba;

@@ -1,102 +1,26 @@
 //! Servers and connections that end in the middle.
 
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent_api::ErrorKind;
 use fault_proxy::{Ending, Proxy, Script, Way};
-use ramdisk_agent::store::{self, Observer, Options, ReadAt as _, StoreError};
+use ramdisk_agent::store::{self, Options, ReadAt as _};
 use uuid::Uuid;
 
-use crate::real::{pattern, write};
+use crate::real::write;
+use crate::real_servers::{self, RealServer as _, isolate, pattern};
 use crate::refusals::names;
-use crate::samba::{Samba, as_guest, as_user, isolate};
-
-#[derive(Default)]
-struct Told {
-    stalled: Mutex<Vec<String>>,
-    resumed: AtomicUsize,
-}
-
-impl Observer for Told {
-    fn stalled(&self, what: &str) {
-        self.stalled.lock().unwrap().push(what.to_owned());
-    }
-    fn resumed(&self) {
-        self.resumed.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-/// Down for longer than the observer's first word comes.
-const OUTAGE: Duration = Duration::from_secs(7);
+use crate::samba::{Samba, as_guest, as_user};
 
 #[test]
 fn writing_goes_on_after_the_server_was_killed() {
-    let mut server = Samba::start();
-    let told = Arc::new(Told::default());
-    let url = server.url("x.img.zst");
-    let options = Options { observer: Some(told.clone()), ..as_user(&url) };
-    let data = pattern(128 << 20, 3);
-    let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
-    for (index, piece) in data.chunks(8 << 20).enumerate() {
-        if index == 9 {
-            server.kill();
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    std::thread::sleep(OUTAGE);
-                    server.restart();
-                });
-                writer.append(piece).unwrap();
-                writer.commit().unwrap();
-            });
-        } else {
-            writer.append(piece).unwrap();
-        }
-        if index == 13 {
-            // At once, with WRITEs and FLUSHes under way.
-            server.restart();
-        }
-    }
-    writer.commit().unwrap();
-    assert!(
-        writer.resent_bytes() <= 128 << 20,
-        "more than the window was sent again at each of two restarts"
-    );
-    let mut back = vec![0; data.len()];
-    writer.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
-    assert!(back == data);
-    writer.publish().unwrap();
-    assert!(std::fs::read(server.shared().join("x.img.zst")).unwrap() == data);
-    let stalled = told.stalled.lock().unwrap();
-    assert!(
-        stalled.iter().any(|what| what.starts_with("smb server 127.0.0.1 does not answer (")),
-        "{stalled:?}"
-    );
-    assert!(told.resumed.load(Ordering::SeqCst) > 0);
+    real_servers::writing_goes_on_after_kills(&mut Samba::start(), 16);
 }
 
 #[test]
 fn reading_goes_on_after_the_server_was_killed() {
-    let mut server = Samba::start();
-    let data = pattern(64 << 20, 4);
-    std::fs::write(server.shared().join("x"), &data).unwrap();
-    let url = server.url("x");
-    let image = store::open_with(&url, &as_user(&url)).unwrap();
-    let mut back = vec![0; data.len()];
-    for (index, piece) in back.chunks_mut(4 << 20).enumerate() {
-        if index % 5 == 2 {
-            server.kill();
-            std::thread::scope(|scope| {
-                scope.spawn(|| server.restart());
-                image.read_exact_at(piece, index as u64 * (4 << 20)).unwrap();
-            });
-        } else {
-            image.read_exact_at(piece, index as u64 * (4 << 20)).unwrap();
-        }
-    }
-    assert!(back == data);
+    real_servers::reading_goes_on_after_kills(&mut Samba::start());
 }
 
 #[test]
@@ -111,7 +35,7 @@ fn sessions_that_the_server_ends() {
         server.control(&["close-share", "images"]);
     }
     writer.publish().unwrap();
-    assert!(std::fs::read(server.shared().join("x")).unwrap() == data);
+    assert!(std::fs::read(server.folder().join("x")).unwrap() == data);
     let image = store::open_with(&url, &as_user(&url)).unwrap();
     let mut back = vec![0; data.len()];
     for (index, piece) in back.chunks_mut(8 << 20).enumerate() {
@@ -123,16 +47,7 @@ fn sessions_that_the_server_ends() {
 
 #[test]
 fn a_server_that_stays_down_ends_the_budget() {
-    let mut server = Samba::start();
-    let url = server.url("x");
-    let options = Options { budget: Duration::from_secs(3), ..as_user(&url) };
-    let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
-    writer.append(&pattern(1 << 20, 1)).unwrap();
-    server.kill();
-    let error = writer.append(&pattern(3 << 20, 1)).and_then(|()| writer.commit()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Network, "{error}");
-    assert!(error.to_string().contains("smb server 127.0.0.1 made no progress"), "{error}");
-    assert!(matches!(writer.append(b"x"), Err(StoreError::Dead { .. })));
+    real_servers::a_server_that_stays_down_ends_the_budget(&mut Samba::start());
 }
 
 #[test]
@@ -183,9 +98,9 @@ fn connections_cut_anywhere() {
     let proxy = Proxy::start(server.address(), cuts).unwrap();
     let url = server.url_at(proxy.port(), "x");
     write(&url, &data, &as_user(&url)).unwrap();
-    assert!(std::fs::read(server.shared().join("x")).unwrap() == data);
+    assert!(std::fs::read(server.folder().join("x")).unwrap() == data);
     assert!(proxy.faults() >= 10, "only {} cuts happened", proxy.faults());
-    assert_eq!(names(server.shared()), ["x"]);
+    assert_eq!(names(server.folder()), ["x"]);
 
     let cuts = (0..50_u64).map(|n| {
         let after_bytes = if n % 2 == 0 { 7 + n * n * 503 } else { 1_000_000 + n };
@@ -227,7 +142,7 @@ fn reading_asks_for_less_while_sessions_end_and_for_all_again_afterwards() {
     const REQUEST: u32 = 256 << 10;
     let server = Samba::start();
     let data = pattern(8 << 20, 9);
-    std::fs::write(server.shared().join("x"), &data).unwrap();
+    std::fs::write(server.folder().join("x"), &data).unwrap();
     let options = Options {
         connections: 1,
         request_bytes: REQUEST,
@@ -277,8 +192,8 @@ fn an_answer_that_is_lost_when_the_name_is_given() {
         let url = server.url_at(proxy.port(), &name);
         write(&url, &data, &as_user(&url))
             .unwrap_or_else(|e| panic!("{before_end} bytes early: {e}"));
-        assert!(std::fs::read(server.shared().join(&name)).unwrap() == data);
-        assert!(!server.shared().join(format!("{name}.partial")).exists());
+        assert!(std::fs::read(server.folder().join(&name)).unwrap() == data);
+        assert!(!server.folder().join(format!("{name}.partial")).exists());
         ended += proxy.faults();
     }
     assert!(ended > 15, "only {ended} connections ended");
@@ -303,5 +218,5 @@ fn a_silent_connection_is_replaced() {
     });
     assert!(proxy.connections() > before);
     writer.publish().unwrap();
-    assert!(std::fs::read(server.shared().join("x")).unwrap() == data);
+    assert!(std::fs::read(server.folder().join("x")).unwrap() == data);
 }

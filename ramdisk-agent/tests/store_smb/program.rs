@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::real::pattern;
+use crate::real_servers::pattern;
 use crate::samba::{PASSWORD, Samba, USER};
 
 fn agent(arguments: &[&str], environment: &[(&str, &str)]) -> (bool, String) {

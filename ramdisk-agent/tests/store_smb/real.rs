@@ -3,30 +3,11 @@
 use ramdisk_agent::store::{self, Options, ReadAt as _, Result, StoreError, StoreUrl};
 use uuid::Uuid;
 
+use crate::real_servers::{self, RealServer as _, pattern, write_pieces};
 use crate::samba::{Samba, as_guest, as_user};
 
-/// Bytes that do not repeat within a request.
-pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes());
-    let mut out = vec![0; len];
-    hasher.finalize_xof().fill(&mut out);
-    out
-}
-
-/// Writes in pieces, commits now and then, publishes.
 pub fn write(url: &StoreUrl, data: &[u8], options: &Options) -> Result<u64> {
-    let mut writer = store::create(url, Uuid::new_v4(), options)?;
-    for (index, piece) in data.chunks(3_300_001).enumerate() {
-        writer.append(piece)?;
-        if index % 7 == 6 {
-            assert_eq!(writer.commit()?, writer.len());
-        }
-    }
-    writer.commit()?;
-    let resent = writer.resent_bytes();
-    writer.publish()?;
-    Ok(resent)
+    write_pieces(url, data, options, 3_300_001)
 }
 
 pub fn read(url: &StoreUrl, len: usize, options: &Options) -> Vec<u8> {
@@ -52,7 +33,7 @@ fn round_trip(server: &Samba, options: &Options, user: bool) {
     assert!(matches!(store::open_with(&url, options), Err(StoreError::NotFound { .. })));
     writer.publish().unwrap();
 
-    assert!(std::fs::read(server.shared().join("debian 12.img.zst")).unwrap() == data);
+    assert!(std::fs::read(server.folder().join("debian 12.img.zst")).unwrap() == data);
     let entries = store::list(&url.parent().unwrap(), options).unwrap();
     assert_eq!(entries.len(), 1, "{entries:?}");
     assert_eq!(
@@ -73,7 +54,7 @@ fn round_trip(server: &Samba, options: &Options, user: bool) {
         store::remove(&server.url(name), options).unwrap();
     }
     assert!(matches!(store::remove(&url, options), Err(StoreError::NotFound { .. })));
-    assert_eq!(std::fs::read_dir(server.shared()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(server.folder()).unwrap().count(), 0);
 }
 
 #[test]
@@ -124,11 +105,11 @@ fn every_dialect_and_protection() {
         assert_eq!(facts.protocol, dialect, "{what}");
         assert_eq!(facts.protection.as_deref(), Some(protection), "{what}");
         assert!(facts.max_read_bytes.unwrap() >= 64 << 10, "{facts:?}");
-        let held = rustix::fs::statvfs(server.shared()).unwrap();
+        let held = rustix::fs::statvfs(server.folder()).unwrap();
         assert_eq!(facts.total_bytes, Some(held.f_blocks * held.f_frsize), "{what}");
         let data = pattern((1 << 20) + 70_007, 3);
         write(&url, &data, &options).unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert!(std::fs::read(server.shared().join("x")).unwrap() == data, "{what}");
+        assert!(std::fs::read(server.folder().join("x")).unwrap() == data, "{what}");
         assert!(read(&url, data.len(), &options) == data, "{what}");
     }
 }
@@ -136,36 +117,20 @@ fn every_dialect_and_protection() {
 #[test]
 fn several_threads_read_at_once() {
     let server = Samba::start();
-    let data = pattern(40 << 20, 2);
-    std::fs::create_dir_all(server.shared().join("a/b c")).unwrap();
-    std::fs::write(server.shared().join("a/b c/x"), &data).unwrap();
+    let folder = server.folder().join("a/b c");
+    std::fs::create_dir_all(&folder).unwrap();
     let url = server.url("a/b%20c/x");
-    let image = store::open_with(&url, &as_user(&url)).unwrap();
-    std::thread::scope(|scope| {
-        for part in 0..4_usize {
-            let (image, data) = (&image, &data);
-            scope.spawn(move || {
-                let mut buffer = vec![0; 3 << 20];
-                for step in 0..3 {
-                    let start = part * (10 << 20) + step * (3 << 20) + part;
-                    image.read_exact_at(&mut buffer, start as u64).unwrap();
-                    assert!(buffer == data[start..start + buffer.len()]);
-                }
-            });
-        }
-    });
-    let error = image.read_exact_at(&mut [0; 2], data.len() as u64 - 1).unwrap_err();
-    assert!(matches!(StoreError::find(&error), Some(StoreError::PastEnd { .. })), "{error}");
+    real_servers::several_threads_read_at_once(&server, &url, &folder.join("x"));
 }
 
 #[test]
 fn a_long_folder_is_listed_whole() {
     let server = Samba::start();
     for number in 0..1500 {
-        std::fs::write(server.shared().join(format!("image number {number:04} é.img.zst")), b"x")
+        std::fs::write(server.folder().join(format!("image number {number:04} é.img.zst")), b"x")
             .unwrap();
     }
-    std::fs::create_dir(server.shared().join("folder")).unwrap();
+    std::fs::create_dir(server.folder().join("folder")).unwrap();
     let folder = server.url("").to_string().trim_end_matches('/').parse().unwrap();
     let entries = store::list(&folder, &as_guest()).unwrap();
     assert_eq!(entries.len(), 1500);

@@ -8,8 +8,9 @@ use fault_proxy::Proxy;
 use ramdisk_agent::store::{self, Options, ReadAt as _, StoreError, StoreUrl};
 use uuid::Uuid;
 
-use crate::real::{pattern, read, write};
-use crate::samba::{PASSWORD, Samba, as_guest, as_user, isolate, with_password};
+use crate::real::{read, write};
+use crate::real_servers::{RealServer as _, isolate, pattern};
+use crate::samba::{PASSWORD, Samba, as_guest, as_user, with_password};
 
 fn refused(url: &StoreUrl, options: &Options, kind: ErrorKind, words: &[&str]) {
     let error = store::create(url, Uuid::new_v4(), options).err().unwrap();
@@ -83,7 +84,7 @@ fn no_such_share_folder_or_name() {
     refused(&url, &as_user(&url), ErrorKind::NotFound, &["does not exist"]);
     let url = server.url("a%3Ab%3F.img.zst");
     refused(&url, &as_user(&url), ErrorKind::Refused, &["does not take this name", "leave out"]);
-    std::fs::create_dir(server.shared().join("folder")).unwrap();
+    std::fs::create_dir(server.folder().join("folder")).unwrap();
     let url = server.url("folder");
     refused(&url, &as_user(&url), ErrorKind::Refused, &["exists already"]);
     let error = store::open_with(&url, &as_user(&url)).err().unwrap();
@@ -97,7 +98,7 @@ fn no_such_share_folder_or_name() {
 fn shares_that_are_read_only_or_for_others() {
     let server = Samba::start_with("", "read only = yes", None);
     let data = pattern(100_000, 1);
-    std::fs::write(server.shared().join("there"), &data).unwrap();
+    std::fs::write(server.folder().join("there"), &data).unwrap();
     let url = server.url("x");
     refused(&url, &as_user(&url), ErrorKind::Refused, &["the share may be read-only"]);
     assert!(read(&server.url("there"), data.len(), &as_user(&url)) == data);
@@ -160,10 +161,10 @@ fn the_second_writer_of_a_name_is_refused_and_a_left_over_replaced() {
     assert!(matches!(error, StoreError::Busy { .. }), "{error}");
     first.commit().unwrap();
     first.abort().unwrap();
-    assert_eq!(names(server.shared()), Vec::<String>::new());
-    std::fs::write(server.shared().join("x.partial"), b"of a dead run").unwrap();
+    assert_eq!(names(server.folder()), Vec::<String>::new());
+    std::fs::write(server.folder().join("x.partial"), b"of a dead run").unwrap();
     write(&url, &data, &as_user(&url)).unwrap();
-    assert_eq!(names(server.shared()), ["x"]);
+    assert_eq!(names(server.folder()), ["x"]);
     assert!(read(&url, data.len(), &as_user(&url)) == data);
 }
 
@@ -173,17 +174,17 @@ fn a_name_that_is_taken_meanwhile_is_not_overwritten() {
     let url = server.url("x");
     let mut writer = store::create(&url, Uuid::new_v4(), &as_user(&url)).unwrap();
     writer.append(b"ours").unwrap();
-    std::fs::write(server.shared().join("x"), b"theirs").unwrap();
+    std::fs::write(server.folder().join("x"), b"theirs").unwrap();
     let error = writer.publish().unwrap_err();
     assert!(matches!(error, StoreError::Exists { .. }), "{error}");
-    assert_eq!(std::fs::read(server.shared().join("x")).unwrap(), b"theirs");
-    assert_eq!(names(server.shared()), ["x"], "the partial file is gone");
+    assert_eq!(std::fs::read(server.folder().join("x")).unwrap(), b"theirs");
+    assert_eq!(names(server.folder()), ["x"], "the partial file is gone");
 }
 
 #[test]
 fn another_file_under_the_name_is_found() {
     let mut server = Samba::start();
-    let (url, at) = (server.url("x"), server.shared().join("x"));
+    let (url, at) = (server.url("x"), server.folder().join("x"));
     let data = pattern(8 << 20, 4);
     std::fs::write(&at, &data).unwrap();
     let image = store::open_with(&url, &as_user(&url)).unwrap();
@@ -211,7 +212,7 @@ fn another_file_under_the_name_is_found() {
     writer.append(&data).unwrap();
     writer.commit().unwrap();
     server.kill();
-    let partial = server.shared().join("y.partial");
+    let partial = server.folder().join("y.partial");
     std::fs::rename(&partial, partial.with_extension("old")).unwrap();
     std::fs::write(&partial, &data).unwrap();
     server.restart();
@@ -233,7 +234,7 @@ fn permission_that_is_lost_in_mid_way() {
     let error = writer.append(&pattern(3 << 20, 7)).and_then(|()| writer.commit()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
     drop(writer);
-    assert_eq!(names(server.shared()), ["x.partial"]);
+    assert_eq!(names(server.folder()), ["x.partial"]);
 }
 
 /// A small file system of its own, on a loop device.
@@ -287,7 +288,7 @@ fn a_full_share_is_no_space_and_keeps_nothing() {
     let server = Samba::start_with("", "", Some(&disk.path()));
     let url = server.url("x");
     let facts = store::facts(&url.parent().unwrap(), &as_user(&url)).unwrap();
-    let held = rustix::fs::statvfs(server.shared()).unwrap();
+    let held = rustix::fs::statvfs(server.folder()).unwrap();
     assert_eq!(facts.free_bytes, Some(held.f_bavail * held.f_frsize));
     assert_eq!(facts.total_bytes, Some(held.f_blocks * held.f_frsize));
     let missing = store::facts(&server.url("missing"), &as_user(&url)).unwrap_err();

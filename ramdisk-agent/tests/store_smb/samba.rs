@@ -10,14 +10,14 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent_api::{SecretText, StoreAccess};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use ramdisk_agent::store::{Access, Options, StoreUrl};
+
+use crate::real_servers::{RealServer, isolate, wait_until};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 pub const PORT: u16 = 445;
@@ -30,31 +30,6 @@ pub struct Samba {
     run: tempfile::TempDir,
     shared: PathBuf,
     child: Option<Child>,
-}
-
-/// Moves this thread, and the threads and processes that it starts, to a network of its own.
-pub fn isolate() {
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "network namespaces and smbd need root: run the tests as root"
-    );
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    let up = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status()
-        .expect("ip (package iproute2)");
-    assert!(up.success());
-}
-
-/// Waits for a condition, with a deadline.
-pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 impl Samba {
@@ -133,49 +108,6 @@ impl Samba {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Ends the server and its children at once, as a crash would.
-    pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let group = Pid::from_raw(i32::try_from(child.id()).unwrap());
-            killpg(group, Signal::SIGKILL).unwrap();
-            child.wait().unwrap();
-        }
-    }
-
-    /// Starts it, and waits until it listens.
-    pub fn restart(&mut self) {
-        self.kill();
-        let log = std::fs::File::create(self.run.path().join("output")).unwrap();
-        let child = Command::new("smbd")
-            .args(["-F", "--no-process-group", "-s"])
-            .arg(self.config())
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("smbd starts (package samba)");
-        let child = self.child.insert(child);
-        let run = self.run.path();
-        wait_until("smbd listens", START_LIMIT, || {
-            if let Some(status) = child.try_wait().unwrap() {
-                let read = |name| std::fs::read_to_string(run.join(name)).unwrap_or_default();
-                panic!("smbd ended with {status}:\n{}{}", read("output"), read("log"));
-            }
-            TcpStream::connect(("127.0.0.1", PORT)).is_ok()
-        });
-    }
-
-    /// Where the shared files lie on this machine.
-    pub fn shared(&self) -> &Path {
-        &self.shared
-    }
-
-    /// The URL of a name in the share.
-    pub fn url(&self, name: &str) -> StoreUrl {
-        format!("smb://127.0.0.1/images/{name}").parse().unwrap()
-    }
-
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], PORT))
     }
@@ -218,6 +150,59 @@ impl Samba {
             String::from_utf8_lossy(&output.stderr)
         );
         text
+    }
+}
+
+impl RealServer for Samba {
+    /// The URL of a name in the share.
+    fn url(&self, name: &str) -> StoreUrl {
+        format!("smb://127.0.0.1/images/{name}").parse().unwrap()
+    }
+
+    /// Where the shared files lie on this machine.
+    fn folder(&self) -> &Path {
+        &self.shared
+    }
+
+    fn options(&self) -> Options {
+        as_user(&self.url("x"))
+    }
+
+    fn called(&self) -> &'static str {
+        "smb server 127.0.0.1"
+    }
+
+    /// Ends the server and its children at once, as a crash would.
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let group = Pid::from_raw(i32::try_from(child.id()).unwrap());
+            killpg(group, Signal::SIGKILL).unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Starts it, and waits until it listens.
+    fn restart(&mut self) {
+        self.kill();
+        let log = std::fs::File::create(self.run.path().join("output")).unwrap();
+        let child = Command::new("smbd")
+            .args(["-F", "--no-process-group", "-s"])
+            .arg(self.config())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("smbd starts (package samba)");
+        let child = self.child.insert(child);
+        let run = self.run.path();
+        wait_until("smbd listens", START_LIMIT, || {
+            if let Some(status) = child.try_wait().unwrap() {
+                let read = |name| std::fs::read_to_string(run.join(name)).unwrap_or_default();
+                panic!("smbd ended with {status}:\n{}{}", read("output"), read("log"));
+            }
+            TcpStream::connect(("127.0.0.1", PORT)).is_ok()
+        });
     }
 }
 
