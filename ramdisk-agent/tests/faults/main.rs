@@ -25,6 +25,10 @@ mod ganesha;
 #[allow(dead_code, reason = "its own tests use more of it")]
 mod nginx;
 
+#[path = "../real_servers/mod.rs"]
+#[allow(dead_code, reason = "tests of one store use more of it")]
+mod real_servers;
+
 #[path = "../store_smb/samba.rs"]
 #[allow(dead_code, reason = "its own tests use more of it")]
 mod samba;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use ramdisk_agent::store::{NfsUrl, StoreUrl};
 
 use crate::ganesha::Ganesha;
+use crate::real_servers::RealServer as _;
 use crate::store::{Store, prefixed};
 
 pub struct Nfs(Ganesha);
@@ -22,7 +23,7 @@ impl Store for Nfs {
 
     fn start(folder: Option<&Path>) -> Self {
         let server = Ganesha::start_with("RW", folder);
-        std::os::unix::fs::chown(server.exported(), Some(USER), Some(USER)).unwrap();
+        std::os::unix::fs::chown(server.folder(), Some(USER), Some(USER)).unwrap();
         Self(server)
     }
 
@@ -38,7 +39,7 @@ impl Store for Nfs {
     }
 
     fn folder(&self) -> PathBuf {
-        self.0.exported().to_owned()
+        self.0.folder().to_owned()
     }
 
     fn kill(&mut self) {

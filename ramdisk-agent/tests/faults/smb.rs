@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ramdisk_agent::store::StoreUrl;
 
+use crate::real_servers::RealServer as _;
 use crate::samba::Samba;
 use crate::store::{Store, prefixed};
 
@@ -31,7 +32,7 @@ impl Store for Smb {
     }
 
     fn folder(&self) -> PathBuf {
-        self.0.shared().to_owned()
+        self.0.folder().to_owned()
     }
 
     fn kill(&mut self) {

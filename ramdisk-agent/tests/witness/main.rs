@@ -18,6 +18,10 @@ mod ganesha;
 #[allow(dead_code, reason = "its own tests use more of it")]
 mod nginx;
 
+#[path = "../real_servers/mod.rs"]
+#[allow(dead_code, reason = "tests of one store use more of it")]
+mod real_servers;
+
 #[path = "../store_smb/samba.rs"]
 #[allow(dead_code, reason = "its own tests use more of it")]
 mod samba;
@@ -28,6 +32,7 @@ use std::process::Command;
 use disk::{Disk, assert_same, open, prints, run};
 use ganesha::Ganesha;
 use nginx::Nginx;
+use real_servers::RealServer as _;
 use samba::{PASSWORD, Samba, USER};
 
 const IMAGE: &str = "debian 12.img.zst";
@@ -89,11 +94,11 @@ fn nfs_ganesha() {
     let server = Ganesha::start();
     let agent = Agent { disk: &disk, more: &[], environment: &[] };
     agent.capture("nfs://127.0.0.1/images/debian%2012.img.zst");
-    let len = check_stored(&disk, server.exported());
+    let len = check_stored(&disk, server.folder());
     let listed =
         run(Command::new("nfs-ls").arg("nfs://127.0.0.1/images?version=3"), "libnfs-utils");
     assert!(listed.contains(IMAGE) && listed.contains(&len), "{listed}");
-    let image = server.exported().join(IMAGE);
+    let image = server.folder().join(IMAGE);
     let url = format!("nfs://127.0.0.1/images/{IMAGE}?version=3");
     prints(Command::new("nfs-cat").arg(&url), open(&image));
     agent.restore("nfs://127.0.0.1/images/debian%2012.img.zst");
@@ -115,10 +120,10 @@ fn smbd(seed: u64, global: &str, query: &str, is_user: bool) {
     let agent = Agent { disk: &disk, more, environment: &[] };
     let url = format!("smb://127.0.0.1/images/debian%2012.img.zst{query}");
     agent.capture(&url);
-    let len = check_stored(&disk, server.shared());
+    let len = check_stored(&disk, server.folder());
     let listed = server.smbclient("ls", is_user);
     assert!(listed.contains(IMAGE) && listed.contains(&len), "{listed}");
-    let (image, copy) = (server.shared().join(IMAGE), disk.file("copy"));
+    let (image, copy) = (server.folder().join(IMAGE), disk.file("copy"));
     server.smbclient(&format!("get \"{IMAGE}\" {}", copy.display()), is_user);
     assert_same("what smbclient reads", open(&copy), open(&image));
     agent.restore(&url);
