@@ -71,15 +71,22 @@ pub fn run(xtask: &Path, only: Option<Part>) -> Result<()> {
 }
 
 /// The suites that have a long form: what asks for it, and cargo's words.
-const LONG: [(&str, &str, &str); 6] = [
+const LONG: [(&str, &str, &str); 7] = [
     (
         "IMPRINT_MAP_ROUNDS",
         "300",
-        "nextest run --profile long -p ramdisk-agent --test used_block_maps",
+        "nextest run --profile long -p ramdisk-agent --test used_block_maps -E not(test(/^mutation::/))",
     ),
+    // The tests say how many there were and how they ended.
+    (
+        "IMPRINT_MAP_MUTATIONS",
+        "100000",
+        "nextest run --profile long -p ramdisk-agent --test used_block_maps --success-output final mutation::",
+    ),
+    // Of each seed; a kind of filesystem has two at least.
     (
         "IMPRINT_MUTATIONS",
-        "10000",
+        "50000",
         "nextest run --profile long -p ramdisk-agent --test hostile_disks",
     ),
     (
@@ -105,35 +112,78 @@ const LONG: [(&str, &str, &str); 6] = [
     ),
 ];
 
-/// Runs the long forms of the suites, one after the other, and prints what ran, how long, and how it ended.
+/// How long each target is fuzzed.
+const FUZZED: &str = "-max_total_time=300";
+
+/// Runs the long forms of the suites and the fuzzers, one after the other, and prints what ran, how long, and how it ended.
 ///
 /// # Errors
-/// If one failed, or cargo-nextest is not installed: their limits are in its profile `long`.
+/// If one failed, or cargo-nextest or cargo-fuzz is not installed: the limits of the suites are in the former's profile `long`.
 pub fn run_long() -> Result<()> {
     packages::ensure(&[packages::TESTS])?;
-    if !has("nextest") {
-        bail!("the long suites need cargo-nextest: cargo install --locked cargo-nextest");
+    for subcommand in ["nextest", "fuzz"] {
+        if !has(subcommand) {
+            bail!(
+                "the long suites need cargo-{subcommand}: cargo install --locked cargo-{subcommand}"
+            );
+        }
     }
     let mut lines = Vec::new();
     let mut failed = 0;
-    for (variable, value, words) in LONG {
-        let mut cargo = Command::new("cargo");
-        cargo.args(words.split(' ')).env(variable, value).current_dir(project::root());
+    let all: Vec<Long> = LONG.into_iter().map(Long::suite).chain(fuzzers()?).collect();
+    let count = all.len();
+    for Long { name, mut command } in all {
         let start = Instant::now();
-        let status = cargo.status().with_context(|| format!("starting cargo {words}"))?;
+        let status = command.status().with_context(|| format!("starting {name}"))?;
         let result = if status.success() { "passed" } else { "FAILED" };
         failed += usize::from(!status.success());
-        lines.push(format!(
-            "{result}  {:>6} s  {variable}={value} cargo {words}",
-            start.elapsed().as_secs()
-        ));
+        lines.push(format!("{result}  {:>6} s  {name}", start.elapsed().as_secs()));
     }
     println!("{}", lines.join("\n"));
-    println!("steps: {} passed, {failed} failed", LONG.len() - failed);
+    println!("steps: {} passed, {failed} failed", count - failed);
     if failed > 0 {
         bail!("{failed} of the long suites failed");
     }
     Ok(())
+}
+
+/// A step of the long run.
+struct Long {
+    name: String,
+    command: Command,
+}
+
+impl Long {
+    fn suite((variable, value, words): (&str, &str, &str)) -> Self {
+        let mut command = Command::new("cargo");
+        command.args(words.split(' ')).env(variable, value).current_dir(project::root());
+        Self { name: format!("{variable}={value} cargo {words}"), command }
+    }
+
+    fn fuzz(words: &str) -> Self {
+        let mut command = Command::new("cargo");
+        command
+            .args(words.split(' '))
+            // The fuzzers' coverage is a nightly feature, which this allows on stable; sanitizers would need nightly itself.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_TARGET_DIR", project::target())
+            .current_dir(project::root().join("fuzz"));
+        Self { name: format!("cargo {words}"), command }
+    }
+}
+
+/// The seeds, then every target.
+fn fuzzers() -> Result<Vec<Long>> {
+    let folder = project::root().join("fuzz/fuzz_targets");
+    let reading = || format!("reading {}", folder.display());
+    let mut targets = Vec::new();
+    for entry in folder.read_dir().with_context(reading)? {
+        let path = entry.with_context(reading)?.path();
+        targets.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+    }
+    targets.sort();
+    let fuzz = |target: &String| Long::fuzz(&format!("fuzz run -s none {target} -- {FUZZED}"));
+    Ok(std::iter::once(Long::fuzz("run --bin corpus")).chain(targets.iter().map(fuzz)).collect())
 }
 
 struct Step {

@@ -6,7 +6,7 @@
 //! metadata must never make a map smaller without a word.
 //!
 //! Everything follows from a seed that a failure names. `IMPRINT_MAP_ROUNDS` sets how many filesystems of each kind are made,
-//! `IMPRINT_MAP_SEED` the first seed. Needs e2fsprogs, dosfstools, mtools, util-linux, xfsprogs, btrfs-progs, ntfs-3g,
+//! `IMPRINT_MAP_SEED` the first seed, `IMPRINT_MAP_MUTATIONS` how many mutations each filesystem gets at least. Needs e2fsprogs, dosfstools, mtools, util-linux, xfsprogs, btrfs-progs, ntfs-3g,
 //! exfatprogs, exfat-fuse, lvm2; the tests that mount need root.
 
 #![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]

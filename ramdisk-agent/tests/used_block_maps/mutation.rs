@@ -16,7 +16,7 @@ use crate::btrfs::{self, Btrfs};
 use crate::exfat::{self, Exfat, Places};
 use crate::ext::{EXT2, EXT4, Ext, Recipe};
 use crate::fat::Fat;
-use crate::noise::{Noise, rounds};
+use crate::noise::{Noise, mutations, rounds};
 use crate::ntfs::{Ntfs, RECIPES};
 use crate::tools::e2fs;
 use crate::xfs::{UNMOUNTED, VERSION_5, Xfs};
@@ -25,7 +25,7 @@ use crate::xfs::{UNMOUNTED, VERSION_5, Xfs};
 const PER_ROUND: u64 = 30;
 /// From this length on a volume gets fewer mutations.
 const LARGE_LEN: u64 = 8 << 20;
-const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+pub const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 /// No mutation may take longer: the volumes have a few MiB, and a debug build maps them in milliseconds.
 const LONGEST: Duration = Duration::from_secs(20);
 
@@ -36,13 +36,28 @@ fn look(bytes: &[u8]) -> VolumeMap {
     map
 }
 
-/// Whether every byte of `bytes` that `pristine` has in use would be kept, or something is said.
-fn is_harmless(bytes: &[u8], pristine: &Extents) -> bool {
-    let map = look(bytes);
-    match (&map.taken, &map.clean) {
-        (Taken::Raw { .. }, _) => map.used == Extents::single(0, bytes.len() as u64),
-        (Taken::Map, Clean::NotClean { .. }) => true,
-        (Taken::Map, _) => pristine.subtract(&map.used).is_empty(),
+/// How mutations ended.
+#[derive(Debug, Default)]
+struct Ends {
+    raw: u64,
+    not_clean: u64,
+    /// With a map that holds all that it should.
+    held: u64,
+}
+
+impl Ends {
+    /// Whether every byte of `bytes` that `pristine` has in use would be kept, or something is said.
+    fn add(&mut self, bytes: &[u8], pristine: &Extents) -> bool {
+        let map = look(bytes);
+        let (count, harmless) = match (&map.taken, &map.clean) {
+            (Taken::Raw { .. }, _) => {
+                (&mut self.raw, map.used == Extents::single(0, bytes.len() as u64))
+            }
+            (Taken::Map, Clean::NotClean { .. }) => (&mut self.not_clean, true),
+            (Taken::Map, _) => (&mut self.held, pristine.subtract(&map.used).is_empty()),
+        };
+        *count += u64::from(harmless);
+        harmless
     }
 }
 
@@ -110,17 +125,20 @@ fn mutate(bytes: &mut [u8], targets: &[Target], noise: &mut Noise, what: &str) {
     let held = pristine.used.subtract(&behind);
     // Large volumes take longer to map.
     let changes = rounds() * PER_ROUND / (1 + bytes.len() as u64 / LARGE_LEN);
+    let changes = changes.max(mutations().div_ceil(targets.len() as u64));
     let mut silent = Vec::new();
+    let mut ends = Ends::default();
     for target in targets {
         for _ in 0..changes {
             let (at, change) = target.pick(noise);
             target.apply(bytes, at, &change);
-            if !is_harmless(bytes, &held) {
+            if !ends.add(bytes, &held) {
                 silent.push((target.range.start + at, change.clone()));
             }
             target.apply(bytes, at, &change);
         }
     }
+    println!("{what}: {} mutations: {ends:?}", changes * targets.len() as u64);
     assert!(
         silent.is_empty(),
         "{what}: {} changes lose data silently, (byte, xor): {silent:x?}",

@@ -51,6 +51,11 @@ pub fn rounds() -> u64 {
     number("IMPRINT_MAP_ROUNDS").unwrap_or(20)
 }
 
+/// How many mutations each filesystem gets at least.
+pub fn mutations() -> u64 {
+    number("IMPRINT_MAP_MUTATIONS").unwrap_or(0)
+}
+
 /// The seeds of this run; each test adds its own number so that tests differ.
 pub fn seeds(test: u64) -> impl Iterator<Item = u64> {
     let first = number("IMPRINT_MAP_SEED").unwrap_or(1);
