@@ -23,7 +23,7 @@ use crate::fs::{Clean, VolumeMap};
 use crate::probe::Found;
 use chunks::Chunks;
 use superblock::Superblock;
-use tree::{Item, Key, Trees};
+use tree::{Item, Key, Root, Trees};
 
 const ROOT_ITEM: u8 = 132;
 const EXTENT_ITEM: u8 = 168;
@@ -87,12 +87,12 @@ fn used(
     })
 }
 
-/// Where the trees begin that are wanted: address and level.
+/// Where the trees begin that are wanted.
 #[derive(Default)]
 struct Roots {
-    extents: Option<(u64, u8)>,
-    groups: Option<(u64, u8)>,
-    free_space: Option<(u64, u8)>,
+    extents: Option<Root>,
+    groups: Option<Root>,
+    free_space: Option<Root>,
 }
 
 impl Roots {
@@ -107,7 +107,11 @@ impl Roots {
             _ => return Ok(()),
         };
         let bytes = item.bytes.get(..239).ok_or_else(|| doubt("a root item is cut off"))?;
-        *place = Some((le64(bytes, 176), bytes[238]));
+        *place = Some(Root {
+            address: le64(bytes, 176),
+            level: bytes[238],
+            generation: le64(bytes, 160),
+        });
         Ok(())
     }
 }

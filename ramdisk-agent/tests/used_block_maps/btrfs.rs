@@ -186,3 +186,47 @@ fn what_one_device_does_not_hold_is_taken_raw() {
     let Taken::Raw { reason } = look(&btrfs.volume).taken else { panic!("two devices") };
     assert!(reason.contains("2 devices"), "{reason}");
 }
+
+/// A write that never came to the device leaves a node in order, but of an older generation than its parent expects.
+#[test]
+fn a_node_of_another_generation_is_not_believed() {
+    let mut noise = Noise::new(43);
+    for (recipe, copies) in [(&RECIPES[3], 2), (&RECIPES[2], 1)] {
+        let btrfs = Btrfs::of(recipe, &mut noise, 43);
+        let pristine = expect_map(&btrfs.volume, FsKind::Btrfs, &btrfs.what);
+        let bytes = fs::read(&btrfs.volume).unwrap();
+        let leaves = extent_leaves(&bytes, &pristine);
+        assert_eq!(leaves.len(), copies, "{}", btrfs.what);
+        for at in leaves {
+            let mut stale = bytes.clone();
+            let node = &mut stale[at..at + 16384];
+            // One item less, and an older generation.
+            for (place, less) in [(80, 1), (96, 1)] {
+                node[place] = node[place].checked_sub(less).unwrap();
+            }
+            let sum = crate::mutation::CRC32C.checksum(&node[32..]);
+            node[..4].copy_from_slice(&sum.to_le_bytes());
+            fs::write(&btrfs.volume, stale).unwrap();
+            let map = look(&btrfs.volume);
+            match map.taken {
+                // The other copy tells.
+                Taken::Map if copies == 2 => assert_eq!(map, pristine, "{}", btrfs.what),
+                Taken::Raw { reason } if copies == 1 => {
+                    assert!(reason.contains("damaged or another one's"), "{reason}");
+                }
+                taken => panic!("{}: {taken:?}", btrfs.what),
+            }
+        }
+    }
+}
+
+/// Where the copies of the extent tree's only leaf are.
+fn extent_leaves(bytes: &[u8], map: &VolumeMap) -> Vec<usize> {
+    let identity = &bytes[(64 << 10) + 32..][..16];
+    let places = map.used.iter().flat_map(|used| (used.start..used.end()).step_by(4096));
+    let leaf = |at: &usize| {
+        let header = &bytes[*at..][..101];
+        *at > 1 << 20 && &header[32..48] == identity && header[88] == 2 && header[100] == 0
+    };
+    places.map(|at| at as usize).filter(leaf).collect()
+}

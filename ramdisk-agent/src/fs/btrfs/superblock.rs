@@ -3,6 +3,7 @@
 use std::io::{Read, Seek};
 use std::ops::RangeInclusive;
 
+use super::tree::Root;
 use crate::fs::bytes::{CRC32C, is_size, le16, le32, le64, read};
 use crate::fs::failure::{Failure, doubt};
 
@@ -40,10 +41,8 @@ pub struct Superblock {
     pub node_bytes: u64,
     /// What every node carries.
     pub identity: [u8; 16],
-    pub generation: u64,
-    /// Address and level.
-    pub root: (u64, u8),
-    pub chunk_root: (u64, u8),
+    pub root: Root,
+    pub chunk_root: Root,
     pub has_log: bool,
     /// There is a free-space tree, and it is valid.
     pub has_free_space_tree: bool,
@@ -92,9 +91,16 @@ impl Superblock {
             sector_bytes: u64::from(le32(&bytes, 144)),
             node_bytes: u64::from(le32(&bytes, 148)),
             identity: bytes[at..at + 16].try_into().expect("sixteen bytes"),
-            generation: le64(&bytes, 72),
-            root: (le64(&bytes, 80), bytes[198]),
-            chunk_root: (le64(&bytes, 88), bytes[199]),
+            root: Root {
+                address: le64(&bytes, 80),
+                level: bytes[198],
+                generation: le64(&bytes, 72),
+            },
+            chunk_root: Root {
+                address: le64(&bytes, 88),
+                level: bytes[199],
+                generation: le64(&bytes, 164),
+            },
             has_log: le64(&bytes, 96) != 0,
             has_free_space_tree: le64(&bytes, 180) & FREE_SPACE_TREE == FREE_SPACE_TREE,
             system_chunks: bytes[811..811 + system_len.min(SYSTEM_CHUNKS_LEN)].to_vec(),

@@ -36,6 +36,15 @@ pub struct Item<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Where a tree begins.
+#[derive(Debug, Clone, Copy)]
+pub struct Root {
+    pub address: u64,
+    pub level: u8,
+    /// Of the transaction that wrote it.
+    pub generation: u64,
+}
+
 /// Reads trees, and no more nodes than the device has room for.
 pub struct Trees<'a> {
     sb: &'a Superblock,
@@ -47,21 +56,22 @@ impl<'a> Trees<'a> {
         Self { sb, left: sb.device_bytes / sb.node_bytes }
     }
 
-    /// Shows every item of the tree with this root, address and level, in order.
+    /// Shows every item of the tree with this root, in order.
     pub fn walk(
         &mut self,
         src: &mut (impl Read + Seek),
         chunks: &Chunks,
-        (root, level): (u64, u8),
+        root: Root,
         mut look: impl FnMut(&Item<'_>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        if level >= MOST_LEVELS {
-            return Err(doubt(format!("a tree claims to have {level} levels")));
+        if root.level >= MOST_LEVELS {
+            return Err(doubt(format!("a tree claims to have {} levels", root.level)));
         }
         let mut last = None;
-        let mut pending = vec![(root, level, None)];
-        while let Some((address, level, first)) = pending.pop() {
-            let node = self.node(src, chunks, address, level)?;
+        let mut pending = vec![(root, None)];
+        while let Some((at, first)) = pending.pop() {
+            let node = self.node(src, chunks, at)?;
+            let Root { address, level, .. } = at;
             let count = usize::try_from(le32(&node, 96)).unwrap_or(usize::MAX);
             let broken = || doubt(format!("the node at {address} is damaged"));
             let entry_len = if level == 0 { ITEM_LEN } else { POINTER_LEN };
@@ -78,7 +88,10 @@ impl<'a> Trees<'a> {
             }
             if level > 0 {
                 let below = entries.zip(&keys);
-                let below = below.map(|(entry, key)| (le64(entry, 17), level - 1, Some(*key)));
+                let below = below.map(|(entry, key)| {
+                    let (address, generation) = (le64(entry, 17), le64(entry, 25));
+                    (Root { address, level: level - 1, generation }, Some(*key))
+                });
                 let at = pending.len();
                 pending.extend(below);
                 pending[at..].reverse();
@@ -99,13 +112,13 @@ impl<'a> Trees<'a> {
         Ok(())
     }
 
-    /// A node whose header is what it should be.
+    /// A node whose header is what it should be. A node that was to be replaced at its place, by a write that never came to the
+    /// device, is in order but for its generation.
     fn node(
         &mut self,
         src: &mut (impl Read + Seek),
         chunks: &Chunks,
-        address: u64,
-        level: u8,
+        Root { address, level, generation }: Root,
     ) -> Result<Vec<u8>, Failure> {
         self.left = self.left.checked_sub(1).ok_or_else(|| doubt("its trees have no end"))?;
         let len = self.sb.node_bytes;
@@ -121,7 +134,7 @@ impl<'a> Trees<'a> {
             let right = is_sound(&bytes)
                 && bytes[32..48] == self.sb.identity
                 && le64(&bytes, 48) == address
-                && le64(&bytes, 80) <= self.sb.generation
+                && le64(&bytes, 80) == generation
                 && bytes[100] == level;
             if right {
                 return Ok(bytes);
