@@ -80,13 +80,19 @@ fn believe(group: &Group, len_bytes: u64, volumes: &[LogicalVolume]) -> Believed
 impl LogicalVolume {
     /// Where the bytes that are in use lie in the physical volume.
     pub(crate) fn used(&self) -> Extents {
-        let mut used = Extents::new();
         let mut before = 0;
+        let mut places = Vec::new();
         for piece in &self.pieces {
-            for part in self.map.used.overlapping(before, piece.len) {
-                used.insert(piece.start + (part.start - before), part.len);
-            }
+            places.push((*piece, before));
             before += piece.len;
+        }
+        // In the order of the device: what is added behind the others costs nothing, however much they are.
+        places.sort_unstable_by_key(|(piece, _)| piece.start);
+        let mut used = Extents::new();
+        for (piece, before) in places {
+            for part in self.map.used.overlapping(before, piece.len) {
+                used.push(piece.start + (part.start - before), part.len);
+            }
         }
         used
     }

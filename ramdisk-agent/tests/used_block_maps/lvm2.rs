@@ -311,6 +311,24 @@ fn groups_that_are_not_linear_on_one_volume_are_taken_raw() {
     assert!(raw_reason(&physical).contains("EXPORTED"));
     physical.run("vgimport vg-1");
     expect_map(&physical.volume, FsKind::Lvm2, &physical.what);
+    // What says nothing of where bytes are.
+    let settings = |name: &str, text: &str| {
+        fs::write(physical.folder.path().join(name), text).unwrap();
+    };
+    settings("lvm.conf", "global { system_id_source = \"lvmlocal\" }");
+    settings("lvmlocal.conf", "local { system_id = \"me\" }");
+    for change in [
+        "vgchange --setautoactivation n vg-1",
+        "lvchange --setautoactivation n vg-1/root",
+        "lvchange --setactivationskip y vg-1/root",
+        "lvchange --permission r --addtag a --readahead 256 vg-1/root",
+        "vgchange --alloc cling --addtag b --maxphysicalvolumes 3 vg-1",
+        "vgchange -y --systemid me vg-1",
+        "vgchange -y --systemid  vg-1",
+    ] {
+        physical.run(change);
+        expect_map(&physical.volume, FsKind::Lvm2, change);
+    }
     physical.run("lvremove -y vg-1");
     physical.run("vgremove -y vg-1");
     assert!(raw_reason(&physical).contains("in no volume group"));

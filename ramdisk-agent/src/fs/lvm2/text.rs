@@ -5,6 +5,9 @@ use std::str::CharIndices;
 
 /// Volume groups have three levels.
 const MAX_DEPTH: usize = 16;
+/// A logical volume has some thirty values, and thousands of volumes are many. So a text that means harm gets no more than some
+/// ten MiB of them.
+const MAX_VALUES: usize = 1 << 18;
 
 /// What a name stands for.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,7 +83,7 @@ impl Section {
 /// Parses a text, which ends with its first NUL; `None` if it is none.
 pub fn parse(bytes: &[u8]) -> Option<Section> {
     let text = std::str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()?;
-    let mut parser = Parser { text, chars: text.char_indices().peekable() };
+    let mut parser = Parser { text, chars: text.char_indices().peekable(), values: 0 };
     let section = parser.section(0)?;
     parser.blank();
     parser.chars.peek().is_none().then_some(section)
@@ -89,6 +92,8 @@ pub fn parse(bytes: &[u8]) -> Option<Section> {
 struct Parser<'a> {
     text: &'a str,
     chars: Peekable<CharIndices<'a>>,
+    /// How many were read.
+    values: usize,
 }
 
 impl<'a> Parser<'a> {
@@ -118,6 +123,12 @@ impl<'a> Parser<'a> {
         (end > start).then(|| &self.text[start..end])
     }
 
+    /// Counts one more value; `None` if they are too many.
+    fn count(&mut self) -> Option<()> {
+        self.values += 1;
+        (self.values <= MAX_VALUES).then_some(())
+    }
+
     /// Up to a closing brace or the end.
     fn section(&mut self, depth: usize) -> Option<Section> {
         let mut section = Section::default();
@@ -126,6 +137,7 @@ impl<'a> Parser<'a> {
             if self.chars.peek().is_none_or(|(_, c)| *c == '}') {
                 return Some(section);
             }
+            self.count()?;
             let name = self.word(|c| c.is_ascii_alphanumeric() || "_-+.".contains(c))?.to_owned();
             let value = if self.take('{') {
                 let inner = if depth < MAX_DEPTH { self.section(depth + 1)? } else { return None };
@@ -152,6 +164,7 @@ impl<'a> Parser<'a> {
                 if depth >= MAX_DEPTH || !(list.is_empty() || self.take(',')) {
                     return None;
                 }
+                self.count()?;
                 list.push(self.value(depth + 1)?);
             }
             return Some(Value::List(list));
@@ -202,6 +215,10 @@ mod tests {
         for text in ["a", "a {", "a }", "= 1", "a = ", "a = \"b", "a = [1 2]", "}", &deep, &lists] {
             assert_eq!(parse(text.as_bytes()), None, "{text}");
         }
+        let many = "a = 1\n".repeat(MAX_VALUES + 1);
+        assert_eq!(parse(many.as_bytes()), None);
+        assert!(parse(&many.as_bytes()[6..]).is_some());
+        assert_eq!(parse(format!("a = [{}1]", "1,".repeat(MAX_VALUES)).as_bytes()), None);
         let twice = parse(b"a = 1\na = 1").unwrap();
         assert_eq!((twice.number("a"), twice.has("a")), (None, true));
     }
