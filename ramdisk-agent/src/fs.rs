@@ -203,6 +203,10 @@ impl LogicalVolume {
 
 /// Looks at a volume of `len_bytes`. `Err` only when the source cannot be read: damaged or unknown structures are taken raw.
 pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<VolumeMap> {
+    if let Some(name) = probe::stranger(src, len_bytes)? {
+        let reason = format!("it is marked as {name}, of which there is no used-block map");
+        return Ok(VolumeMap::raw(FsKind::Unknown, len_bytes, reason));
+    }
     match probe::covering(src, len_bytes)? {
         Some((found, label)) if found.kind == FsKind::Lvm2 => {
             lvm2::map(src, len_bytes, found, label)

@@ -250,6 +250,20 @@ pub(crate) fn covering(
     Ok(hit.map(|hit| (hit.found, hit.at)))
 }
 
+/// The name of a filesystem that has no map and may leave an older one's superblock, and with it a map of what was there before.
+pub(crate) fn stranger(
+    src: &mut (impl Read + Seek),
+    len_bytes: u64,
+) -> io::Result<Option<&'static str>> {
+    let mut part = Part::new(src, 0, len_bytes);
+    let head = part.head()?;
+    if let Some(name) = front::stranger(&head) {
+        return Ok(Some(name));
+    }
+    let magic = Part::bytes(&mut part, front::VMFS_AT, front::VMFS_MAGIC.len())?;
+    Ok(magic.filter(|bytes| *bytes == front::VMFS_MAGIC).map(|_| "VMFS"))
+}
+
 /// What fills a whole disk, with or without a map.
 pub(crate) fn whole(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Found>> {
     Ok(hits(&mut Part::new(src, 0, len_bytes))?.into_iter().next().map(|hit| hit.found))

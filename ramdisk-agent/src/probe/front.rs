@@ -89,6 +89,21 @@ fn exfat(head: &[u8]) -> Option<Hit> {
     ))
 }
 
+/// Filesystems without a map whose makers leave most of a volume's first bytes as they are, and with them what an older filesystem
+/// wrote there; whoever makes one with a map afterwards overwrites these marks: name, place, mark.
+const STRANGERS: [(&str, usize, &[u8]); 2] = [("ReFS", 0, b"\0\0\0ReFS\0"), ("APFS", 32, b"NXSB")];
+/// VMFS leaves the whole first MiB.
+pub const VMFS_AT: u64 = 1 << 20;
+pub const VMFS_MAGIC: [u8; 4] = 0xC001_D00D_u32.to_le_bytes();
+
+/// The name of a filesystem without a map that owns the first sector.
+pub fn stranger(head: &[u8]) -> Option<&'static str> {
+    let owns = |(_, at, mark): &&(&str, usize, &[u8])| {
+        head.get(*at..).is_some_and(|bytes| bytes.starts_with(mark))
+    };
+    STRANGERS.iter().find(owns).map(|(name, ..)| *name)
+}
+
 /// The name in the record `$Volume` of an NTFS.
 pub fn ntfs_label<S: Read + Seek>(
     part: &mut Part<'_, S>,

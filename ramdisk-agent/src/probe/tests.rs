@@ -259,6 +259,34 @@ fn a_member_of_a_software_raid() {
     assert!(all.iter().any(|s| s.kind == SignatureKind::Volume(FsKind::MdRaid)), "{all:?}");
 }
 
+/// ReFS, APFS and VMFS may leave the superblock and the bitmaps of what was there before.
+#[test]
+fn a_filesystem_without_a_map_over_one_that_has_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let marks: [(&str, u64, &[u8]); 3] = [
+        ("ReFS", 0, b"\0\0\0ReFS\0"),
+        ("APFS", 32, b"NXSB"),
+        ("VMFS", 1 << 20, &[0x0d, 0xd0, 0x01, 0xc0]),
+    ];
+    for maker in MAKERS.iter().filter(|maker| has_map(maker.kind)) {
+        for (name, at, mark) in marks {
+            let volume = empty(folder.path(), "both");
+            let file = File::options().write(true).open(&volume).unwrap();
+            file.write_all_at(mark, at).unwrap();
+            maker.make(&volume);
+            // Nothing but VMFS has a mark that far behind, which makers need not overwrite.
+            if name != "VMFS" {
+                assert_eq!(look(&volume).taken, Taken::Map, "{} over {name}", maker.command);
+            }
+            file.write_all_at(mark, at).unwrap();
+            let map = look(&volume);
+            let Taken::Raw { reason } = map.taken else { panic!("{name} over {}", maker.command) };
+            assert!(reason.contains(name), "{reason}");
+            assert_eq!((map.kind, map.used.total_bytes()), (FsKind::Unknown, VOLUME_BYTES));
+        }
+    }
+}
+
 #[test]
 fn what_a_whole_disk_would_lose() {
     let folder = tempfile::tempdir().unwrap();
