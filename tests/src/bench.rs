@@ -6,6 +6,7 @@
 
 mod block;
 mod content;
+mod deltas;
 mod figures;
 mod filesystem;
 mod peers;
@@ -39,6 +40,8 @@ pub enum Measure {
     Restore,
     /// Restore onto a disk that is memory
     IntoMemory,
+    /// An image of an updated system, beside restic and borg
+    DeltaImage,
     /// What a partition costs, however small
     Fixed,
     /// Restore of what is there already
@@ -127,6 +130,7 @@ pub fn run(options: &Options) -> Result<()> {
         if filesystem == Filesystem::Ext4 {
             put(Measure::IntoMemory, "4 into memory".into(), &|| bench.restore_into_memory())?;
             put(Measure::Delta, "5 delta".into(), &|| bench.delta_restore())?;
+            put(Measure::DeltaImage, "5 delta image".into(), &|| bench.delta_image())?;
             put(Measure::Fixed, "6 fixed".into(), &|| bench.fixed_cost())?;
             put(Measure::Memory, "7 memory".into(), &|| bench.memory())?;
         }
@@ -136,7 +140,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if !options.keep {
         // What is left are targets and images.
-        for name in ["images", "targets"] {
+        for name in ["images", "inputs", "targets"] {
             let _ = fs::remove_dir_all(bench.folder.join(name));
         }
     }

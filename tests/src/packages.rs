@@ -101,6 +101,8 @@ pub const BENCH: &[Package] = &[
     ("btrfs-progs", "makes btrfs"),
     ("ntfs-3g", "makes and mounts NTFS; ntfsclone"),
     ("fsarchiver", "saves files instead of blocks"),
+    ("restic", "what an update adds to a repository"),
+    ("borgbackup", "the same of another"),
     ("fdisk", "sfdisk writes partition tables"),
     ("gcc", "takes partclone's sleeps away"),
     ("time", "what a program used"),

@@ -5,7 +5,7 @@
 //! free space then holds old bytes, and the used blocks lie in many extents, as on a disk that has been in use.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -39,6 +39,45 @@ pub fn fill(mounted: &Path, kept: u64, freed: u64) -> Result<()> {
         "this machine has too few files of its own to fill the disk: give a smaller --size"
     );
     fs::remove_dir_all(&junk).with_context(|| format!("removing {}", junk.display()))
+}
+
+/// Changes a filled filesystem as an update of a system does: of a hundred files 8 are replaced by changed ones, 1 grows, 2 go, and 1
+/// is new.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub fn update(mounted: &Path) -> Result<()> {
+    let mut files = Vec::new();
+    list(&mounted.join("kept"), &mut files)?;
+    files.retain(|file| !file.is_symlink());
+    for (number, file) in files.iter().enumerate() {
+        let updating = || format!("updating {}", file.display());
+        let new = file.with_extension("imprint-new");
+        match number % 100 {
+            0..8 => write_changed(file, &new)
+                .and_then(|()| fs::rename(&new, file))
+                .with_context(updating)?,
+            8 => {
+                let mut file =
+                    fs::File::options().append(true).open(file).with_context(updating)?;
+                file.write_all(&b"a line that an update adds\n".repeat(150))
+                    .with_context(updating)?;
+            }
+            9 | 10 => fs::remove_file(file).with_context(updating)?,
+            11 => write_changed(file, &new).with_context(updating)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file with 37 bytes more in front and a change every 64 KiB.
+fn write_changed(from: &Path, to: &Path) -> std::io::Result<()> {
+    let mut bytes = fs::read(from)?;
+    bytes.iter_mut().step_by(64 << 10).for_each(|byte| *byte ^= 0x55);
+    let mut file = fs::File::create(to)?;
+    file.write_all(&[b'#'; 37])?;
+    file.write_all(&bytes)
 }
 
 /// A folder that is being filled.
