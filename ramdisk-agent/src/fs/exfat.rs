@@ -24,6 +24,8 @@ use directory::Root;
 
 /// Allocation bitmap and directories are read in pieces of this size.
 const READ_LEN: u64 = 64 << 10;
+/// More pieces than this are not remembered: 64 MiB of them. A bitmap of some MiB could have a hundred million.
+const MAX_MARKED: usize = 4 << 20;
 
 /// The map of a volume whose first sector says that it is an exFAT.
 pub fn map(src: &mut (impl Read + Seek), len_bytes: u64, found: Found) -> io::Result<VolumeMap> {
@@ -76,6 +78,9 @@ fn bitmap_of(
     for extent in bitmap.pieces(boot, READ_LEN) {
         let bytes = read(src, extent.start, extent.len)?;
         add_set(&bytes, first, boot, &mut marked);
+        if marked.len() > MAX_MARKED {
+            return Err(doubt(format!("what is used lies in more than {MAX_MARKED} pieces")));
+        }
         first += extent.len * 8;
     }
     Ok(marked)
@@ -138,6 +143,19 @@ mod tests {
             })
             .collect();
         assert_eq!(runs, [(0, 9), (15, 3), (20, 1)]);
+    }
+
+    #[test]
+    fn a_bitmap_of_too_many_pieces_is_not_remembered() {
+        let bytes = MAX_MARKED as u64 / 4 + READ_LEN;
+        let boot = Boot::of_clusters(u32::try_from(bytes * 8).unwrap());
+        let bitmap = Allocation::contiguous(&boot, 2, bytes).unwrap();
+        let look = |byte: u8| {
+            let disk = vec![byte; usize::try_from(boot.heap_offset + bytes).unwrap()];
+            bitmap_of(&mut io::Cursor::new(disk), &boot, &bitmap)
+        };
+        assert_eq!(look(0xFF).unwrap().len(), 1);
+        assert!(matches!(look(0x55), Err(Failure::Doubt(reason)) if reason.contains("pieces")));
     }
 
     #[test]
