@@ -13,9 +13,11 @@ mod failure;
 pub(crate) mod fat;
 mod lvm2;
 mod ntfs;
+mod sectors;
 mod swap;
 mod xfs;
 
+pub(crate) use sectors::{Fits, fits as fits_sectors};
 pub(crate) use swap::{HEAD_LEN as SWAP_HEAD_LEN, header_for as swap_header};
 
 use std::fmt;

@@ -26,6 +26,7 @@ mod medium;
 mod placement;
 mod plan;
 mod ranges;
+mod retargeting;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -3,7 +3,8 @@
 //! [`read_table`] tells GPT, MBR and bare filesystems apart, as the kernel would, and refuses a table that cannot be trusted
 //! rather than guess. Everything in it is checked against the size of the disk, so callers may use its offsets as they are. The
 //! only allocation that a table sizes is its array of entries, and that has a limit. [`arrange`] makes the bytes that a restore
-//! writes last, for a disk of any size on which the partitions may lie elsewhere. Where they are to lie is for others to say.
+//! writes last, for a disk of any size on which the partitions may lie elsewhere, and [`retarget`] those for a disk with sectors of
+//! another size. Where they are to lie is for others to say.
 
 mod fresh;
 mod gpt;
@@ -11,6 +12,7 @@ mod identity;
 mod kinds;
 mod logical;
 mod mbr;
+mod retarget;
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -24,6 +26,7 @@ use mbr::Mbr;
 pub use fresh::{FreshPartition, described, pieces as fresh_pieces, room_end};
 pub use gpt::Damage;
 pub use kinds::{TypeId, attribute_of, type_names, type_of};
+pub use retarget::{Retargetable, retarget, retargetable};
 
 /// The bytes of LBA 0 that an MBR uses, at every sector size.
 const MBR_LEN: usize = 512;

@@ -9,6 +9,7 @@
 
 mod boot;
 pub mod folder;
+mod sectors;
 mod table;
 mod tree;
 
@@ -19,6 +20,7 @@ use crate::extents::{Extent, Extents};
 use crate::fs::bytes::read_at;
 use crate::probe::Found;
 use boot::Boot;
+pub use sectors::for_sectors;
 
 /// Why a map cannot be believed.
 type Doubt = String;

@@ -21,7 +21,7 @@ use crate::extents::{Extent, Extents};
 use crate::probe::Found;
 use crate::table::{self, TableKind, TableOutcome};
 use group::Group;
-use mapped::Mapped;
+pub use mapped::Mapped;
 
 /// A guest's disk in a logical volume has sectors of this size.
 const GUEST_SECTOR_BYTES: u32 = 512;

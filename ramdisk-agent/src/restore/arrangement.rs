@@ -17,6 +17,7 @@ use crate::restore::customise::Volume;
 use crate::restore::grow::{self, Growth};
 use crate::restore::layout::{self, Movable};
 use crate::restore::placement::{Placement, Segment};
+use crate::restore::retargeting::{self, Retargeting, Sectors};
 use crate::run::size;
 use crate::table::{self, Slot, Table, TableKind};
 
@@ -31,6 +32,8 @@ const FIRST_SECTORS_LEN: u64 = 4096;
 pub struct Arrangement {
     /// The partitions' places; none where there is no table.
     pub slots: Vec<Slot>,
+    /// The size of logical sectors that the table and the volumes are made for.
+    pub sector_bytes: u32,
     pub placement: Placement,
     /// Written last, in this order.
     pub commit: Vec<Piece>,
@@ -52,11 +55,15 @@ pub fn arrange(
     if table.partitions.is_empty() {
         return bare(disk, disk_bytes, table, target, options);
     }
+    let retargeting = Retargeting::new(disk, table, target)?;
     let partitions = layout::movables(table, |p| is_swap(disk, p.start_bytes, p.len_bytes))?;
     let target_bytes = target.len_bytes();
     let grow = options.grow.map(|grow| layout::chosen(&partitions, grow)).transpose()?;
-    let slots = layout::places(&partitions, table.room_end(target_bytes), grow)?;
-    let mut notes = layout::notes(&partitions, &slots);
+    let room_end =
+        retargeting.as_ref().map_or_else(|| table.room_end(target_bytes), |r| r.room_end);
+    let slots = layout::places(&partitions, room_end, grow)?;
+    let mut notes = retargeting.as_ref().map(|r| r.notes.clone()).unwrap_or_default();
+    notes.extend(layout::notes(&partitions, &slots));
     let mut growths = Vec::new();
     let mut fresh = Vec::new();
     let mut made_anew = Vec::new();
@@ -80,19 +87,31 @@ pub fn arrange(
         }
     }
     notes.extend(space_note(table, &partitions, &slots, grow, disk_bytes, target_bytes));
-    let segments = layout::segments(&partitions, &slots, &made_anew, disk_bytes, target_bytes);
-    let first = slots.iter().map(|slot| slot.start_bytes).min().unwrap_or(HEAD_LEN);
-    let withheld = withheld(disk, table, first.min(HEAD_LEN).min(disk_bytes))?;
-    let pieces = table::arrange(disk, table, &slots, target_bytes).map_err(image_error)?;
-    let commit = commit_pieces(pieces.into_iter().map(Piece::from).collect(), &withheld);
+    let sector_bytes = retargeting::sector_bytes(target, table.logical_sector_bytes);
+    let (segments, withheld, commit) = if let Some(retargeting) = retargeting {
+        let segments = layout::contents(&partitions, &slots, &made_anew);
+        let (withheld, heads) = retargeting.heads(disk, table, &slots)?;
+        fresh.extend(heads);
+        (segments, withheld, retargeting.table_pieces(disk, table, &slots, target_bytes)?)
+    } else {
+        let segments = layout::segments(&partitions, &slots, &made_anew, disk_bytes, target_bytes);
+        let first = slots.iter().map(|slot| slot.start_bytes).min().unwrap_or(HEAD_LEN);
+        let withheld = withheld(disk, table, first.min(HEAD_LEN).min(disk_bytes))?;
+        let pieces = table::arrange(disk, table, &slots, target_bytes).map_err(image_error)?;
+        let commit = commit_pieces(pieces.into_iter().map(Piece::from).collect(), &withheld);
+        (segments, withheld, commit)
+    };
     let placement = Placement::new(segments, withheld, &places_of(&commit));
-    Ok(Arrangement { slots, placement, commit, fresh, growths, notes })
+    Ok(Arrangement { slots, sector_bytes, placement, commit, fresh, growths, notes })
 }
 
 /// One volume that becomes the whole target: an image without a partition table, or one partition of an image.
+///
+/// `from` is the size of the sectors of the image's disk.
 pub fn volume(
     disk: &mut ImageDisk<'_>,
     source: Slot,
+    from: u32,
     target: &Disk,
     options: &RestoreOptions,
 ) -> Result<Arrangement> {
@@ -111,6 +130,16 @@ pub fn volume(
     }
     let mut growths = Vec::new();
     let mut notes = Vec::new();
+    let sector_bytes = retargeting::sector_bytes(target, from);
+    let mut begin = None;
+    if let Some(sectors) = Sectors::new(from, sector_bytes) {
+        let what = match number {
+            0 => "the image's volume".to_owned(),
+            number => format!("partition {number}"),
+        };
+        begin = sectors.head_of(disk, 0, source, &what)?;
+        notes.extend(begin.as_ref().map(|_| sectors.head_note(&what)));
+    }
     if let Some(grow) = options.grow {
         let is_meant = match grow {
             agent_api::Grow::Last => true,
@@ -129,11 +158,15 @@ pub fn volume(
         }
     }
     let head = start_bytes..start_bytes + HEAD_LEN.min(len_bytes);
-    let withheld = vec![(head.clone(), disk.bytes(head.start, index(head.end - head.start))?)];
-    let commit = volume_pieces(&withheld, 0);
+    let own = disk.bytes(head.start, index(head.end - head.start))?;
+    let mut bytes = begin.unwrap_or_default();
+    bytes.extend_from_slice(&own[bytes.len()..]);
+    let commit = volume_pieces(&bytes);
+    let withheld = vec![(head, own)];
     let segment = Segment { image: start_bytes..source.end_bytes(), target: 0 };
     let placement = Placement::new(vec![segment], withheld, &places_of(&commit));
-    Ok(Arrangement { slots: Vec::new(), placement, commit, fresh: Vec::new(), growths, notes })
+    let (slots, fresh) = (Vec::new(), Vec::new());
+    Ok(Arrangement { slots, sector_bytes, placement, commit, fresh, growths, notes })
 }
 
 /// A disk that has no partitions: one filesystem, something that nothing is known of, or an empty table.
@@ -146,7 +179,16 @@ fn bare(
 ) -> Result<Arrangement> {
     let whole = Slot { number: 0, start_bytes: 0, len_bytes: disk_bytes };
     if table.kind == TableKind::None {
-        return volume(disk, whole, target, options);
+        return volume(disk, whole, table.logical_sector_bytes, target, options);
+    }
+    let sector_bytes = retargeting::sector_bytes(target, table.logical_sector_bytes);
+    if sector_bytes != table.logical_sector_bytes {
+        return Err(Error::refused(format!(
+            "{} has logical sectors of {sector_bytes} bytes and the image's disk had {}, and there is nothing in its partition table to \
+             restore: make a new one with sgdisk -o; nothing was written",
+            target.name(),
+            table.logical_sector_bytes
+        )));
     }
     let target_bytes = target.len_bytes();
     if target_bytes < disk_bytes {
@@ -168,7 +210,7 @@ fn bare(
     let whole = Segment { image: 0..disk_bytes, target: 0 };
     let placement = Placement::new(vec![whole], withheld, &places_of(&commit));
     let (slots, fresh, growths) = (Vec::new(), Vec::new(), Vec::new());
-    Ok(Arrangement { slots, placement, commit, fresh, growths, notes })
+    Ok(Arrangement { slots, sector_bytes, placement, commit, fresh, growths, notes })
 }
 
 const BACKUP_MOVES: &str =
@@ -313,13 +355,12 @@ pub fn places_of(pieces: &[Piece]) -> Vec<Range<u64>> {
     places
 }
 
-/// The head of a volume that begins at `start` on the target, its first sectors last.
-fn volume_pieces(withheld: &[(Range<u64>, Vec<u8>)], start: u64) -> Vec<Piece> {
-    let Some((_, head)) = withheld.first() else { return Vec::new() };
+/// The head of a volume, its first sectors last.
+fn volume_pieces(head: &[u8]) -> Vec<Piece> {
     let split = head.len().min(index(FIRST_SECTORS_LEN));
     let piece = |name: &str, offset: usize, bytes: &[u8]| Piece {
         name: name.into(),
-        offset: start + offset as u64,
+        offset: offset as u64,
         bytes: bytes.to_vec(),
     };
     let mut pieces = Vec::new();
@@ -335,7 +376,7 @@ fn index(n: u64) -> usize {
 }
 
 /// The error of a parser that looks into an image, or of a table that cannot say what it should.
-fn image_error(e: io::Error) -> Error {
+pub fn image_error(e: io::Error) -> Error {
     if e.kind() == io::ErrorKind::InvalidInput {
         return Error::refused("the partition table does not fit the target; nothing was written")
             .because(e);

@@ -25,6 +25,7 @@ use crate::restore::ids::{self, FreshId, Ids};
 use crate::restore::layout;
 use crate::restore::placement::{Placement, Segment};
 use crate::restore::plan::{self, PlannedPartition, RestorePlan};
+use crate::restore::retargeting::{self, Sectors};
 use crate::run::size;
 use crate::table::{
     self, FreshPartition, Partition, Slot, Table, TableKind, TableOutcome, TypeId, attribute_of,
@@ -45,6 +46,10 @@ pub struct Assembly {
 struct Content {
     /// Its number in its image, 0 if that is of a single volume; its place in all images together.
     slot: Slot,
+    /// Where its image's disk begins in all images together.
+    base: u64,
+    /// The size of logical sectors of the disk that it was taken from.
+    sector_bytes: u32,
     kind: FsKind,
     is_swap: bool,
     /// The type that its partition had, if the new table can say it.
@@ -67,8 +72,8 @@ pub fn make(
     options.check_layout().map_err(refused)?;
     let image = &assembly.image;
     image.check_index()?;
-    let sector = sector_of(assembly, target)?;
-    plan::check_target(sector, target)?;
+    let sector = sector_of(assembly, target);
+    plan::check_target(target)?;
     let damaged = damaged(assembly, options)?;
     let table_kind = match layout.table {
         LayoutTable::Gpt => TableKind::Gpt,
@@ -96,6 +101,7 @@ pub fn make(
     let ids = Ids::new(image, Some(layout), target);
     let mut notes = Vec::new();
     let (mut growths, mut fresh, mut segments) = (Vec::new(), Vec::new(), Vec::new());
+    let mut withheld = Vec::new();
     for ((partition, content), slot) in layout.partitions.iter().zip(&contents).zip(&slots) {
         let number = slot.number;
         if partition.format == Some(LayoutFormat::Swap) {
@@ -106,6 +112,16 @@ pub fn make(
             fresh.push(Piece { name, offset: slot.start_bytes, bytes });
         }
         let Some(content) = content else { continue };
+        if let Some(sectors) = Sectors::new(content.sector_bytes, sector) {
+            let what = format!("partition {number} of the layout");
+            if let Some(head) = sectors.head_of(&mut disk, content.base, content.slot, &what)? {
+                notes.push(sectors.head_note(&what));
+                let start = content.slot.start_bytes;
+                let own = disk.bytes(start, head.len())?;
+                withheld.push((start..start + head.len() as u64, own));
+                fresh.push(retargeting::head_piece(number, slot.start_bytes, head));
+            }
+        }
         if content.is_swap && content.slot.len_bytes != slot.len_bytes {
             fresh.push(arrangement::swap_header(&mut disk, content.slot, slot)?);
             continue;
@@ -148,8 +164,12 @@ pub fn make(
         table::fresh_pieces(table_kind, disk_id, &fresh_partitions, target.len_bytes(), sector)
             .map_err(|e| refused("the new partition table cannot be made".into()).because(e))?;
     let commit: Vec<Piece> = pieces.into_iter().map(Piece::from).collect();
-    let placement = Placement::new(segments, Vec::new(), &arrangement::places_of(&commit));
-    let arranged = Arrangement { slots, placement, commit, fresh, growths, notes };
+    withheld.sort_by_key(|(range, _)| range.start);
+    // The same volume may go into several partitions.
+    withheld.dedup_by(|a, b| a.0 == b.0);
+    let placement = Placement::new(segments, withheld, &arrangement::places_of(&commit));
+    let arranged =
+        Arrangement { slots, sector_bytes: sector, placement, commit, fresh, growths, notes };
 
     let volumes = contents.iter().zip(&layout.partitions).zip(&arranged.slots);
     let volumes = volumes.map(|((content, p), slot)| Volume {
@@ -165,7 +185,7 @@ pub fn make(
     let described = described(table_kind, sector, &fresh_partitions, &contents);
     let order = options.customise.efi_boot_order;
     let customises = customise::plan(volumes.collect(), &options.customise, |label| {
-        customise::plan_boot_entry(&mut disk, &described, &arranged.slots, target, label, order)
+        customise::plan_boot_entry(&mut disk, &described, &arranged, target, label, order)
     })?;
     let found = plan::found_on(target)?;
     let wipes = plan::wipes(target.len_bytes(), target.len_bytes(), &arranged, &found);
@@ -208,23 +228,10 @@ pub fn make(
     Ok(plan)
 }
 
-/// The sector size that the table is made for: the device's; for a disk file that of the disks in the images, which must agree.
-fn sector_of(assembly: &Assembly, target: &Disk) -> Result<u32> {
-    let own = target.is_block().then(|| target.logical_sector_bytes());
-    let mut sectors = assembly.image.members().map(|(_, image)| sector_bytes(image));
-    let Some(sector) = own.or_else(|| sectors.next()) else {
-        return Ok(target.logical_sector_bytes());
-    };
-    for (number, (_, image)) in (1..).zip(assembly.image.members()) {
-        let other = sector_bytes(image);
-        if other != sector {
-            return Err(Error::refused(format!(
-                "image {number} of the layout was taken from a disk with logical sectors of {other} bytes, and the others or the target \
-                 have {sector}: filesystems made for one do not work on the other; nothing was written"
-            )));
-        }
-    }
-    Ok(sector)
+/// The sector size that the table is made for: the device's; for a disk file that of the disk in the first image.
+fn sector_of(assembly: &Assembly, target: &Disk) -> u32 {
+    let first = assembly.image.members().next().map(|(_, image)| sector_bytes(image));
+    retargeting::sector_bytes(target, first.unwrap_or_else(|| target.logical_sector_bytes()))
 }
 
 fn sector_bytes(image: &dyn DiskImage) -> u32 {
@@ -311,6 +318,8 @@ fn content_of(
     let both_gpt = table.kind == TableKind::Gpt && table_kind == TableKind::Gpt;
     Ok(Content {
         slot: Slot { start_bytes: base + own.start_bytes, ..own },
+        base,
+        sector_bytes: sector_bytes(image),
         kind,
         is_swap,
         type_id: type_id.and_then(|p| type_of(&p.type_id, table_kind)),

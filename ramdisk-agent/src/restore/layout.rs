@@ -131,14 +131,20 @@ pub fn segments(
         return vec![whole(0..image_bytes.min(target_bytes))];
     };
     let mut segments = vec![whole(0..partitions[changed].first())];
-    for (partition, place) in partitions.iter().zip(places).skip(changed) {
-        let Slot { number, start_bytes, len_bytes } = partition.slot;
-        if !made_anew.contains(&number) {
-            let image = start_bytes..start_bytes + len_bytes.min(place.len_bytes);
-            segments.push(Segment { image, target: place.start_bytes });
-        }
-    }
+    segments.extend(contents(&partitions[changed..], &places[changed..], made_anew));
     segments
+}
+
+/// The same without anything outside of partitions.
+pub fn contents(partitions: &[Movable], places: &[Slot], made_anew: &[u32]) -> Vec<Segment> {
+    let taken = partitions.iter().zip(places).filter(|(p, _)| !made_anew.contains(&p.slot.number));
+    taken
+        .map(|(partition, place)| {
+            let Slot { start_bytes, len_bytes, .. } = partition.slot;
+            let image = start_bytes..start_bytes + len_bytes.min(place.len_bytes);
+            Segment { image, target: place.start_bytes }
+        })
+        .collect()
 }
 
 /// What is not as in the image, for people.

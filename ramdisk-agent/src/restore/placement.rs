@@ -15,6 +15,9 @@ pub struct Segment {
     pub target: u64,
 }
 
+/// A byte range of the image that the frames do not write, and the image's bytes there.
+pub type Withheld = (Range<u64>, Vec<u8>);
+
 impl Segment {
     /// The bytes of the target.
     pub fn on_target(&self) -> Range<u64> {
@@ -31,17 +34,13 @@ impl Segment {
 #[derive(Debug, Clone)]
 pub struct Placement {
     segments: Vec<Segment>,
-    /// Byte ranges of the image that the frames do not write, with the image's bytes there. Sorted.
-    withheld: Vec<(Range<u64>, Vec<u8>)>,
+    /// Sorted.
+    withheld: Vec<Withheld>,
 }
 
 impl Placement {
     /// `commit` are the places on the target that the commit writes, sorted: nothing of the frames goes there.
-    pub fn new(
-        segments: Vec<Segment>,
-        withheld: Vec<(Range<u64>, Vec<u8>)>,
-        commit: &[Range<u64>],
-    ) -> Self {
+    pub fn new(segments: Vec<Segment>, withheld: Vec<Withheld>, commit: &[Range<u64>]) -> Self {
         let around = |segment: Segment| {
             let free = ranges::gaps(commit, segment.on_target());
             free.into_iter().map(move |place| {

@@ -111,7 +111,7 @@ pub fn check_root(image: &dyn DiskImage, expected: Option<&str>) -> Result<()> {
 pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> Result<RestorePlan> {
     check_root(image, options.expect_root.as_deref())?;
     image.check_index()?;
-    check_target(image.manifest().disk.logical_sector_bytes, target)?;
+    check_target(target)?;
     let damaged = damage::describe(image.manifest());
     if !damaged.is_empty() && !options.accept_bad_sectors {
         return Err(Error::refused(format!(
@@ -140,7 +140,7 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
     };
     let (mut arranged, volumes) = match from {
         Some(slot) => (
-            arrangement::volume(&mut disk, slot, target, options)?,
+            arrangement::volume(&mut disk, slot, sector, target, options)?,
             arrangement::only_volume(&mut disk, slot, target)?,
         ),
         None => {
@@ -156,9 +156,7 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
         Some(_) => Err(Error::refused(
             "no EFI boot entry can be made for a single partition; nothing was written",
         )),
-        None => {
-            customise::plan_boot_entry(&mut disk, &table, &arranged.slots, target, label, order)
-        }
+        None => customise::plan_boot_entry(&mut disk, &table, &arranged, target, label, order),
     })?;
     let found = found_on(target)?;
     let image_bytes = from.map_or(image.disk_len(), |slot| slot.len_bytes);
@@ -236,7 +234,7 @@ fn source(
 }
 
 /// The safety rules about the target itself.
-pub fn check_target(sector: u32, target: &Disk) -> Result<()> {
+pub fn check_target(target: &Disk) -> Result<()> {
     let path = target.name();
     let users = crate::disk::in_use(target.path(), false)?;
     if !users.is_empty() {
@@ -247,14 +245,6 @@ pub fn check_target(sector: u32, target: &Disk) -> Result<()> {
     }
     if target.info().read_only {
         return Err(Error::refused(format!("{path} is write-protected; nothing was written")));
-    }
-    let counts = target.is_block() || target.part_of().is_some();
-    if counts && target.logical_sector_bytes() != sector {
-        return Err(Error::refused(format!(
-            "{path} has logical sectors of {} bytes and the image's disk had {sector}: tables and filesystems made for \
-             one do not work on the other; nothing was written",
-            target.logical_sector_bytes()
-        )));
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 mod arranged;
 pub mod fresh;
 mod identity;
+mod retargeted;
 
 use std::io::{self, Read, Seek};
 
@@ -33,6 +34,8 @@ const PRIMARY_LBA: u64 = 1;
 /// Where the primary's entries are unless its header says otherwise.
 const PRIMARY_ENTRIES_LBA: u64 = 2;
 const LEGACY_BOOT_BIT: u64 = 1 << 2;
+/// Field of a header: the checksum of the entries.
+const ENTRIES_CHECKSUM: usize = 88;
 
 /// What is wrong with a copy of a GPT.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

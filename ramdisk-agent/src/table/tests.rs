@@ -2,6 +2,7 @@
 
 mod arranged;
 mod identity;
+mod retargeted;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};

@@ -276,7 +276,7 @@ fn what_cannot_be_is_refused_before_the_first_write() {
     let device = Loop::new(&target, &["--sector-size", "4096"]);
     let layout = bench.layout(&part("image-partition = 2"));
     try_restore(&bench.image, device.path(), &["--layout", &layout])
-        .refused("refused", &["logical sectors of 512 bytes", "4096"]);
+        .refused("refused", &["partition 1 of the layout (ext4)", "sectors of 4096 bytes"]);
     drop(device);
     assert_eq!(hash_of(&target), before);
 }

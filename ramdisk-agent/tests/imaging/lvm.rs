@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::agent::{agent, capture, restore, try_capture};
+use crate::agent::{agent, capture, restore, try_capture, try_restore};
+use crate::devices::Loop;
 use crate::disks::{self, Part, noise_file, take};
 use crate::tools::run;
 
@@ -90,6 +91,17 @@ fn a_volume_group_comes_back_with_what_its_volumes_use() {
         bytes
     };
     assert!(read(&disk, MIB) == read(&target, MIB), "label and metadata");
+
+    // On larger sectors it works if what is in it does.
+    let device = Loop::new(&target, &["--sector-size", "4096"]);
+    try_restore(&image, device.path(), &[])
+        .refused("refused", &["(lvm2)", "vg/root (ext4): its blocks have 1024 bytes"]);
+    run("e2fsprogs", "mke2fs", &["-q", "-F", "-b", "4096", whole.to_str().unwrap()]);
+    put(&disk, &fs::read(whole).unwrap());
+    let other = dir.path().join("b.img.zst");
+    capture(&disk, &other, &[]);
+    restore(&other, device.path(), &[]);
+    run("e2fsprogs", "e2fsck", &["-fn", inside(&target, dir.path()).to_str().unwrap()]);
 }
 
 #[test]

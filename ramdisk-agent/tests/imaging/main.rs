@@ -28,6 +28,7 @@ mod power_cut;
 mod refusals;
 mod rescue;
 mod resumed;
+mod retarget;
 mod round_trip;
 mod signatures;
 mod smaller;

@@ -223,7 +223,7 @@ fn what_does_not_fit_or_is_not_there_is_refused_before_the_first_write() {
 }
 
 #[test]
-fn sectors_of_another_size_are_refused() {
+fn sectors_that_are_larger_than_blocks_are_refused() {
     let bench = Bench::new();
     let other = bench.path("other");
     noise_file(&other, 200 * MIB, 1);
@@ -232,7 +232,7 @@ fn sectors_of_another_size_are_refused() {
     let before = hash_of(&other);
     let flags = ["--partition", "2", "--into-partition", "1"];
     try_restore(&bench.image, device.path(), &flags)
-        .refused("refused", &["logical sectors of 4096 bytes", "had 512"]);
+        .refused("refused", &["logical sectors of 4096 bytes", "blocks have 1024"]);
     assert_eq!(hash_of(&other), before);
 }
 

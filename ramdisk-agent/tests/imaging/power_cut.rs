@@ -5,11 +5,12 @@
 //! writes of tables torn after every sector. A state that firmware or a kernel would take for a system must be the old one, of
 //! which nothing but table headers is gone, or the new one, complete. Restores onto a sample of states end bit-identical.
 //!
-//! `IMPRINT_POWER_CUTS=all` looks at every state of every layout; otherwise it is every state of two of them, without the
+//! `IMPRINT_POWER_CUTS=all` looks at every state of every layout, a part of a layout's name at those of such layouts; otherwise it is every state of two of them, without the
 //! missing writes of all but the last prefix.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::agent::{capture, restore};
@@ -26,6 +27,8 @@ const LEN: u64 = 8 * MIB;
 struct Layout {
     name: &'static str,
     sector_bytes: usize,
+    /// The sectors of the disk in the image, where they are others.
+    from_bytes: Option<usize>,
     /// How much larger the target is.
     extra: u64,
     make: fn(&str),
@@ -37,11 +40,12 @@ fn sfdisk(device: &str, script: &str) {
     run("fdisk", "sh", &["-c", &format!("printf '{script}' | sfdisk -q --no-reread {device}")]);
 }
 
-const LAYOUTS: [Layout; 13] = [
-    Layout { name: "GPT", sector_bytes: 512, extra: 0, make: gpt, flags: &[] },
+const LAYOUTS: [Layout; 15] = [
+    Layout { name: "GPT", sector_bytes: 512, from_bytes: None, extra: 0, make: gpt, flags: &[] },
     Layout {
         name: "MBR with logical partitions",
         sector_bytes: 512,
+        from_bytes: None,
         extra: 0,
         make: logical,
         flags: &[],
@@ -49,25 +53,56 @@ const LAYOUTS: [Layout; 13] = [
     Layout {
         name: "GPT onto a larger disk",
         sector_bytes: 512,
+        from_bytes: None,
         extra: 3 * MIB,
         make: gpt,
         flags: &[],
     },
-    Layout { name: "MBR", sector_bytes: 512, extra: 0, make: mbr, flags: &[] },
-    Layout { name: "hybrid MBR", sector_bytes: 512, extra: 0, make: hybrid, flags: &[] },
-    Layout { name: "bare filesystem", sector_bytes: 512, extra: 0, make: bare, flags: &[] },
-    Layout { name: "GPT, 4096", sector_bytes: 4096, extra: 0, make: gpt, flags: &[] },
+    Layout { name: "MBR", sector_bytes: 512, from_bytes: None, extra: 0, make: mbr, flags: &[] },
+    Layout {
+        name: "hybrid MBR",
+        sector_bytes: 512,
+        from_bytes: None,
+        extra: 0,
+        make: hybrid,
+        flags: &[],
+    },
+    Layout {
+        name: "bare filesystem",
+        sector_bytes: 512,
+        from_bytes: None,
+        extra: 0,
+        make: bare,
+        flags: &[],
+    },
+    Layout {
+        name: "GPT, 4096",
+        sector_bytes: 4096,
+        from_bytes: None,
+        extra: 0,
+        make: gpt,
+        flags: &[],
+    },
     Layout {
         name: "GPT onto a larger disk, 4096",
         sector_bytes: 4096,
+        from_bytes: None,
         extra: 2 * MIB,
         make: gpt,
         flags: &[],
     },
-    Layout { name: "MBR, 4096", sector_bytes: 4096, extra: 0, make: mbr, flags: &[] },
+    Layout {
+        name: "MBR, 4096",
+        sector_bytes: 4096,
+        from_bytes: None,
+        extra: 0,
+        make: mbr,
+        flags: &[],
+    },
     Layout {
         name: "one partition",
         sector_bytes: 512,
+        from_bytes: None,
         extra: 0,
         make: with_filesystem,
         flags: &["--partition", "2"],
@@ -75,6 +110,7 @@ const LAYOUTS: [Layout; 13] = [
     Layout {
         name: "GPT of a layout file",
         sector_bytes: 512,
+        from_bytes: None,
         extra: MIB,
         make: with_filesystem,
         flags: &["--layout", GPT_FILE],
@@ -82,6 +118,7 @@ const LAYOUTS: [Layout; 13] = [
     Layout {
         name: "MBR of a layout file",
         sector_bytes: 512,
+        from_bytes: None,
         extra: 0,
         make: with_filesystem,
         flags: &["--layout", MBR_FILE],
@@ -89,9 +126,26 @@ const LAYOUTS: [Layout; 13] = [
     Layout {
         name: "GPT of a layout file, 4096",
         sector_bytes: 4096,
+        from_bytes: None,
         extra: MIB,
         make: with_filesystem,
         flags: &["--layout", GPT_FILE],
+    },
+    Layout {
+        name: "GPT of 512 onto 4096",
+        sector_bytes: 4096,
+        from_bytes: Some(512),
+        extra: MIB,
+        make: volumes,
+        flags: &[],
+    },
+    Layout {
+        name: "GPT of 4096 onto 512",
+        sector_bytes: 512,
+        from_bytes: Some(4096),
+        extra: 0,
+        make: volumes,
+        flags: &[],
     },
 ];
 
@@ -153,14 +207,35 @@ fn with_filesystem(device: &str) {
     run("coreutils", "dd", &[&from, &to, "bs=1M", "seek=2", "conv=notrunc", "status=none"]);
 }
 
+/// A GPT with an ext4 and a FAT that work on sectors of both sizes; the FAT, with sectors of 4096 bytes, gets other boot sectors on smaller ones.
+fn volumes(device: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let made = ["fat", "ext"].map(|name| dir.path().join(name));
+    let [fat, ext] = [0, 1].map(|n| made[n].to_str().unwrap());
+    noise_file(&made[0], 2 * MIB, 3);
+    run("dosfstools", "mkfs.vfat", &["-S", "4096", fat]);
+    run("e2fsprogs", "mke2fs", &["-q", "-F", "-t", "ext4", "-b", "4096", ext, "4M"]);
+    run("gdisk", "sgdisk", &["-Z", "-o", "-n1:1M:+2M", "-t1:ef00", "-n2:3M:+4M", device]);
+    for (file, at) in [(fat, "seek=1"), (ext, "seek=3")] {
+        let (from, to) = (format!("if={file}"), format!("of={device}"));
+        run("coreutils", "dd", &[&from, &to, "bs=1M", at, "conv=notrunc", "status=none"]);
+    }
+}
+
 /// Makes a disk of this layout in a file full of noise.
 fn make(layout: &Layout, path: &Path) {
     noise_file(path, LEN, 1);
-    if layout.sector_bytes == SECTOR {
-        (layout.make)(path.to_str().unwrap());
-    } else {
-        let device = Loop::new(path, &["--sector-size", "4096"]);
-        (layout.make)(device.path().to_str().unwrap());
+    match layout.from_bytes {
+        None if layout.sector_bytes == SECTOR => (layout.make)(path.to_str().unwrap()),
+        from => {
+            // No code for a BIOS, which larger sectors would be refused for.
+            if from.is_some() {
+                File::options().write(true).open(path).unwrap().write_all_at(&[0; 512], 0).unwrap();
+            }
+            let size = from.unwrap_or(layout.sector_bytes).to_string();
+            let device = Loop::new(path, &["--sector-size", &size]);
+            (layout.make)(device.path().to_str().unwrap());
+        }
     }
 }
 
@@ -360,10 +435,11 @@ fn cut(layout: &Layout, all: bool) -> usize {
     let (source, image, target) =
         (dir.path().join("s"), dir.path().join("a.img.zst"), dir.path().join("t"));
     make(layout, &source);
-    let size = layout.sector_bytes.to_string();
+    let size = layout.from_bytes.unwrap_or(layout.sector_bytes).to_string();
     let device = Loop::new(&source, &["--sector-size", &size]);
     capture(device.path(), &image, &[]);
     drop(device);
+    let size = layout.sector_bytes.to_string();
     // An older system, of another layout, that boots.
     noise_file(&target, LEN + layout.extra, 2);
     let text = target.to_str().unwrap();
@@ -424,11 +500,16 @@ fn cut(layout: &Layout, all: bool) -> usize {
 
 #[test]
 fn a_power_cut_leaves_a_whole_system_or_none() {
-    let all = std::env::var("IMPRINT_POWER_CUTS").is_ok_and(|text| text == "all");
-    let layouts = if all { &LAYOUTS[..] } else { &LAYOUTS[..2] };
-    let states: usize = layouts.iter().map(|layout| cut(layout, all)).sum();
+    let asked = std::env::var("IMPRINT_POWER_CUTS").ok();
+    let layouts: Vec<&Layout> = match asked.as_deref() {
+        None => LAYOUTS[..2].iter().collect(),
+        Some("all") => LAYOUTS.iter().collect(),
+        Some(name) => LAYOUTS.iter().filter(|layout| layout.name.contains(name)).collect(),
+    };
+    assert!(!layouts.is_empty(), "no layout of that name");
+    let states: usize = layouts.iter().map(|layout| cut(layout, asked.is_some())).sum();
     println!("{} layouts, {states} distinct states", layouts.len());
-    if all {
+    if asked.as_deref() == Some("all") {
         assert!(states >= 12_109, "{states}");
     }
 }

@@ -38,10 +38,13 @@ pub struct Boot {
     pub tables: u8,
     /// First cluster of FAT32's root directory.
     pub root_cluster: u32,
-    sector_bytes: u64,
+    /// Bytes in a sector.
+    pub sector_bytes: u64,
+    /// Sectors in front of the first copy of the table.
+    pub reserved_sectors: u64,
+    /// Sectors of a copy of the table.
+    pub table_sectors: u64,
     cluster_sectors: u64,
-    reserved_sectors: u64,
-    table_sectors: u64,
     root_entries: u64,
     total_sectors: u64,
     state: u8,

@@ -18,7 +18,8 @@ use crate::efi::variables::{EFIVARS, Variables};
 use crate::error::{Error, IoContext, Result};
 use crate::image::{ImageDisk, disk_error};
 use crate::probe;
-use crate::table::{self, Partition, Slot, Table, TableKind, TableOutcome};
+use crate::restore::arrangement::Arrangement;
+use crate::table::{self, Partition, Table, TableKind, TableOutcome};
 
 /// The type of an EFI system partition.
 const ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
@@ -44,7 +45,7 @@ pub struct BootEntry {
 pub fn plan(
     disk: &mut ImageDisk<'_>,
     table: &Table,
-    slots: &[Slot],
+    arranged: &Arrangement,
     target: &Disk,
     label: &str,
     order: BootOrder,
@@ -65,10 +66,10 @@ pub fn plan(
             .because(io::Error::from(e))
     })?;
     let (partition, loader) = esp(disk, table, label)?.map_err(refused)?;
-    let slot = slots.iter().find(|slot| slot.number == partition.number);
+    let slot = arranged.slots.iter().find(|slot| slot.number == partition.number);
     let slot = slot.ok_or_else(|| refused("its partition is not restored".into()))?;
     let guid = guid(partition).ok_or_else(|| refused("its partition has no GUID".into()))?;
-    let sector = u64::from(table.logical_sector_bytes);
+    let sector = u64::from(arranged.sector_bytes);
     let mut stale: Vec<Uuid> = table.partitions.iter().filter_map(guid_of).collect();
     stale.extend(on_target(target).iter().filter_map(guid_of));
     let removes = of_partitions(&known, &stale)

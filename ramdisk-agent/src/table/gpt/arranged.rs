@@ -2,14 +2,12 @@
 
 use std::io;
 
-use super::{CRC32, Copy, Gpt, PRIMARY_LBA};
-use crate::table::{Sectors, Slot, Table, TablePiece, mbr, too_small};
+use super::{CRC32, Copy, ENTRIES_CHECKSUM, Gpt, PRIMARY_LBA};
+use crate::table::{Partition, Sectors, Slot, Table, TablePiece, mbr, too_small};
 
 /// Fields of an entry: the first and the last sector.
 const FIRST: usize = 32;
 const LAST: usize = 40;
-/// Field of a header: the checksum of the entries.
-const ENTRIES_CHECKSUM: usize = 88;
 
 impl Gpt {
     /// The size of the disk that it was read from.
@@ -63,22 +61,35 @@ impl Gpt {
 
     /// The copy that is used with other entries; `None` if all partitions stay where they are.
     fn moved(&self, target: Sectors, table: &Table, slots: &[Slot]) -> io::Result<Option<Copy>> {
-        let slot_of = |number: u32| slots.iter().find(|slot| slot.number == number);
-        let changed: Vec<_> = table
-            .partitions
-            .iter()
-            .map(|partition| (partition, slot_of(partition.number)))
-            .filter(|(partition, slot)| slot.is_none_or(|slot| !mbr::is_at(partition, slot)))
-            .collect();
-        if changed.is_empty() {
+        let stays = |p: &&Partition| {
+            slots.iter().any(|slot| slot.number == p.number && mbr::is_at(p, slot))
+        };
+        if table.partitions.iter().all(|p| stays(&p)) {
             return Ok(None);
         }
         let mut copy = self.used.clone();
+        let changed = table.partitions.iter().filter(|p| !stays(p));
+        self.put_places(&mut copy.entries, target, changed, slots)?;
+        let array = &copy.entries[..self.header.array_len().unwrap_or(0)];
+        let sum = CRC32.checksum(array).to_le_bytes();
+        // The header's own checksum is made anew when it is told where it is.
+        copy.header[ENTRIES_CHECKSUM..ENTRIES_CHECKSUM + 4].copy_from_slice(&sum);
+        Ok(Some(copy))
+    }
+
+    /// Makes the entries of partitions say where their slots are. One without a slot goes.
+    pub(super) fn put_places<'a>(
+        &self,
+        entries: &mut [u8],
+        target: Sectors,
+        partitions: impl Iterator<Item = &'a Partition>,
+        slots: &[Slot],
+    ) -> io::Result<()> {
         let entry_len = usize::try_from(self.header.entry_bytes).expect("at most 4096");
-        for (partition, slot) in changed {
+        for partition in partitions {
             let index = usize::try_from(partition.number - 1).expect("as many as in the array");
-            let entry = &mut copy.entries[index * entry_len..][..entry_len];
-            let Some(slot) = slot else {
+            let entry = &mut entries[index * entry_len..][..entry_len];
+            let Some(slot) = slots.iter().find(|slot| slot.number == partition.number) else {
                 entry.fill(0);
                 continue;
             };
@@ -90,10 +101,11 @@ impl Gpt {
             entry[FIRST..FIRST + 8].copy_from_slice(&first.to_le_bytes());
             entry[LAST..LAST + 8].copy_from_slice(&(end - 1).to_le_bytes());
         }
-        let array = &copy.entries[..self.header.array_len().unwrap_or(0)];
-        let sum = CRC32.checksum(array).to_le_bytes();
-        // The header's own checksum is made anew when it is told where it is.
-        copy.header[ENTRIES_CHECKSUM..ENTRIES_CHECKSUM + 4].copy_from_slice(&sum);
-        Ok(Some(copy))
+        Ok(())
+    }
+
+    /// The disk that it was read from.
+    pub fn disk(&self) -> Sectors {
+        self.disk
     }
 }

@@ -2,12 +2,11 @@
 
 use uuid::Uuid;
 
-use super::{CRC32, Copy, Gpt, Header};
+use super::{CRC32, Copy, ENTRIES_CHECKSUM, Gpt, Header};
 use crate::table::u32_at;
 
-/// Fields of a header: the disk's GUID, and the checksum of the entries.
+/// Field of a header: the disk's GUID.
 const DISK_GUID: usize = 56;
-const ENTRIES_CHECKSUM: usize = 88;
 /// Fields of an entry: the type, which is zero where there is no partition, and the unique GUID.
 const TYPE: usize = 0;
 const UNIQUE: usize = 16;
