@@ -231,10 +231,10 @@ pub fn left_over(url: &StoreUrl, options: &Options) -> Result<Option<Box<dyn Lef
     let found = match url {
         StoreUrl::File(path) => file::left_over(path),
         StoreUrl::Nfs(nfs) => nfs::left_over(nfs, options),
-        StoreUrl::Http(_) | StoreUrl::Smb(_) => Err(StoreError::Unsupported {
+        StoreUrl::Smb(smb) => smb::left_over(smb, options),
+        StoreUrl::Http(_) => Err(StoreError::Unsupported {
             url: url.to_string(),
-            reason: "a capture that was cut off goes on in folders and on NFS shares only"
-                .to_owned(),
+            reason: "a capture that was cut off goes on in folders and on shares only".to_owned(),
         }),
     }?;
     Ok(found.map(|found| limit::left_over(found, options.limiter.as_ref())))

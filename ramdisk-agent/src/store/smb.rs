@@ -15,6 +15,7 @@ mod file;
 mod frame;
 mod gmac;
 mod header;
+mod left_over;
 mod link;
 mod login;
 mod messages;
@@ -31,7 +32,7 @@ pub use anything::read_anything;
 
 use agent_api::StoreFacts;
 
-use super::{Entry, ImageFile, Options, Result, SmbUrl, StoreError, StoreWriter};
+use super::{Entry, ImageFile, LeftOver, Options, Result, SmbUrl, StoreError, StoreWriter};
 use file::How;
 use reader::SmbImage;
 use share::Share;
@@ -48,6 +49,11 @@ pub(super) fn create(url: &SmbUrl, options: &Options) -> Result<Box<dyn StoreWri
     // One session: a FLUSH speaks for the handle that it came through, and no other.
     let share = Share::open(named(url)?, options, 1)?;
     Ok(Box::new(SmbWriter::create(share, url)?))
+}
+
+/// What a writer of an image has left behind.
+pub(super) fn left_over(url: &SmbUrl, options: &Options) -> Result<Option<Box<dyn LeftOver>>> {
+    left_over::find(Share::open(named(url)?, options, 1)?, url)
 }
 
 /// What is known of the share.

@@ -195,3 +195,30 @@ pub fn a_server_that_stays_down_ends_the_budget(server: &mut impl RealServer) {
     assert!(error.to_string().contains(server.called()), "{error}");
     assert!(matches!(writer.append(b"x"), Err(StoreError::Dead { .. })));
 }
+
+/// What a writer leaves is found, read, cut off somewhere and gone on with.
+pub fn what_a_writer_leaves_is_gone_on_with(server: &impl RealServer) {
+    let (url, options) = (server.url("x.img.zst"), server.options());
+    let data = pattern((12 << 20) + 321, 17);
+    assert!(store::left_over(&url, &options).unwrap().is_none());
+    for cut in [0, 1, 5_345_678, data.len()] {
+        let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
+        writer.append(&data).unwrap();
+        writer.commit().unwrap();
+        writer.keep().unwrap();
+        let left = store::left_over(&url, &options).unwrap().unwrap();
+        let mut back = vec![0; data.len()];
+        left.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
+        assert!(back == data);
+        let mut writer = left.go_on(cut as u64).unwrap();
+        assert_eq!(writer.len(), cut as u64);
+        writer.append(&data[cut..]).unwrap();
+        assert_eq!(writer.commit().unwrap(), data.len() as u64);
+        writer.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
+        assert!(back == data);
+        writer.publish().unwrap();
+        assert!(std::fs::read(server.folder().join("x.img.zst")).unwrap() == data, "{cut}");
+        assert!(matches!(store::left_over(&url, &options), Err(StoreError::Exists { .. })));
+        store::remove(&url, &options).unwrap();
+    }
+}

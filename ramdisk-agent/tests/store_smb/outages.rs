@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agent_api::ErrorKind;
 use fault_proxy::{Ending, Proxy, Script, Way};
-use ramdisk_agent::store::{self, Options, ReadAt as _};
+use ramdisk_agent::store::{self, Options, ReadAt as _, StoreError};
 use uuid::Uuid;
 
 use crate::real::write;
@@ -219,4 +219,42 @@ fn a_silent_connection_is_replaced() {
     assert!(proxy.connections() > before);
     writer.publish().unwrap();
     assert!(std::fs::read(server.folder().join("x")).unwrap() == data);
+}
+
+#[test]
+fn what_a_writer_leaves_is_gone_on_with() {
+    let mut server = Samba::start();
+    real_servers::what_a_writer_leaves_is_gone_on_with(&server);
+    let (url, options) = (server.url("x.img.zst"), server.options());
+    let data = pattern(8 << 20, 18);
+    let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
+    writer.append(&data).unwrap();
+    writer.commit().unwrap();
+    writer.keep().unwrap();
+    // Whoever goes on with it is its writer: another one is refused.
+    let left = store::left_over(&url, &options).unwrap().unwrap();
+    let error = store::create(&url, Uuid::new_v4(), &options).err().unwrap();
+    assert!(matches!(error, StoreError::Busy { .. }), "{error}");
+    // The server restarts while it is looked at, and once it is gone on with.
+    server.restart();
+    let mut writer = left.go_on(3 << 20).unwrap();
+    writer.append(&data[3 << 20..6 << 20]).unwrap();
+    server.restart();
+    writer.append(&data[6 << 20..]).unwrap();
+    writer.publish().unwrap();
+    assert!(std::fs::read(server.folder().join("x.img.zst")).unwrap() == data);
+    store::remove(&url, &options).unwrap();
+
+    // Replaced meanwhile, while the server was away: that is not what was looked at.
+    let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
+    writer.append(&data).unwrap();
+    writer.commit().unwrap();
+    writer.keep().unwrap();
+    let left = store::left_over(&url, &options).unwrap().unwrap();
+    server.kill();
+    let partial = server.folder().join("x.img.zst.partial");
+    std::fs::remove_file(&partial).unwrap();
+    std::fs::write(&partial, pattern(8 << 20, 19)).unwrap();
+    server.restart();
+    assert!(matches!(left.go_on(3 << 20), Err(StoreError::Replaced { .. })));
 }

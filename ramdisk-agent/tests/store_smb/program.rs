@@ -1,9 +1,14 @@
 //! The built program, with credentials from a file and from the environment.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use crate::real_servers::pattern;
+use fault_proxy::{Proxy, Way};
+use serde_json::Value;
+
+use crate::real_servers::{RealServer as _, pattern, wait_until};
 use crate::samba::{PASSWORD, Samba, USER};
 
 fn agent(arguments: &[&str], environment: &[(&str, &str)]) -> (bool, String) {
@@ -57,6 +62,66 @@ fn a_disk_goes_to_a_share_and_comes_back() {
     assert!(!done && text.contains("tried once"), "{text}");
     assert!(!text.contains("not that one"), "{text}");
     drop(server);
+}
+
+/// A page of an index is of 256 spans of 4 MiB; this disk has more of them, with something in each.
+const SPANS: u64 = 330;
+
+#[test]
+fn a_killed_capture_goes_on_in_the_share() {
+    let server = Samba::start();
+    let proxy = Proxy::start(server.address(), []).unwrap();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let disk = folder.path().join("disk");
+    let file = std::fs::File::create(&disk).unwrap();
+    file.set_len(SPANS << 22).unwrap();
+    for span in 0..SPANS {
+        file.write_all_at(&pattern(64 << 10, span), span << 22).unwrap();
+    }
+    let environment = [("IMPRINT_STORE_USER", USER), ("IMPRINT_STORE_PASSWORD", PASSWORD)];
+    let port = proxy.address().port();
+    let url = |name: &str| format!("smb://127.0.0.1:{port}/images/{name}");
+    let captured = |name: &str, flags: &[&str]| {
+        let before = proxy.bytes(Way::ToServer);
+        let url = url(name);
+        let arguments = [&["capture", path(&disk), &url, "--json"], flags].concat();
+        let (done, text) = agent(&arguments, &environment);
+        assert!(done, "{text}");
+        // Behind it is what was said beside.
+        let summary = serde_json::Deserializer::from_str(&text).into_iter::<Value>().next();
+        let summary = summary.unwrap().unwrap();
+        (summary, proxy.bytes(Way::ToServer) - before)
+    };
+    let (whole, sent_whole) = captured("whole.img.zst", &[]);
+    let len = whole["stored_bytes"].as_u64().unwrap();
+
+    // At the limit it takes more than a second: it is not done before it is killed.
+    let mut killed = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+        .args(["capture", path(&disk), &url("x.img.zst"), "--limit", "16M"])
+        .envs(environment)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let partial = server.folder().join("x.img.zst.partial");
+    wait_until("most of the image", Duration::from_secs(120), || {
+        assert!(killed.try_wait().unwrap().is_none(), "it ended before");
+        std::fs::metadata(&partial).is_ok_and(|found| found.len() >= len * 93 / 100)
+    });
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+
+    let (resumed, sent) = captured("x.img.zst", &["--resume"]);
+    assert_eq!(resumed["resumed_bytes"], 256 << 22, "{resumed}");
+    assert_eq!(resumed["stored_bytes"], len, "an image of the same disk has the same length");
+    assert!(sent < sent_whole / 2, "{sent} of {sent_whole} bytes");
+    println!("{sent} bytes were sent, {sent_whole} for a whole image");
+    let (done, text) = agent(&["verify", "--deep", &url("x.img.zst")], &environment);
+    assert!(done, "{text}");
+    let image = server.folder().join("x.img.zst");
+    let compare = format!("zstd -dcq {} | cmp - {}", image.display(), disk.display());
+    assert!(Command::new("sh").args(["-c", &compare]).status().unwrap().success());
+    assert!(!partial.exists());
 }
 
 #[test]

@@ -123,17 +123,33 @@ pub(super) fn rename(link: &Link, id: FileId, to: &SmbUrl) -> Result<(), Failure
     simple(link, Command::SetInfo, messages::rename(id, &wire_path(to))).map(drop)
 }
 
+/// Makes an open file so long.
+pub(super) fn set_len(link: &Link, id: FileId, len_bytes: u64) -> Result<(), Failure> {
+    simple(link, Command::SetInfo, messages::end_of_file(id, len_bytes)).map(drop)
+}
+
 /// Whether a file begins with these bytes.
 pub(super) fn begins_with(link: &Link, id: FileId, head: &[u8]) -> Result<bool, Failure> {
-    if head.is_empty() {
-        return Ok(true);
-    }
-    let len = u32::try_from(head.len()).expect("a head is short");
-    match simple(link, Command::Read, messages::read(id, 0, len)) {
-        Ok(reply) => Ok(messages::read_data(reply.message(), len)? == head),
+    match begin(link, id, head.len()) {
+        Ok(found) => Ok(found == head),
         Err(Failure::Status(Status::END_OF_FILE)) => Ok(false),
         Err(failure) => Err(failure),
     }
+}
+
+/// The first bytes of an open file.
+fn begin(link: &Link, id: FileId, len: usize) -> Result<Vec<u8>, Failure> {
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let len = u32::try_from(len).expect("a head is short");
+    let reply = simple(link, Command::Read, messages::read(id, 0, len))?;
+    Ok(messages::read_data(reply.message(), len)?.to_vec())
+}
+
+/// What an open file is known by: its first bytes, as many as it has.
+pub(super) fn head(link: &Link, opened: &Opened) -> Result<Vec<u8>, Failure> {
+    begin(link, opened.id, usize::try_from(opened.len_bytes).unwrap_or(HEAD_BYTES).min(HEAD_BYTES))
 }
 
 /// Whether the name is taken.

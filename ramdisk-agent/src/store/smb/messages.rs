@@ -134,6 +134,7 @@ pub(super) enum FileInfo {
     Internal = 6,
     Rename = 10,
     Disposition = 13,
+    EndOfFile = 20,
 }
 
 /// The longest answer to a question about a file.
@@ -214,6 +215,11 @@ pub(super) fn rename(id: FileId, path: &str) -> Vec<u8> {
 /// The file goes when it is closed.
 pub(super) fn delete(id: FileId) -> Vec<u8> {
     set_info(id, FileInfo::Disposition, &[1])
+}
+
+/// The file has this length from now on.
+pub(super) fn end_of_file(id: FileId, len_bytes: u64) -> Vec<u8> {
+    set_info(id, FileInfo::EndOfFile, &len_bytes.to_le_bytes())
 }
 
 const ID_FULL_DIRECTORY: u8 = 38;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::watch::Patience;
 use super::super::{ImageFile, ReadAt, Result, SmbUrl, StoreError};
-use super::file::{self, HEAD_BYTES, How, Opened};
+use super::file::{self, How, Opened};
 use super::header::Command;
 use super::link::{Answer, Link, Request};
 use super::messages::{self, FileId};
@@ -49,15 +49,7 @@ impl SmbImage {
         let place = Place { doing: "opening", url };
         let (life, opened, head) = share.until_done(place, |link, _| {
             let opened = file::open(link, url, how)?;
-            let len = opened.len_bytes.min(HEAD_BYTES.try_into().expect("a head is short"));
-            let len = u32::try_from(len).expect("a head is short");
-            if len == 0 {
-                return Ok((link.life, opened, Vec::new()));
-            }
-            let (command, body) = (Command::Read, messages::read(opened.id, 0, len));
-            let request = Request { command, body, payload: None, data_bytes: 0 };
-            let reply = super::share::call(link, request)?;
-            let head = messages::read_data(reply.message(), len)?.to_vec();
+            let head = file::head(link, &opened)?;
             Ok((link.life, opened, head))
         })?;
         if number.is_some_and(|number| number != opened.number) {

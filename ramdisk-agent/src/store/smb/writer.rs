@@ -59,6 +59,16 @@ pub(super) struct SmbWriter {
     settled: bool,
 }
 
+/// What a partial file has that is gone on with.
+pub(super) struct Begun {
+    /// Its number on the server.
+    pub(super) number: u64,
+    /// Its first bytes.
+    pub(super) head: Vec<u8>,
+    /// So many are durable, and all that it has.
+    pub(super) len_bytes: u64,
+}
+
 impl SmbWriter {
     pub(super) fn create(share: Share, url: &SmbUrl) -> Result<Self> {
         let partial_url = partial_of(url);
@@ -69,23 +79,36 @@ impl SmbWriter {
         let place = Place { doing: "creating", url: &partial_url };
         let (life, opened) = share
             .until_done(place, |link, _| Ok((link.life, create_partial(link, &partial_url)?)))?;
+        let begun = Begun { number: opened.number, head: Vec::new(), len_bytes: 0 };
+        Self::behind(share, url, (life, opened.id), begun)
+    }
+
+    /// Goes on with a partial file that is open for writing.
+    pub(super) fn behind(
+        share: Share,
+        url: &SmbUrl,
+        handle: (u64, FileId),
+        begun: Begun,
+    ) -> Result<Self> {
         let link = share.link(0)?;
         let request_bytes = share.request_bytes(link.limits.write_bytes);
         let piece_bytes = usize::try_from(request_bytes).expect("u32 fits usize");
         let writes_in_flight = in_flight(request_bytes, share.options().requests_in_flight);
         let (sender, answers) = channel();
+        let Begun { number, mut head, len_bytes } = begun;
+        head.reserve_exact(HEAD_BYTES.saturating_sub(head.len()));
         Ok(Self {
             share,
             url: url.clone(),
-            partial_url,
-            number: opened.number,
-            handle: Some((life, opened.id)),
-            head: Vec::with_capacity(HEAD_BYTES),
+            partial_url: partial_of(url),
+            number,
+            handle: Some(handle),
+            head,
             piece_bytes,
             writes_in_flight,
             filling: Vec::with_capacity(piece_bytes),
-            window: Window::default(),
-            len_bytes: 0,
+            window: Window::behind(len_bytes),
+            len_bytes,
             patience: Patience::default(),
             losses: Losses::default(),
             sender,
@@ -417,6 +440,14 @@ impl StoreWriter for SmbWriter {
 
     fn abort(mut self: Box<Self>) -> Result<()> {
         self.remove_partial()
+    }
+
+    fn keep(mut self: Box<Self>) -> Result<()> {
+        self.settled = true;
+        self.share.watch.set_budget(self.share.options().budget.min(TIDY_BUDGET));
+        // So that the next writer gets at it; the handle of a server that cannot be reached goes with its session.
+        let _ = self.close();
+        Ok(())
     }
 }
 
