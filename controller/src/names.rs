@@ -142,7 +142,7 @@ fn is_kernel_arg(arg: &str) -> bool {
 text_type! {
     /// Where an image lies.
     ImageUrl, "image URL",
-    "an nfs://, smb://, http(s):// or file: URL or an absolute path, up to 1024 printable characters, without a password in it",
+    "an nfs://, nfs4://, smb://, http(s):// or file: URL or an absolute path, up to 1024 printable characters, without a password in it",
     is_image_url
 }
 
@@ -156,7 +156,7 @@ fn is_image_url(text: &str) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let (user, server) = authority.rsplit_once('@').unwrap_or(("", authority));
-    matches!(scheme, "nfs" | "smb" | "http" | "https")
+    matches!(scheme, "nfs" | "nfs4" | "smb" | "http" | "https")
         && !server.is_empty()
         // Elsewhere a user comes with the credentials.
         && (scheme == "smb" || !authority.contains('@'))
@@ -164,7 +164,7 @@ fn is_image_url(text: &str) -> bool {
         && !user.to_ascii_lowercase().contains("%3a")
         // A password may hold a '/', and then ends what looks like the server.
         && has_port_or_none(server)
-        && !(matches!(scheme, "nfs" | "smb") && has_secret_option(rest))
+        && !(matches!(scheme, "nfs" | "nfs4" | "smb") && has_secret_option(rest))
         && rest.len() > authority.len() + 1
 }
 
@@ -373,6 +373,7 @@ mod tests {
             "/srv/a.img.zst",
             "file:/srv/a",
             "file:///srv/a",
+            "nfs4://nas/images/a.img.zst?uid=7&gid=7",
             "smb://user@srv/share/a",
             "https://srv:8443/a",
         ] {
@@ -393,6 +394,8 @@ mod tests {
             "smb://h/s/a?password=p",
             "nfs://h/a?uid=7&PASS=p",
             "nfs://u@h/a",
+            "nfs4://u@h/a",
+            "nfs4://h/a?password=p",
             "https://u@h/a",
             "https://h:0/a",
             "https://h:8x/a",

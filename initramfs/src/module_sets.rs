@@ -21,7 +21,8 @@ pub enum ModuleSet {
     None,
 }
 
-/// What every image with a set has. The names of the filesystems serve customising restored disks, and growing them.
+/// What every image with a set has. The names of the filesystems serve customising restored disks, and growing them; that of NFS
+/// version 4, with what it needs, images on servers that have no other.
 const MINIMAL: &[&str] = &[
     "drivers/virtio",
     "virtio_net",
@@ -42,6 +43,7 @@ const MINIMAL: &[&str] = &[
     "nls_iso8859-1",
     "nls_utf8",
     "efivarfs",
+    "nfsv4",
 ];
 
 const SERVER: &[&str] = &[

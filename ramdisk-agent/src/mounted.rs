@@ -204,7 +204,7 @@ fn attach(name: &str, options: &[&str], device: &Loop) -> io::Result<OwnedFd> {
 }
 
 /// What the filesystem says of a mount that failed, a message a read.
-fn said(context: &OwnedFd) -> String {
+pub(crate) fn said(context: &OwnedFd) -> String {
     let mut text = String::new();
     let mut buffer = [0; 512];
     while let Ok(len) = rustix::io::read(context, &mut buffer)

@@ -16,6 +16,7 @@ mod file;
 mod http;
 mod limit;
 mod nfs;
+mod nfs4;
 mod pool;
 mod several;
 mod smb;
@@ -32,6 +33,7 @@ use uuid::Uuid;
 
 pub use access::Access;
 pub use error::StoreError;
+use file::On;
 #[doc(hidden)]
 pub use http::read_anything as read_any_http;
 pub use image_format::ReadAt;
@@ -39,7 +41,7 @@ pub use limit::{Limiter, Told, Way};
 pub use several::{Several, Tally};
 #[doc(hidden)]
 pub use smb::read_anything as read_any_smb;
-pub use url::{HttpUrl, NfsUrl, SmbUrl, StoreUrl, UrlError, shown};
+pub use url::{HttpUrl, Nfs4Url, NfsUrl, SmbUrl, StoreUrl, UrlError, shown};
 
 /// What this module's functions return.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -196,8 +198,9 @@ pub fn open(url: &StoreUrl) -> Result<Box<dyn ImageFile>> {
 /// Opens an image for reading.
 pub fn open_with(url: &StoreUrl, options: &Options) -> Result<Box<dyn ImageFile>> {
     let file = match url {
-        StoreUrl::File(path) => file::open(path),
+        StoreUrl::File(path) => file::open(path, On::Machine),
         StoreUrl::Nfs(nfs) => nfs::open(nfs, options),
+        StoreUrl::Nfs4(nfs) => nfs4::open(nfs, options),
         StoreUrl::Http(http) => http::open(http, options),
         StoreUrl::Smb(smb) => smb::open(smb, options),
     }?;
@@ -215,8 +218,9 @@ pub fn limited(file: Box<dyn ImageFile>, options: &Options) -> Box<dyn ImageFile
 /// `image_id` tells this writer's file from another's after a cut-off.
 pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<dyn StoreWriter>> {
     let writer = match url {
-        StoreUrl::File(path) => file::create(path),
+        StoreUrl::File(path) => file::create(path, On::Machine),
         StoreUrl::Nfs(nfs) => nfs::create(nfs, image_id, options),
+        StoreUrl::Nfs4(nfs) => nfs4::create(nfs, options),
         StoreUrl::Http(http) => http::create(http, image_id, options),
         StoreUrl::Smb(smb) => smb::create(smb, options),
     }?;
@@ -229,8 +233,9 @@ pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<d
 /// Also [`StoreError::Unsupported`], where the store has no way to go on with it.
 pub fn left_over(url: &StoreUrl, options: &Options) -> Result<Option<Box<dyn LeftOver>>> {
     let found = match url {
-        StoreUrl::File(path) => file::left_over(path),
+        StoreUrl::File(path) => file::left_over(path, On::Machine),
         StoreUrl::Nfs(nfs) => nfs::left_over(nfs, options),
+        StoreUrl::Nfs4(nfs) => nfs4::left_over(nfs, options),
         StoreUrl::Smb(smb) => smb::left_over(smb, options),
         StoreUrl::Http(_) => Err(StoreError::Unsupported {
             url: url.to_string(),
@@ -248,6 +253,7 @@ pub fn facts(folder: &StoreUrl, options: &Options) -> Result<StoreFacts> {
     match folder {
         StoreUrl::File(path) => file::facts(path),
         StoreUrl::Nfs(nfs) => nfs::facts(nfs, options),
+        StoreUrl::Nfs4(nfs) => nfs4::facts(nfs, options),
         StoreUrl::Http(http) => Ok(http::facts(http)),
         StoreUrl::Smb(smb) => smb::facts(smb, options),
     }
@@ -258,6 +264,7 @@ pub fn list(folder: &StoreUrl, options: &Options) -> Result<Vec<Entry>> {
     let mut entries = match folder {
         StoreUrl::File(path) => file::list(path),
         StoreUrl::Nfs(nfs) => nfs::list(nfs, options),
+        StoreUrl::Nfs4(nfs) => nfs4::list(nfs, options),
         StoreUrl::Http(http) => http::list(http, options),
         StoreUrl::Smb(smb) => smb::list(smb, options),
     }?;
@@ -272,6 +279,7 @@ pub fn remove(url: &StoreUrl, options: &Options) -> Result<()> {
     match url {
         StoreUrl::File(path) => file::remove(path),
         StoreUrl::Nfs(nfs) => nfs::remove(nfs, options),
+        StoreUrl::Nfs4(nfs) => nfs4::remove(nfs, options),
         StoreUrl::Http(http) => http::remove(http, options),
         StoreUrl::Smb(smb) => smb::remove(smb, options),
     }

@@ -58,7 +58,7 @@ pub(super) enum StoreCommand {
 pub(super) struct AddArgs {
     /// What it is called
     name: String,
-    /// Where it is: nfs://HOST/EXPORT/FOLDER, smb://HOST/SHARE/FOLDER, http(s)://HOST/FOLDER
+    /// Where it is: nfs://HOST/EXPORT/FOLDER (nfs4:// for servers without version 3), smb://HOST/SHARE/FOLDER, http(s)://HOST/FOLDER
     url: String,
     /// Who agents are there (smb, https)
     #[arg(long)]

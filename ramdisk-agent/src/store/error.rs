@@ -168,6 +168,9 @@ pub enum StoreError {
     },
 }
 
+/// Why a local file system says no, as [`StoreError::local`] has it.
+pub(super) const MOUNTED_READ_ONLY: &str = "the file system is mounted read-only";
+
 impl StoreError {
     /// The kind that a job reports.
     #[must_use]
@@ -198,6 +201,31 @@ impl StoreError {
         error.get_ref()?.downcast_ref()
     }
 
+    /// The same with another name for the image or folder that it is about.
+    pub(super) fn renamed(mut self, rename: impl Fn(&str) -> String) -> Self {
+        match &mut self {
+            Self::Exists { url }
+            | Self::Busy { url }
+            | Self::NotFound { url }
+            | Self::Denied { url, .. }
+            | Self::Unsupported { url, .. }
+            | Self::NoSpace { url }
+            | Self::Io { url, .. }
+            | Self::Server { url, .. }
+            | Self::Protocol { url, .. }
+            | Self::Replaced { url }
+            | Self::PastEnd { url, .. }
+            | Self::KeepsForgetting { url, .. }
+            | Self::Dead { url } => *url = rename(url),
+            Self::Url(_)
+            | Self::NoShare { .. }
+            | Self::Untrusted { .. }
+            | Self::Unreachable { .. }
+            | Self::Resolve { .. } => {}
+        }
+        self
+    }
+
     /// A local I/O error with its place, sorted into the variants that have their own words.
     pub(super) fn local(doing: &'static str, url: impl ToString, source: io::Error) -> Self {
         let url = url.to_string();
@@ -206,7 +234,7 @@ impl StoreError {
         match source.kind() {
             io::ErrorKind::NotFound => Self::NotFound { url },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { url },
-            io::ErrorKind::ReadOnlyFilesystem => denied("the file system is mounted read-only"),
+            io::ErrorKind::ReadOnlyFilesystem => denied(MOUNTED_READ_ONLY),
             io::ErrorKind::PermissionDenied => {
                 denied("this user may not; run as root or correct the folder's owner and mode")
             }
@@ -219,6 +247,8 @@ impl StoreError {
 fn where_to_look(url: &str) -> &'static str {
     if url.starts_with("http") {
         "check its address: a web server's folders cannot be listed"
+    } else if url.starts_with("nfs4:") {
+        "`imprint-agent ls` of its folder shows what is there; an export that this machine may not have looks as if it were not there"
     } else {
         "`imprint-agent ls` of its folder shows what is there"
     }

@@ -34,19 +34,49 @@ const CHUNK_BYTES: usize = 4 << 20;
 const QUEUE_CHUNKS: usize = 4;
 /// After how much written data write-back is started.
 const WRITEBACK_STEP_BYTES: u64 = 16 << 20;
+
+/// What a folder is on, as far as it changes what is done there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum On {
+    /// Whatever this machine has mounted.
+    Machine,
+    /// A share that was mounted for one image, by NFS version 4. No locks: a server that was away for longer than its lease
+    /// has given them up, and then everything behind them fails, though nobody else was there. Reads go past the page cache, so that they
+    /// come from the server.
+    OwnShare,
+}
+
 /// Opens an image (or a disk that holds one) for reading.
-pub(super) fn open(path: &Path) -> Result<Box<dyn ImageFile>> {
+pub(super) fn open(path: &Path, on: On) -> Result<Box<dyn ImageFile>> {
     let failed = |source| StoreError::local("opening", path.display(), source);
-    let file = File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.is_dir() {
+    let flags = match on {
+        On::Machine => OFlags::empty(),
+        // A link that a server made would be followed on this machine.
+        On::OwnShare => OFlags::NOFOLLOW | OFlags::NONBLOCK,
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?;
+    if kind.is_dir() {
         return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
     }
-    Ok(Box::new(FileImage::new(file, None, path)?))
+    let direct = match on {
+        On::Machine => None,
+        On::OwnShare if !kind.is_file() => {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+            return Err(failed(source));
+        }
+        On::OwnShare => direct::open_to_read(&file, path),
+    };
+    Ok(Box::new(FileImage::new(file, direct, path)?))
 }
 
 /// Starts to write an image.
-pub(super) fn create(path: &Path) -> Result<Box<dyn StoreWriter>> {
-    Ok(Box::new(FileWriter::create(path)?))
+pub(super) fn create(path: &Path, on: On) -> Result<Box<dyn StoreWriter>> {
+    Ok(Box::new(FileWriter::create(path, on)?))
 }
 
 /// Lists a folder's regular files.
@@ -168,6 +198,7 @@ struct FileWriter {
     partial: PathBuf,
     /// Holds the lock; the thread has the same open file.
     file: Arc<File>,
+    on: On,
     chunk: Chunk,
     len_bytes: u64,
     durable_bytes: u64,
@@ -179,14 +210,14 @@ struct FileWriter {
 }
 
 impl FileWriter {
-    fn create(path: &Path) -> Result<Self> {
+    fn create(path: &Path, on: On) -> Result<Self> {
         let partial = partial_of(path)?;
-        let file = create_partial(&partial)?;
-        Self::behind(path, partial, file, 0)
+        let file = create_partial(&partial, on)?;
+        Self::behind(path, partial, file, on, 0)
     }
 
-    /// Goes on with a partial file that is locked, behind its first `len_bytes`, which are all that it has.
-    fn behind(path: &Path, partial: PathBuf, file: File, len_bytes: u64) -> Result<Self> {
+    /// Goes on with a partial file that is ours, behind its first `len_bytes`, which are all that it has.
+    fn behind(path: &Path, partial: PathBuf, file: File, on: On, len_bytes: u64) -> Result<Self> {
         let failed = |source| StoreError::local("creating", path.display(), source);
         // Direct writes begin at a sector: what stands in the last one already is written once more.
         let mut chunk = Chunk::new();
@@ -210,6 +241,7 @@ impl FileWriter {
             path: path.to_owned(),
             partial,
             file,
+            on,
             chunk,
             len_bytes,
             durable_bytes: 0,
@@ -300,7 +332,10 @@ impl StoreWriter for FileWriter {
         }
         // What is clean leaves the cache, so that reads come from the disk. A file system without a disk (tmpfs) ignores it.
         let _ = fadvise(&file, 0, None, Advice::DontNeed);
-        let direct = direct::open(&self.file, &self.partial);
+        let direct = match self.on {
+            On::Machine => direct::open(&self.file, &self.partial),
+            On::OwnShare => direct::open_to_read(&self.file, &self.partial),
+        };
         Ok(Box::new(FileImage::new(file, direct, &self.partial)?))
     }
 
@@ -313,12 +348,18 @@ impl StoreWriter for FileWriter {
         if !is_at(&self.file, &self.partial).map_err(failed)? {
             return Err(StoreError::Replaced { url: self.partial.display().to_string() });
         }
-        rename_new(&self.partial, &self.path).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => {
-                StoreError::Exists { url: self.path.display().to_string() }
+        if let Err(source) = rename_new(&self.partial, &self.path) {
+            let is_taken = source.kind() == io::ErrorKind::AlreadyExists;
+            // A server that is asked once more, since its answer was lost, finds what it did the first time.
+            let is_ours = is_at(&self.file, &self.path).map_err(failed)?;
+            match (is_taken, is_ours) {
+                (true, false) => {
+                    return Err(StoreError::Exists { url: self.path.display().to_string() });
+                }
+                (true, true) => remove_if_there(&self.partial).map_err(failed)?,
+                (false, _) => return Err(failed(source)),
             }
-            _ => failed(source),
-        })?;
+        }
         self.published = true;
         sync_folder(&self.path)
     }
@@ -411,8 +452,8 @@ fn partial_of(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(partial_name))
 }
 
-/// Opens and locks a partial file that somebody left behind.
-fn lock_partial(partial: &Path) -> Result<File> {
+/// Opens a partial file that somebody left behind, and locks it where that is done.
+fn lock_partial(partial: &Path, on: On) -> Result<File> {
     let failed = |source| StoreError::local("opening", partial.display(), source);
     let file = OpenOptions::new()
         .read(true)
@@ -426,14 +467,14 @@ fn lock_partial(partial: &Path) -> Result<File> {
             "it is not a regular file",
         )));
     }
-    if file.try_lock().is_err() {
+    if on == On::Machine && file.try_lock().is_err() {
         return Err(StoreError::Busy { url: partial.display().to_string() });
     }
     Ok(file)
 }
 
-/// Creates and locks the partial file, in place of a left-over that nobody holds.
-fn create_partial(partial: &Path) -> Result<File> {
+/// Creates the partial file, and locks it where that is done, in place of a left-over that nobody holds.
+fn create_partial(partial: &Path, on: On) -> Result<File> {
     let failed = |source| StoreError::local("creating", partial.display(), source);
     let busy = || StoreError::Busy { url: partial.display().to_string() };
     let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
@@ -449,7 +490,8 @@ fn create_partial(partial: &Path) -> Result<File> {
         match new {
             Ok(file) => {
                 // Between creation and lock another process may have taken this for a left-over.
-                if file.try_lock().is_err() || !is_at(&file, partial).map_err(failed)? {
+                let is_locked = on != On::Machine || file.try_lock().is_ok();
+                if !is_locked || !is_at(&file, partial).map_err(failed)? {
                     return Err(busy());
                 }
                 return Ok(file);
@@ -457,7 +499,7 @@ fn create_partial(partial: &Path) -> Result<File> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed(error)),
         }
-        let left_over = lock_partial(partial)?;
+        let left_over = lock_partial(partial, on)?;
         if is_at(&left_over, partial).map_err(failed)? {
             fs::remove_file(partial).map_err(failed)?;
         }
@@ -480,11 +522,29 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         // The file system (or an old kernel) does not know the flag.
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            fs::hard_link(from, to)?;
-            fs::remove_file(from)
-        }
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(from, to) {
+            Ok(()) => remove_if_there(from),
+            Err(error) if !is_unknown(&error) => Err(error),
+            // There are no hard links either, which leaves the moment between these two.
+            Err(_) if to.symlink_metadata().is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => fs::rename(from, to),
+        },
         Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether a file system, or the server behind it, does not know what it was asked for.
+fn is_unknown(error: &io::Error) -> bool {
+    // What the kernel's NFS client says (include/linux/errno.h), not meant for programs and seen by them.
+    const ENOTSUPP: i32 = 524;
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | ENOTSUPP))
+}
+
+/// Removes a name of ours, which may be gone already: a server does things twice when its answer was lost.
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -525,7 +585,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.img.zst");
         let data = pattern(5 * CHUNK_BYTES + 4321, 7);
-        let mut writer = create(&path).unwrap();
+        let mut writer = create(&path, On::Machine).unwrap();
         for piece in data.chunks(777_777) {
             writer.append(piece).unwrap();
         }
@@ -537,7 +597,7 @@ mod tests {
         writer.append(b"tail").unwrap();
         writer.publish().unwrap();
         assert_eq!(names(folder.path()), ["x.img.zst"]);
-        let image = open(&path).unwrap();
+        let image = open(&path, On::Machine).unwrap();
         assert_eq!(image.len_bytes(), u64::try_from(data.len() + 4).unwrap());
         let mut tail = [0; 4];
         image.read_exact_at(&mut tail, image.len_bytes() - 4).unwrap();
@@ -553,9 +613,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
         fs::write(&path, "old").unwrap();
-        assert!(matches!(create(&path), Err(StoreError::Exists { .. })));
+        assert!(matches!(create(&path, On::Machine), Err(StoreError::Exists { .. })));
         fs::remove_file(&path).unwrap();
-        let mut writer = create(&path).unwrap();
+        let mut writer = create(&path, On::Machine).unwrap();
         writer.append(b"new").unwrap();
         // Somebody was faster.
         fs::write(&path, "old").unwrap();
@@ -569,8 +629,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
         fs::write(folder.path().join("x.partial"), "of a dead run").unwrap();
-        let mut writer = create(&path).unwrap();
-        assert!(matches!(create(&path), Err(StoreError::Busy { .. })));
+        let mut writer = create(&path, On::Machine).unwrap();
+        assert!(matches!(create(&path, On::Machine), Err(StoreError::Busy { .. })));
         writer.append(b"new").unwrap();
         writer.publish().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
@@ -582,15 +642,15 @@ mod tests {
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let path = folder.path().join("x");
         let data = pattern(2 * CHUNK_BYTES + 4321, 11);
-        assert!(left_over(&path).unwrap().is_none());
+        assert!(left_over(&path, On::Machine).unwrap().is_none());
         for cut in [0, 1, 4095, 4096, 4097, CHUNK_BYTES, CHUNK_BYTES + 777, 2 * CHUNK_BYTES - 1] {
-            let mut writer = create(&path).unwrap();
+            let mut writer = create(&path, On::Machine).unwrap();
             writer.append(&data).unwrap();
-            assert!(matches!(left_over(&path), Err(StoreError::Busy { .. })));
+            assert!(matches!(left_over(&path, On::Machine), Err(StoreError::Busy { .. })));
             writer.commit().unwrap();
             writer.keep().unwrap();
-            let left = left_over(&path).unwrap().unwrap();
-            assert!(matches!(create(&path), Err(StoreError::Busy { .. })));
+            let left = left_over(&path, On::Machine).unwrap().unwrap();
+            assert!(matches!(create(&path, On::Machine), Err(StoreError::Busy { .. })));
             let mut back = vec![0; data.len()];
             left.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
             assert!(back == data);
@@ -602,10 +662,10 @@ mod tests {
             assert!(fs::read(&path).unwrap() == data, "cut at {cut}");
             remove(&path).unwrap();
         }
-        let mut writer = create(&path).unwrap();
+        let mut writer = create(&path, On::Machine).unwrap();
         writer.append(b"a").unwrap();
         writer.keep().unwrap();
-        let left = left_over(&path).unwrap().unwrap();
+        let left = left_over(&path, On::Machine).unwrap().unwrap();
         assert!(matches!(left.go_on(2), Err(StoreError::Replaced { .. })));
         assert_eq!(names(folder.path()), ["x.partial"], "it stays as it is");
     }
@@ -614,11 +674,11 @@ mod tests {
     fn abort_and_drop_leave_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
-        let mut writer = create(&path).unwrap();
+        let mut writer = create(&path, On::Machine).unwrap();
         writer.append(&pattern(3 * CHUNK_BYTES, 1)).unwrap();
         drop(writer);
         assert!(names(folder.path()).is_empty());
-        let mut writer = create(&path).unwrap();
+        let mut writer = create(&path, On::Machine).unwrap();
         writer.append(b"a").unwrap();
         writer.abort().unwrap();
         assert!(names(folder.path()).is_empty());
@@ -630,7 +690,7 @@ mod tests {
         let victim = folder.path().join("victim");
         fs::write(&victim, "precious").unwrap();
         std::os::unix::fs::symlink(&victim, folder.path().join("x.partial")).unwrap();
-        assert!(create(&folder.path().join("x")).is_err());
+        assert!(create(&folder.path().join("x"), On::Machine).is_err());
         assert_eq!(fs::read(&victim).unwrap(), b"precious");
     }
 
@@ -651,7 +711,7 @@ mod tests {
 
     #[test]
     fn a_missing_folder_is_named() {
-        let error = create(Path::new("/nonexistent/x")).err().unwrap();
+        let error = create(Path::new("/nonexistent/x"), On::Machine).err().unwrap();
         assert!(error.to_string().contains("/nonexistent/x.partial"), "{error}");
         assert_eq!(error.kind(), agent_api::ErrorKind::NotFound);
     }

@@ -6,6 +6,7 @@
 
 mod http;
 mod nfs;
+mod nfs4;
 mod smb;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use std::str::FromStr;
 
 pub use http::HttpUrl;
 pub use nfs::NfsUrl;
+pub use nfs4::Nfs4Url;
 pub use smb::SmbUrl;
 
 /// The longest URL that is accepted, in bytes.
@@ -26,6 +28,8 @@ pub enum StoreUrl {
     File(PathBuf),
     /// A share of an NFS server, spoken to in user space.
     Nfs(NfsUrl),
+    /// A share of an NFS server of version 4, mounted by the kernel.
+    Nfs4(Nfs4Url),
     /// A file of a web server.
     Http(HttpUrl),
     /// A share of an SMB server, spoken to in user space.
@@ -43,7 +47,7 @@ pub enum UrlError {
     TooLong,
     /// A scheme that this version does not speak.
     #[error(
-        "{scheme}:// is not a store of this version; known are paths, file://, nfs://, smb:// and http(s)://"
+        "{scheme}:// is not a store of this version; known are paths, file://, nfs://, nfs4://, smb:// and http(s)://"
     )]
     Scheme {
         /// The scheme.
@@ -93,6 +97,7 @@ impl FromStr for StoreUrl {
             return match scheme.to_ascii_lowercase().as_str() {
                 "file" => parse_file(text, rest),
                 "nfs" => nfs::parse(text, rest).map(Self::Nfs),
+                "nfs4" => nfs4::parse(text, rest).map(Self::Nfs4),
                 "http" => http::parse(text, rest, false).map(Self::Http),
                 "https" => http::parse(text, rest, true).map(Self::Http),
                 "smb" => smb::parse(text, rest).map(Self::Smb),
@@ -119,7 +124,9 @@ impl StoreUrl {
         match self {
             Self::File(path) => path.file_name()?.to_str(),
             Self::Http(http) => Some(http.name()).filter(|name| !name.is_empty()),
-            Self::Nfs(NfsUrl { path, .. }) | Self::Smb(SmbUrl { path, .. }) => {
+            Self::Nfs(NfsUrl { path, .. })
+            | Self::Nfs4(Nfs4Url { path, .. })
+            | Self::Smb(SmbUrl { path, .. }) => {
                 path.rsplit('/').next().filter(|name| !name.is_empty())
             }
         }
@@ -132,6 +139,7 @@ impl StoreUrl {
             Self::File(path) => Self::File(path.join(name)),
             Self::Http(http) => Self::Http(http.join(name)),
             Self::Nfs(nfs) => Self::Nfs(NfsUrl { path: below(&nfs.path, name), ..nfs.clone() }),
+            Self::Nfs4(nfs) => Self::Nfs4(Nfs4Url { path: below(&nfs.path, name), ..nfs.clone() }),
             Self::Smb(smb) => Self::Smb(SmbUrl { path: below(&smb.path, name), ..smb.clone() }),
         }
     }
@@ -147,6 +155,7 @@ impl StoreUrl {
             }
             Self::Http(http) => http.parent().map(Self::Http),
             Self::Nfs(nfs) => Some(Self::Nfs(NfsUrl { path: above(&nfs.path)?, ..nfs.clone() })),
+            Self::Nfs4(nfs) => Some(Self::Nfs4(Nfs4Url { path: above(&nfs.path)?, ..nfs.clone() })),
             // A share is in no folder.
             Self::Smb(smb) if smb.below_share().is_empty() => None,
             Self::Smb(smb) => Some(Self::Smb(SmbUrl { path: above(&smb.path)?, ..smb.clone() })),
@@ -186,6 +195,12 @@ impl StoreUrl {
                 port: url.port.unwrap_or(nfs::PORT),
                 path: &url.path,
             }),
+            Self::Nfs4(url) => Some(Place {
+                scheme: "nfs4",
+                host: &url.host,
+                port: url.port.unwrap_or(nfs::PORT),
+                path: &url.path,
+            }),
             Self::Http(url) => Some(Place {
                 scheme: url.scheme(),
                 host: &url.host,
@@ -206,6 +221,7 @@ impl StoreUrl {
         match self {
             Self::File(_) => None,
             Self::Nfs(url) => Some(Self::Nfs(NfsUrl { path: "/".to_owned(), ..url.clone() })),
+            Self::Nfs4(url) => Some(Self::Nfs4(Nfs4Url { path: "/".to_owned(), ..url.clone() })),
             Self::Http(url) => Some(Self::Http(url.server_root())),
             Self::Smb(url) => Some(Self::Smb(SmbUrl { path: "/".to_owned(), ..url.clone() })),
         }
@@ -217,6 +233,7 @@ impl fmt::Display for StoreUrl {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::Nfs(nfs) => nfs.fmt(f),
+            Self::Nfs4(nfs) => nfs.fmt(f),
             Self::Http(http) => http.fmt(f),
             Self::Smb(smb) => smb.fmt(f),
         }
@@ -236,7 +253,7 @@ fn is_scheme(text: &str) -> bool {
 
 /// Whether this is the scheme of a network store.
 fn is_known(scheme: &str) -> bool {
-    ["nfs", "smb", "http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
+    ["nfs", "nfs4", "smb", "http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
 }
 
 fn parse_file(url: &str, rest: &str) -> Result<StoreUrl, UrlError> {

@@ -27,8 +27,19 @@ pub(super) fn open(file: &File, partial: &Path) -> Option<File> {
     let flags = (OFlags::DIRECT | OFlags::NOFOLLOW).bits().cast_signed();
     let direct =
         OpenOptions::new().read(true).write(true).custom_flags(flags).open(partial).ok()?;
-    let (ours, its) = (file.metadata().ok()?, direct.metadata().ok()?);
-    ((ours.dev(), ours.ino()) == (its.dev(), its.ino())).then_some(direct)
+    is_same(file, &direct).then_some(direct)
+}
+
+/// Opens a file once more to read it past the page cache, whatever it is on.
+pub(super) fn open_to_read(file: &File, path: &Path) -> Option<File> {
+    let flags = (OFlags::DIRECT | OFlags::NOFOLLOW).bits().cast_signed();
+    let direct = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+    is_same(file, &direct).then_some(direct)
+}
+
+fn is_same(file: &File, other: &File) -> bool {
+    let (Ok(ours), Ok(its)) = (file.metadata(), other.metadata()) else { return false };
+    (ours.dev(), ours.ino()) == (its.dev(), its.ino())
 }
 
 /// The file that the thread writes.

@@ -36,20 +36,36 @@ impl fmt::Display for NfsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "nfs://{}", self.server())?;
         write_path(f, &self.path)?;
-        let mut separator = '?';
-        let mut option = |f: &mut fmt::Formatter<'_>, name: &str, value: Option<u32>| {
-            let Some(value) = value else { return Ok(()) };
-            write!(f, "{separator}{name}={value}")?;
-            separator = '&';
-            Ok(())
-        };
-        option(f, "mountport", self.mount_port.map(u32::from))?;
-        option(f, "uid", Some(self.uid).filter(|&uid| uid != 0))?;
-        option(f, "gid", Some(self.gid).filter(|&gid| gid != 0))
+        let uid = Some(self.uid).filter(|&uid| uid != 0);
+        let gid = Some(self.gid).filter(|&gid| gid != 0);
+        write_options(
+            f,
+            &[("mountport", self.mount_port.map(u32::from)), ("uid", uid), ("gid", gid)],
+        )
     }
 }
 
+/// Writes those options that have a value.
+pub(super) fn write_options(
+    f: &mut fmt::Formatter<'_>,
+    options: &[(&str, Option<u32>)],
+) -> fmt::Result {
+    let mut separator = '?';
+    for (name, value) in options {
+        if let Some(value) = value {
+            write!(f, "{separator}{name}={value}")?;
+            separator = '&';
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn parse(url: &str, rest: &str) -> Result<NfsUrl, UrlError> {
+    parse_as("nfs", url, rest)
+}
+
+/// Parses the URL of an NFS share of any version; only `nfs` has MOUNT's port.
+pub(super) fn parse_as(scheme: &'static str, url: &str, rest: &str) -> Result<NfsUrl, UrlError> {
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, path) = match rest.find('/') {
         Some(slash) => rest.split_at(slash),
@@ -67,13 +83,13 @@ pub(super) fn parse(url: &str, rest: &str) -> Result<NfsUrl, UrlError> {
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         match name {
-            "mountport" => parsed.mount_port = Some(parse_port(url, value)?),
+            "mountport" if scheme == "nfs" => parsed.mount_port = Some(parse_port(url, value)?),
             "uid" => parsed.uid = parse_id(url, value)?,
             "gid" => parsed.gid = parse_id(url, value)?,
             "user" | "username" | "password" | "pass" => return Err(UrlError::Credentials),
             other => {
-                let known = "mountport, uid and gid";
-                return Err(UrlError::Option { option: other.to_owned(), scheme: "nfs", known });
+                let known = if scheme == "nfs" { "mountport, uid and gid" } else { "uid and gid" };
+                return Err(UrlError::Option { option: other.to_owned(), scheme, known });
             }
         }
     }
