@@ -3,7 +3,7 @@
 //! [`read_table`] tells GPT, MBR and bare filesystems apart, as the kernel would, and refuses a table that cannot be trusted
 //! rather than guess. Everything in it is checked against the size of the disk, so callers may use its offsets as they are. The
 //! only allocation that a table sizes is its array of entries, and that has a limit. [`arrange`] makes the bytes that a restore
-//! writes last, for a disk of any size on which the partitions may lie elsewhere, and [`retarget`] those for a disk with sectors of
+//! writes last, for a disk of any size on which the partitions may lie elsewhere, and [`retarget()`] those for a disk with sectors of
 //! another size. Where they are to lie is for others to say.
 
 mod fresh;

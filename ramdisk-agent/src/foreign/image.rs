@@ -55,7 +55,7 @@ impl Decoder {
 }
 
 impl ForeignImage {
-    /// Puts a disk and its survey together; the manifest is that of [`super::describe`].
+    /// Puts a disk, its survey and its manifest together.
     pub(super) fn new(disk: ForeignDisk, survey: Survey, manifest: Manifest) -> Self {
         let reported = AtomicU64::new(disk.fetched());
         let last_decoded = survey.last_data_not_kept();

@@ -1,7 +1,7 @@
 //! Which web servers are believed to be who they say, and why one is not, in words.
 //!
 //! A server's certificate has to come from an authority of Mozilla's list, which is compiled in, or of a file that the user names; or
-//! the server's key is known beforehand ([`pin`](crate::pin)). Nothing turns the check off.
+//! the server's key is known beforehand (the crate `key_pin`). Nothing turns the check off.
 
 use std::io;
 use std::path::Path;
