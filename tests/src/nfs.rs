@@ -60,6 +60,12 @@ impl NfsServer {
         format!("nfs://{ADDRESS}{EXPORT}/{name}")
     }
 
+    /// The same by version 4 of the protocol, for the kernel's client.
+    #[must_use]
+    pub fn url_of_version_4(&self, name: &str) -> String {
+        format!("nfs4://{ADDRESS}{EXPORT}/{name}")
+    }
+
     /// Kills the server, as a crash would.
     ///
     /// # Errors
