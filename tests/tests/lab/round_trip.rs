@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use tests::bmc;
+use tests::console::Console;
 use tests::machine::{BootDevice, Firmware, Machine};
 use tests::smb::{self, SmbServer};
 use tests::template::{LOGIN_LIMIT, LOGIN_PROMPT};
@@ -11,15 +12,16 @@ use crate::rack::{IMAGE, Rack, SOURCE, TARGET, rack};
 use crate::secrets::{self, Secret, Watch};
 use crate::witness;
 
-/// Through the store of this name, whose files lie in `images` on this machine. The restore has these options, and its target is
-/// looked at before it boots.
+/// Through the store of this name, whose files lie in `images` on this machine. The restore has these options, its target is
+/// looked at before it boots, and then asks for a login with this prompt. Its console from that boot on.
 fn round_trip(
     rack: &Rack,
     store: &str,
     images: &Path,
     options: &[&str],
     look: impl FnOnce(&Machine),
-) {
+    prompt: &str,
+) -> Console {
     let lab = &rack.lab;
     lab.start_job(&["capture", SOURCE, IMAGE, "--store", store]).unwrap();
     let captured = lab.wait_job(SOURCE).unwrap();
@@ -34,14 +36,15 @@ fn round_trip(
     assert_eq!(restored["summary"]["root"], captured["summary"]["root"]);
     assert!(restored["summary"]["readback_bytes"].as_u64().unwrap() > 100 << 20);
     assert!(!rack.target.is_on(), "it powers off, as it was told");
-    witness::check_restored(rack.target.disk.as_ref().unwrap(), &rack.template);
     look(&rack.target);
 
     // A machine whose firmware has never seen this disk.
     rack.target.forget_nvram().unwrap();
     rack.target.set_boot_device(BootDevice::Disk).unwrap();
     rack.power_on(&rack.target);
-    rack.target.console().wait_for(LOGIN_PROMPT, &["Kernel panic"], LOGIN_LIMIT).unwrap();
+    let console = rack.target.console();
+    console.wait_for(prompt, &["Kernel panic"], LOGIN_LIMIT).unwrap();
+    console
 }
 
 /// What the firmware's menu calls the restored system.
@@ -51,11 +54,18 @@ const LABEL: &str = "Restored in the lab";
 #[test]
 fn with_bios_through_the_controllers_own_store() {
     let rack = rack(Firmware::Bios);
-    round_trip(&rack, "local", &rack.lab.controller.images(), &[], |_| {});
+    let look = |target: &Machine| {
+        witness::check_restored(target.disk.as_ref().unwrap(), &rack.template);
+    };
+    round_trip(&rack, "local", &rack.lab.controller.images(), &[], look, LOGIN_PROMPT);
 }
 
+/// What the restored system says before it asks for a login.
+const ISSUE: &str = "changed on its way to this machine";
+
 /// The controller hands out the password; the server speaks to nobody without encryption. The firmware gets a boot entry. Nobody
-/// else gets to see a secret.
+/// else gets to see a secret. The disk is larger and has identities of its own, its root grows, and the system gets another name and
+/// a file, which it shows.
 #[test]
 fn with_uefi_through_smb() {
     let mut rack = rack(Firmware::Uefi);
@@ -70,13 +80,28 @@ fn with_uefi_through_smb() {
     let (url, password) = (server.url(), password.to_str().unwrap().to_owned());
     let add = ["store", "add", "nas", &url, "--user", smb::USER, "--password-file", &password];
     lab.controller.ask(&lab.network, &add).unwrap();
-    let options = ["--efi-boot-entry", LABEL, "--efi-boot-order", "first"];
-    round_trip(&rack, "nas", &server.images(), &options, |target| {
+    let file = rack.folder.path().join("issue");
+    std::fs::write(&file, format!("{ISSUE}\n\n")).unwrap();
+    let file = format!("/etc/issue={}", file.display());
+    let options = [
+        ["--efi-boot-entry", LABEL, "--efi-boot-order", "first"].as_slice(),
+        &["--grow", "last", "--fresh-ids", "--hostname", "node-7"],
+        &["--clear-machine-id", "--file", &file],
+    ];
+    let look = |target: &Machine| {
+        let disk = target.disk.as_ref().unwrap();
+        witness::check_changed(disk, &rack.template);
+        // The target has 64 MiB more, and most of that goes to the root.
+        let [new, old] = [disk, &rack.template].map(|disk| witness::root_mib(disk));
+        assert!(new > old + 40, "the root had {old} MiB, and has {new}");
         let wanted: Vec<u8> = LABEL.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let nvram = std::fs::read(target.nvram()).unwrap();
         let has_entry = nvram.windows(wanted.len()).any(|window| window == wanted);
         assert!(has_entry, "the firmware keeps the boot entry");
-    });
+    };
+    let images = server.images();
+    let console = round_trip(&rack, "nas", &images, &options.concat(), look, "node-7 login:");
+    assert!(console.text().unwrap().contains(ISSUE));
     look_for_secrets(&rack, watch, &server);
 }
 

@@ -33,40 +33,83 @@ impl Drop for Attached {
     }
 }
 
-/// The root filesystem's every file with owner, mode, times, links and extended attributes, as one hash.
-fn files(disk: &Attached) -> String {
+/// All files, or those that [`check_changed`] expects to be as they were.
+const ALL: &str = ".";
+const UNCHANGED: &str = "--anchored --exclude=./etc --exclude=./var/lib/dbus . \
+    etc/!(hostname|hosts|issue|machine-id)";
+
+/// Looks into a disk's root filesystem.
+fn with_root<T>(disk: &Attached, look: impl FnOnce(&Path) -> T) -> T {
     let at = tempfile::tempdir().unwrap();
     run("mount", ["-o", "ro,noload", &disk.partition(ROOT), at.path().to_str().unwrap()]).unwrap();
-    let mut tar = Command::new("bash");
-    tar.arg("-c").arg(
-        "set -o pipefail; tar -C \"$0\" --sort=name --numeric-owner --xattrs --acls --format=posix \
-         --pax-option=delete=atime -cf - . | sha256sum",
-    );
-    let hash = output(tar.arg(at.path()));
+    let seen = look(at.path());
     run("umount", [at.path()]).unwrap();
-    hash.unwrap()
+    seen
 }
 
-/// Checks a disk that was restored from the template's image.
-pub fn check_restored(disk: &Path, template: &Path) {
+/// The root filesystem's files with owner, mode, times, links and extended attributes, as one hash.
+fn files(disk: &Attached, which: &str) -> String {
+    let mut tar = Command::new("bash");
+    tar.args(["-O", "extglob", "-O", "dotglob", "-c"]).arg(format!(
+        "set -o pipefail; cd \"$0\" && tar --sort=name --numeric-owner --xattrs --acls --format=posix \
+         --pax-option=delete=atime -cf - {which} | sha256sum",
+    ));
+    with_root(disk, |root| output(tar.arg(root))).unwrap()
+}
+
+/// A sound disk, and the template.
+fn both(disk: &Path, template: &Path) -> (Attached, Attached) {
     let verdict = output(Command::new("sgdisk").arg("-v").arg(disk)).unwrap();
     assert!(verdict.contains("No problems found"), "{verdict}");
     let (restored, original) = (Attached::new(disk), Attached::new(template));
     run("e2fsck", ["-fn", &restored.partition(ROOT)]).unwrap();
     run("fsck.vfat", ["-n", &restored.partition(ESP)]).unwrap();
-    let identity = |disk: &Attached| -> Vec<String> {
-        let value = |number, tag| {
-            let mut blkid = Command::new("blkid");
-            blkid.args(["-p", "-s", tag, "-o", "value", &disk.partition(number)]);
-            output(&mut blkid).unwrap()
-        };
-        let tags = ["UUID", "TYPE", "PART_ENTRY_UUID", "PART_ENTRY_TYPE", "PART_ENTRY_OFFSET"];
-        tags.iter().flat_map(|tag| [ESP, ROOT, 4].map(|n| value(n, tag))).collect()
+    (restored, original)
+}
+
+/// What blkid says of ESP, root and swap.
+fn values(disk: &Attached, tags: &[&str]) -> Vec<String> {
+    let value = |number, tag| {
+        let mut blkid = Command::new("blkid");
+        blkid.args(["-p", "-s", tag, "-o", "value", &disk.partition(number)]);
+        output(&mut blkid).unwrap()
     };
-    assert_eq!(identity(&restored), identity(&original));
-    let hash = files(&original);
+    tags.iter().flat_map(|tag| [ESP, ROOT, 4].map(|n| value(n, tag))).collect()
+}
+
+fn have_same_files(restored: &Attached, original: &Attached, which: &str) {
+    let hash = files(original, which);
     assert_eq!(hash.split_whitespace().next().unwrap().len(), 64);
-    assert_eq!(files(&restored), hash);
+    assert_eq!(files(restored, which), hash);
+}
+
+/// Checks a disk that was restored from the template's image.
+pub fn check_restored(disk: &Path, template: &Path) {
+    let (restored, original) = both(disk, template);
+    let tags = ["UUID", "TYPE", "PART_ENTRY_UUID", "PART_ENTRY_TYPE", "PART_ENTRY_OFFSET"];
+    assert_eq!(values(&restored, &tags), values(&original, &tags));
+    have_same_files(&restored, &original, ALL);
+}
+
+/// The size of a disk's root filesystem as `df` tells it, in MiB.
+pub fn root_mib(disk: &Path) -> u64 {
+    let size = with_root(&Attached::new(disk), |root| {
+        output(Command::new("df").args(["--output=size", "-BM"]).arg(root)).unwrap()
+    });
+    size.lines().last().unwrap().trim().trim_end_matches('M').parse().unwrap()
+}
+
+/// Checks one with a root that grew, swap behind it, new identities of its partitions and changed files.
+pub fn check_changed(disk: &Path, template: &Path) {
+    let (restored, original) = both(disk, template);
+    let tags = ["UUID", "TYPE", "PART_ENTRY_TYPE"];
+    assert_eq!(values(&restored, &tags), values(&original, &tags));
+    let [new, old] = [&restored, &original].map(|disk| values(disk, &["PART_ENTRY_UUID"]));
+    assert!(new.iter().all(|id| !id.is_empty() && !old.contains(id)), "{new:?} {old:?}");
+    have_same_files(&restored, &original, UNCHANGED);
+    // Empty: systemd makes one when the system starts.
+    let machine_id = with_root(&restored, |root| std::fs::read(root.join("etc/machine-id")));
+    assert_eq!(machine_id.unwrap(), b"");
 }
 
 /// Checks that stock zstd unpacks the image to the disk that was captured: same table, clean filesystems, same files.
