@@ -198,6 +198,30 @@ impl Copy {
         self.header[16..20].copy_from_slice(&sum.to_le_bytes());
     }
 
+    /// Both copies of a GPT with the same header and entries, the backup first, which lies between the
+    /// last usable sector and the disk's end.
+    fn twins(
+        header: Vec<u8>,
+        entries: Vec<u8>,
+        sectors: Sectors,
+        last_usable_lba: u64,
+    ) -> Vec<TablePiece> {
+        let backup_lba = sectors.count - 1;
+        let mut backup = Self {
+            header_lba: backup_lba,
+            entries_lba: last_usable_lba + 1,
+            header: header.clone(),
+            entries: entries.clone(),
+        };
+        let mut primary =
+            Self { header_lba: PRIMARY_LBA, entries_lba: PRIMARY_ENTRIES_LBA, header, entries };
+        backup.settle(PRIMARY_LBA, last_usable_lba);
+        primary.settle(backup_lba, last_usable_lba);
+        let mut pieces = backup.pieces("backup GPT", sectors);
+        pieces.extend(primary.pieces("primary GPT", sectors));
+        pieces
+    }
+
     /// The header and the entries, as one piece where they touch.
     fn pieces(&self, name: &'static str, sectors: Sectors) -> Vec<TablePiece> {
         let header = TablePiece {

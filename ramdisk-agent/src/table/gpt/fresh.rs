@@ -4,7 +4,7 @@ use std::io;
 
 use uuid::Uuid;
 
-use super::{CRC32, Copy, HEADER_LEN, MIN_ENTRY_BYTES, PRIMARY_ENTRIES_LBA, PRIMARY_LBA};
+use super::{CRC32, Copy, HEADER_LEN, MIN_ENTRY_BYTES, PRIMARY_ENTRIES_LBA};
 use crate::table::fresh::FreshPartition;
 use crate::table::kinds::TypeId;
 use crate::table::{Sectors, TablePiece, too_small};
@@ -30,7 +30,6 @@ pub fn pieces(
 ) -> io::Result<Vec<TablePiece>> {
     let taken = sectors.holding(ARRAY_LEN);
     let first_usable = PRIMARY_ENTRIES_LBA + taken;
-    let backup_lba = sectors.count.saturating_sub(1);
     let last_usable = sectors.count.saturating_sub(backup_sectors(sectors) + 1);
     if last_usable < first_usable {
         return Err(too_small(sectors.disk_bytes));
@@ -62,19 +61,7 @@ pub fn pieces(
     }
     header[40..48].copy_from_slice(&first_usable.to_le_bytes());
     header[56..72].copy_from_slice(&disk_id.to_bytes_le());
-    let mut primary = Copy {
-        header_lba: PRIMARY_LBA,
-        entries_lba: PRIMARY_ENTRIES_LBA,
-        header: header.clone(),
-        entries: entries.clone(),
-    };
-    let mut backup =
-        Copy { header_lba: backup_lba, entries_lba: backup_lba - taken, header, entries };
-    backup.settle(PRIMARY_LBA, last_usable);
-    primary.settle(backup_lba, last_usable);
-    let mut pieces = backup.pieces("backup GPT", sectors);
-    pieces.extend(primary.pieces("primary GPT", sectors));
-    Ok(pieces)
+    Ok(Copy::twins(header, entries, sectors, last_usable))
 }
 
 fn write(

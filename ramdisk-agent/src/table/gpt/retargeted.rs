@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{CRC32, Copy, ENTRIES_CHECKSUM, Gpt, PRIMARY_ENTRIES_LBA, PRIMARY_LBA};
+use super::{CRC32, Copy, ENTRIES_CHECKSUM, Gpt, PRIMARY_ENTRIES_LBA};
 use crate::table::{Sectors, Slot, Table, TablePiece, too_small, u32_at};
 
 /// Field of a header: the first sector for partitions.
@@ -36,7 +36,6 @@ impl Gpt {
         let sector = usize::try_from(target.bytes).map_err(io::Error::other)?;
         let taken = target.holding(array_len);
         let least = self.first_usable_in(target);
-        let backup_lba = target.count.saturating_sub(1);
         let last_usable = target.count.saturating_sub(self.backup_sectors_in(target) + 1);
         let begin = slots.iter().map(|slot| slot.start_bytes / u64::from(target.bytes)).min();
         let end = slots.iter().map(Slot::end_bytes).max().unwrap_or(0);
@@ -59,20 +58,7 @@ impl Gpt {
         let first = first.div_ceil(u64::from(target.bytes)).min(begin.unwrap_or(last_usable));
         header[FIRST_USABLE..FIRST_USABLE + 8].copy_from_slice(&first.max(least).to_le_bytes());
         entries.resize(usize::try_from(target.offset(taken)).map_err(io::Error::other)?, 0);
-
-        let mut primary = Copy {
-            header_lba: PRIMARY_LBA,
-            entries_lba: PRIMARY_ENTRIES_LBA,
-            header: header.clone(),
-            entries: entries.clone(),
-        };
-        let mut backup =
-            Copy { header_lba: backup_lba, entries_lba: backup_lba - taken, header, entries };
-        backup.settle(PRIMARY_LBA, last_usable);
-        primary.settle(backup_lba, last_usable);
-        let mut pieces = backup.pieces("backup GPT", target);
-        pieces.extend(primary.pieces("primary GPT", target));
-        Ok(pieces)
+        Ok(Copy::twins(header, entries, target, last_usable))
     }
 
     fn array_len(&self) -> usize {
