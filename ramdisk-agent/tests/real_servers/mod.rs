@@ -80,9 +80,9 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
 
 /// Hears of outages.
 #[derive(Default)]
-struct Told {
-    stalled: Mutex<Vec<String>>,
-    resumed: AtomicUsize,
+pub struct Told {
+    pub stalled: Mutex<Vec<String>>,
+    pub resumed: AtomicUsize,
 }
 
 impl Observer for Told {

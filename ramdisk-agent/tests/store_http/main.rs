@@ -6,21 +6,15 @@ mod misbehaving;
 mod nginx;
 mod program;
 mod real;
+#[path = "../real_servers/mod.rs"]
+#[allow(dead_code, reason = "tests of one store use more of it")]
+mod real_servers;
 mod redirected;
 mod scripted;
 
 use std::time::Duration;
 
 use ramdisk_agent::store::Options;
-
-/// Bytes that do not repeat within a request.
-fn pattern(len: usize, seed: u64) -> Vec<u8> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes());
-    let mut out = vec![0; len];
-    hasher.finalize_xof().fill(&mut out);
-    out
-}
 
 /// Patience for tests.
 fn options() -> Options {

@@ -1,14 +1,15 @@
 //! Servers that break off, fall silent, are busy, or answer something else than was asked for.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use agent_api::ErrorKind;
-use ramdisk_agent::store::{self, Observer, Options, ReadAt as _, StoreError};
+use ramdisk_agent::store::{self, Options, ReadAt as _, StoreError};
 
+use crate::options;
+use crate::real_servers::{Told, pattern};
 use crate::scripted::{Asked, ETAG, Reply, Scripted};
-use crate::{options, pattern};
 
 const LEN: usize = 300_000;
 /// Longer than the heads of the scripted server.
@@ -94,21 +95,6 @@ fn silence_at_any_place_is_noticed() {
             _ => Reply::Range,
         });
         outcome.succeeded();
-    }
-}
-
-#[derive(Default)]
-struct Told {
-    stalled: Mutex<Vec<String>>,
-    resumed: AtomicUsize,
-}
-
-impl Observer for Told {
-    fn stalled(&self, what: &str) {
-        self.stalled.lock().unwrap().push(what.to_owned());
-    }
-    fn resumed(&self) {
-        self.resumed.fetch_add(1, Ordering::SeqCst);
     }
 }
 

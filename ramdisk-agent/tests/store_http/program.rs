@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use crate::nginx::{Certificate, GOOD, Nginx, Setup};
-use crate::pattern;
+use crate::real_servers::pattern;
 
 const QUERY: &str = "X-Amz-Signature=5ecre7";
 

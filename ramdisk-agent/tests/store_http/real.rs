@@ -10,7 +10,8 @@ use ramdisk_agent::store::{self, Access, Options, ReadAt as _, StoreError, Store
 use uuid::Uuid;
 
 use crate::nginx::{Certificate, Nginx, Setup};
-use crate::{options, pattern};
+use crate::options;
+use crate::real_servers::pattern;
 
 fn run(command: &mut Command) -> Vec<u8> {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));

@@ -7,8 +7,9 @@ use agent_api::{ErrorKind, StoreAccess};
 use ramdisk_agent::store::{self, Access, Options, ReadAt as _, StoreUrl};
 
 use crate::nginx::Nginx;
+use crate::options;
+use crate::real_servers::pattern;
 use crate::scripted::{Reply, Scripted};
-use crate::{options, pattern};
 
 fn redirect(to: &str) -> Reply {
     Reply::Status(302, vec![format!("Location: {to}")])
