@@ -25,6 +25,8 @@ const READY_LIMIT: Duration = Duration::from_secs(10);
 /// What protects messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protection {
+    /// Nothing: anybody is let in as a guest, and guests cannot sign.
+    None,
     /// Every message is signed, none encrypted.
     Signed,
     /// Every message is encrypted.
@@ -119,7 +121,12 @@ fn configuration(folder: &Path, protection: Protection) -> Result<String> {
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         writeln!(text, "{key} = {}", folder.display())?;
     }
+    let who = match protection {
+        Protection::None => "guest ok = yes".to_owned(),
+        _ => format!("valid users = {USER}"),
+    };
     let protection = match protection {
+        Protection::None => "map to guest = Bad User\nserver smb encrypt = off",
         Protection::Signed => "server signing = mandatory\nserver smb encrypt = off",
         Protection::Encrypted => "server smb encrypt = required",
     };
@@ -128,7 +135,7 @@ fn configuration(folder: &Path, protection: Protection) -> Result<String> {
         "smb ports = {PORT}\ninterfaces = {ADDRESS}\nbind interfaces only = yes\nlog file = {log}\n\
          passdb backend = smbpasswd:{passwords}\ndisable netbios = yes\ndisable spoolss = yes\nload printers = no\n\
          server role = standalone server\n{protection}\n\
-         [{SHARE}]\npath = {shared}\nread only = no\nforce user = root\nvalid users = {USER}\n",
+         [{SHARE}]\npath = {shared}\nread only = no\nforce user = root\n{who}\n",
         log = folder.join("smbd.log").display(),
         passwords = folder.join("private/smbpasswd").display(),
         shared = folder.join("images").display(),

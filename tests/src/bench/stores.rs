@@ -4,6 +4,8 @@
 //! which writes, commits, reads and compares, and reads again by the published name; the peers do the same with the same amount, those of
 //! NFS with the same request sizes as well.
 
+mod embedded;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -65,11 +67,15 @@ impl Bench<'_> {
         let network = Network::create()?;
         let mut figures = Vec::new();
         self.nfs(&network, &mut figures)?;
-        for (protection, name) in [(Protection::Signed, "sign"), (Protection::Encrypted, "encrypt")]
-        {
+        for (protection, name) in [
+            (Protection::None, "guest"),
+            (Protection::Signed, "sign"),
+            (Protection::Encrypted, "encrypt"),
+        ] {
             self.smb(&network, protection, name, &mut figures)?;
         }
         self.http(&network, &mut figures)?;
+        self.embedded(&network, &mut figures)?;
         Ok(Table {
             title: "Stores, on loopback".into(),
             conditions: self.conditions(&format!(
@@ -227,11 +233,14 @@ impl Bench<'_> {
         let mib = self.probe_mib();
         let probe = folder.path().join("probe");
         noise(&probe, mib)?;
+        let who = match protection {
+            Protection::None => "-N".to_owned(),
+            _ => format!("-A {} --client-protection={name}", theirs_file.display()),
+        };
         let smbclient = |command: &str| {
             let script = format!(
-                "ip netns exec {} smbclient //{ADDRESS}/images -A {} --client-protection={name} -c '{command}'",
+                "ip netns exec {} smbclient //{ADDRESS}/images {who} -c '{command}'",
                 network.name(),
-                theirs_file.display(),
             );
             timed(self.memory.path(), &script).map(|(run, _)| run)
         };
@@ -246,7 +255,10 @@ impl Bench<'_> {
         };
         let query = if protection == Protection::Encrypted { "?encrypt=yes" } else { "" };
         let url = format!("{}{query}", server.url());
-        let with = format!("--credentials {}", ours_file.display());
+        let with = match protection {
+            Protection::None => String::new(),
+            _ => format!("--credentials {}", ours_file.display()),
+        };
         let what = format!("SMB, {name}");
         let pair = Pair { what: &what, peer: "smbclient", goal: TIME_GOAL, has_write: true };
         self.pair(&pair, &|| self.ours(network, &url, mib, &with), &theirs, figures)
