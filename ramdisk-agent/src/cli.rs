@@ -110,6 +110,8 @@ enum Command {
         mount: String,
         /// Its root folder, by a descriptor
         folder: String,
+        /// What is mounted over that: descriptor, colon, place
+        others: Vec<String>,
     },
     /// Load the kernel of the system on the disk of the job that is the standard input; for the supervisor
     #[command(hide = true)]
@@ -356,7 +358,9 @@ fn dispatch(cli: &Cli) -> Result<u8> {
             return Ok(report.failure.map_or(0, |failure| failure.kind.exit_code()));
         }
         Command::Disks => disks_command(cli.json)?,
-        Command::InSystem { mount, folder } => return Ok(restore::inside::main(mount, folder)),
+        Command::InSystem { mount, folder, others } => {
+            return Ok(restore::inside::main(mount, folder, others));
+        }
         Command::LoadKernel { .. } => kexec::load_stdin()?,
         Command::Run { .. } => {
             cancel_by_signal(&progress)?;

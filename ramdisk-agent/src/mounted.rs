@@ -76,6 +76,8 @@ pub enum Access {
 pub struct Mounted {
     root: OwnedFd,
     device: Loop,
+    kind: FsKind,
+    access: Access,
     what: String,
 }
 
@@ -134,14 +136,19 @@ impl Mounted {
     /// Mounts the filesystem in a part of a disk.
     pub fn new(disk: &Disk, start: u64, len: u64, kind: FsKind, access: Access) -> Result<Self> {
         let what = format!("the {kind} at byte {start} of {}", disk.path().display());
-        let (name, options) = kernel_type(kind, access).ok_or_else(|| {
-            Error::new(ErrorKind::Internal, format!("{what} is of no kind that can be mounted"))
-        })?;
         let device = Loop::new(disk, start, len, access)
             .internal(|| format!("making a loop device for {what}"))?;
-        let root = attach(name, options, &device)
-            .map_err(|e| Error::new(ErrorKind::Disk, format!("mounting {what}")).because(e))?;
-        Ok(Self { root, device, what })
+        let root = attach(kind, access, &device, None, &what)?;
+        Ok(Self { root, device, kind, access, what })
+    }
+
+    /// Another mount of the same filesystem, or of a subvolume of a btrfs by its path from the top. It must be gone before [`close`](Self::close).
+    pub fn again(&self, subvolume: Option<&str>) -> Result<OwnedFd> {
+        let what = match subvolume {
+            Some(name) => format!("the subvolume {name:?} of {}", self.what),
+            None => self.what.clone(),
+        };
+        attach(self.kind, self.access, &self.device, subvolume, &what)
     }
 
     /// The mount itself, by which it can be attached to a folder.
@@ -160,7 +167,7 @@ impl Mounted {
 
     /// Writes everything out and unmounts. What it says is on the disk's way to the medium then; flushing the disk is for the caller.
     pub fn close(self) -> Result<()> {
-        let Self { root, device, what } = self;
+        let Self { root, device, what, .. } = self;
         let synced = rustix::fs::openat(
             &root,
             ".",
@@ -185,7 +192,26 @@ impl Mounted {
 }
 
 /// Mounts a device without a place in the tree.
-fn attach(name: &str, options: &[&str], device: &Loop) -> io::Result<OwnedFd> {
+fn attach(
+    kind: FsKind,
+    access: Access,
+    device: &Loop,
+    subvolume: Option<&str>,
+    what: &str,
+) -> Result<OwnedFd> {
+    let (name, options) = kernel_type(kind, access).ok_or_else(|| {
+        Error::new(ErrorKind::Internal, format!("{what} is of no kind that can be mounted"))
+    })?;
+    mount_detached(name, options, subvolume, device)
+        .map_err(|e| Error::new(ErrorKind::Disk, format!("mounting {what}")).because(e))
+}
+
+fn mount_detached(
+    name: &str,
+    options: &[&str],
+    subvolume: Option<&str>,
+    device: &Loop,
+) -> io::Result<OwnedFd> {
     let context = mount::fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let source = CString::new(device.path.as_os_str().as_encoded_bytes())
         .expect("the name of a loop device");
@@ -193,6 +219,10 @@ fn attach(name: &str, options: &[&str], device: &Loop) -> io::Result<OwnedFd> {
         .and_then(|()| {
             let set = |option: &&str| mount::fsconfig_set_flag(context.as_fd(), *option);
             options.iter().try_for_each(set)
+        })
+        .and_then(|()| match subvolume {
+            Some(path) => mount::fsconfig_set_string(context.as_fd(), "subvol", path),
+            None => Ok(()),
         })
         .and_then(|()| mount::fsconfig_create(context.as_fd()));
     if let Err(e) = made {

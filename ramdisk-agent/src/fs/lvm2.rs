@@ -16,11 +16,12 @@ mod text;
 use std::io::{self, Read, Seek};
 
 use super::failure::{Believed, Failure, map_or_raw};
-use super::{Clean, LogicalVolume, VolumeMap, without_lvm};
+use super::{Clean, FsKind, LogicalVolume, VolumeMap, without_lvm};
 use crate::extents::{Extent, Extents};
-use crate::probe::Found;
+use crate::probe::{self, Found};
 use crate::table::{self, TableKind, TableOutcome};
 use group::Group;
+pub use group::Volume as Linear;
 pub use mapped::Mapped;
 
 /// A guest's disk in a logical volume has sectors of this size.
@@ -46,6 +47,30 @@ pub fn map(
     Ok(VolumeMap { logical_volumes, ..map })
 }
 
+/// The logical volumes of a physical one, each by its group's name and its own (`vg/root`), without a look at what is in them; `None` if that
+/// is not a physical volume that [`map`] would map.
+pub fn logical_volumes(
+    src: &mut (impl Read + Seek),
+    len_bytes: u64,
+) -> io::Result<Option<Vec<Linear>>> {
+    let Some((found, label)) = probe::covering(src, len_bytes)? else { return Ok(None) };
+    if found.kind != FsKind::Lvm2 {
+        return Ok(None);
+    }
+    let group = label::read(src, len_bytes, label.start).and_then(|header| {
+        Group::parse(&header.text, found.uuid.as_deref(), header.data_offset, len_bytes)
+    });
+    match group {
+        Ok(Group { name, volumes, .. }) => {
+            let named =
+                |volume: Linear| Linear { name: format!("{name}/{}", volume.name), ..volume };
+            Ok(Some(volumes.into_iter().map(named).collect()))
+        }
+        Err(Failure::Doubt(_)) => Ok(None),
+        Err(Failure::Read(e)) => Err(e),
+    }
+}
+
 fn look_into(src: &mut (impl Read + Seek), group: &Group) -> Result<Vec<LogicalVolume>, Failure> {
     let mut list = Vec::new();
     for volume in &group.volumes {
@@ -56,7 +81,7 @@ fn look_into(src: &mut (impl Read + Seek), group: &Group) -> Result<Vec<LogicalV
                 without_lvm(&mut inside, len)?
             }
             // What a filesystem left behind there would say nothing of what is in the partitions.
-            _ => VolumeMap::raw(super::FsKind::Unknown, len, "it has a partition table of its own"),
+            _ => VolumeMap::raw(FsKind::Unknown, len, "it has a partition table of its own"),
         };
         list.push(LogicalVolume {
             name: format!("{}/{}", group.name, volume.name),

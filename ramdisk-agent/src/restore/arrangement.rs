@@ -13,7 +13,7 @@ use crate::fs::{self, FsKind};
 use crate::image::{ImageDisk, disk_error};
 use crate::probe;
 use crate::restore::commit::Piece;
-use crate::restore::customise::Volume;
+use crate::restore::customise::{self, Volume};
 use crate::restore::grow::{self, Growth};
 use crate::restore::layout::{self, Movable};
 use crate::restore::placement::{Placement, Segment};
@@ -266,22 +266,25 @@ pub fn volumes(
         let whole = Slot { number: 0, start_bytes: 0, len_bytes: disk_bytes };
         return only_volume(disk, whole, target);
     }
-    let volume = |slot: &Slot| {
-        let there = table.partitions.iter().find(|p| p.number == slot.number);
-        let kind = match there {
-            Some(old) => kind_of(disk, old.start_bytes, old.len_bytes)?,
-            None => FsKind::Unknown,
-        };
-        let Slot { number, start_bytes, len_bytes } = *slot;
-        Ok(Volume { number: Some(number), kind, start_bytes, len_bytes })
-    };
-    arranged.slots.iter().map(volume).collect()
+    let mut volumes = Vec::new();
+    for slot in &arranged.slots {
+        // What has no place in the image is made anew, and nothing is in it.
+        let Some(old) = table.partitions.iter().find(|p| p.number == slot.number) else { continue };
+        let inside = customise::volumes_of(disk, old.start_bytes, old.len_bytes);
+        let inside = inside.map_err(image_error)?.into_iter();
+        volumes.extend(inside.map(|volume| volume.in_partition(slot, old.uuid.clone())));
+    }
+    Ok(volumes)
 }
 
 /// The one volume that a target becomes.
 pub fn only_volume(disk: &mut ImageDisk<'_>, source: Slot, target: &Disk) -> Result<Vec<Volume>> {
-    let kind = kind_of(disk, source.start_bytes, source.len_bytes)?;
-    Ok(vec![Volume { number: None, kind, start_bytes: 0, len_bytes: target.len_bytes() }])
+    let mut volumes =
+        customise::volumes_of(disk, source.start_bytes, source.len_bytes).map_err(image_error)?;
+    if let [Volume { logical: None, len_bytes, .. }] = volumes.as_mut_slice() {
+        *len_bytes = target.len_bytes();
+    }
+    Ok(volumes)
 }
 
 /// `None` if nobody here can grow such a filesystem.

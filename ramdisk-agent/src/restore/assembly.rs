@@ -51,6 +51,8 @@ struct Content {
     /// The size of logical sectors of the disk that it was taken from.
     sector_bytes: u32,
     kind: FsKind,
+    /// That, or the logical volumes in it.
+    volumes: Vec<Volume>,
     is_swap: bool,
     /// The type that its partition had, if the new table can say it.
     type_id: Option<TypeId>,
@@ -171,20 +173,10 @@ pub fn make(
     let arranged =
         Arrangement { slots, sector_bytes: sector, placement, commit, fresh, growths, notes };
 
-    let volumes = contents.iter().zip(&layout.partitions).zip(&arranged.slots);
-    let volumes = volumes.map(|((content, p), slot)| Volume {
-        number: Some(slot.number),
-        kind: match (content, p.format) {
-            (Some(content), _) => content.kind,
-            (None, Some(LayoutFormat::Swap)) => FsKind::Swap,
-            (None, None) => FsKind::Unknown,
-        },
-        start_bytes: slot.start_bytes,
-        len_bytes: slot.len_bytes,
-    });
+    let volumes = volumes(&contents, &fresh_partitions, table_kind);
     let described = described(table_kind, sector, &fresh_partitions, &contents);
     let order = options.customise.efi_boot_order;
-    let customises = customise::plan(volumes.collect(), &options.customise, |label| {
+    let customises = customise::plan(volumes, &options.customise, |label| {
         customise::plan_boot_entry(&mut disk, &described, &arranged, target, label, order)
     })?;
     let found = plan::found_on(target)?;
@@ -313,6 +305,8 @@ fn content_of(
     });
     let mut disk = ImageDisk::new(image)?;
     let kind = arrangement::kind_of(&mut disk, own.start_bytes, own.len_bytes)?;
+    let volumes = customise::volumes_of(&mut disk, own.start_bytes, own.len_bytes)
+        .map_err(arrangement::image_error)?;
     let is_swap = arrangement::is_swap(&mut disk, own.start_bytes, own.len_bytes)?;
     let type_id = found.filter(|_| table.kind == table_kind);
     let both_gpt = table.kind == TableKind::Gpt && table_kind == TableKind::Gpt;
@@ -321,6 +315,7 @@ fn content_of(
         base,
         sector_bytes: sector_bytes(image),
         kind,
+        volumes,
         is_swap,
         type_id: type_id.and_then(|p| type_of(&p.type_id, table_kind)),
         name: found.and_then(|p| p.name.clone()),
@@ -402,6 +397,21 @@ fn fresh_partition(
         attributes,
         bootable: partition.bootable,
     })
+}
+
+/// What will be where on the target.
+fn volumes(
+    contents: &[Option<Content>],
+    fresh: &[FreshPartition],
+    table_kind: TableKind,
+) -> Vec<Volume> {
+    let mut volumes = Vec::new();
+    for (content, partition) in contents.iter().zip(fresh) {
+        let id = (table_kind == TableKind::Gpt).then(|| partition.uuid.to_string());
+        let inside = content.iter().flat_map(|content| &content.volumes).cloned();
+        volumes.extend(inside.map(|volume| volume.in_partition(&partition.slot, id.clone())));
+    }
+    volumes
 }
 
 /// The new table, with its partitions where their content is in the images.

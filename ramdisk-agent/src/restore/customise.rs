@@ -9,10 +9,14 @@ mod boot_entry;
 mod fstab;
 mod hosts;
 mod identity;
+mod paths;
+mod places;
+mod replaced;
 mod root;
 pub mod script;
 mod seed;
 mod system;
+mod volumes;
 
 use std::time::Duration;
 
@@ -23,20 +27,25 @@ use serde::Serialize;
 pub use self::boot_entry::{BootEntry, plan as plan_boot_entry};
 use self::root::Place;
 use self::system::System;
+use self::volumes::Volumes;
 use crate::disk::Disk;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::fs::FsKind;
 use crate::progress::Progress;
 
+pub(crate) use self::paths::{names_in, resolve};
+pub use self::places::volumes_of;
 pub use self::root::Place as Volume;
 pub(crate) use self::root::SUBVOLUMES;
 pub use self::system::Done;
-pub(crate) use self::system::{names_in, resolve};
 
 /// What is to be changed, and where that may be.
 #[derive(Debug, Clone, Serialize)]
 pub struct Changes {
-    /// The volumes that may hold the system.
+    /// All volumes of the target.
+    #[serde(skip)]
+    volumes: Vec<Place>,
+    /// Those that may hold the system.
     candidates: Vec<Place>,
     /// What is to be done, in words.
     steps: Vec<String>,
@@ -56,11 +65,11 @@ pub fn plan(
         return Ok(None);
     }
     let candidates = match asked.changes_files() {
-        true => root::candidates(volumes, asked.root_partition)?,
+        true => root::candidates(&volumes, asked.root_partition)?,
         false => Vec::new(),
     };
     let boot_entry = asked.efi_boot_entry.as_deref().map(boot_entry).transpose()?;
-    Ok(Some(Changes { candidates, steps: steps(asked), boot_entry }))
+    Ok(Some(Changes { volumes, candidates, steps: steps(asked), boot_entry }))
 }
 
 fn steps(asked: &Customisation) -> Vec<String> {
@@ -138,23 +147,32 @@ fn change_files(
     let failed = |e: Error| e.context("changing the restored system failed");
     let (place, mounted, folder) = root::mount(target, &changes.candidates).map_err(failed)?;
     let inside = |e: Error| e.context(format!("changing the restored system in {}", place.name()));
-    let mut system = System::new(folder).map_err(inside)?;
+    let mount = mounted.mount().try_clone().internal(|| "keeping the mount".into())?;
+    let volumes = Volumes::new(target, &changes.volumes, (place, mounted));
+    let mut system = System::new(folder, Some(volumes)).map_err(inside)?;
     change(&mut system, asked).map_err(inside)?;
     if let Some(content) = &asked.post_script {
+        let others = system.others().mount_all().map_err(inside)?;
+        let tree = script::Tree { mount: &mount, folder: system.root(), others: &others };
         let limit = asked.post_script_limit.map(|secs| Duration::from_secs(secs.into()));
         let limit = limit.unwrap_or(script::DEFAULT_LIMIT);
-        script::run(&mounted, system.root(), content, limit, target, progress).map_err(inside)?;
+        script::run(&tree, content, limit, target, progress).map_err(inside)?;
         system.note("the post-script ran in the restored system; what it changed is not listed");
     }
-    let done = system.into_done();
-    mounted.close().map_err(inside)?;
+    // Nothing of ours may have the filesystems in use when they are unmounted.
+    drop(mount);
+    let (done, volumes) = system.finish();
+    let changed = volumes.map(Volumes::close).transpose().map_err(inside)?.unwrap_or_default();
     target.flush()?;
     target.drop_cache();
-    check_clean(target, place).map_err(inside)?;
+    for place in changed {
+        check_clean(target, place)
+            .map_err(|e| e.context(format!("changing the restored system in {}", place.name())))?;
+    }
     Ok(done)
 }
 
-fn change(system: &mut System, asked: &Customisation) -> Result<()> {
+fn change(system: &mut System<'_>, asked: &Customisation) -> Result<()> {
     if asked.clear_machine_id {
         identity::clear_machine_id(system)?;
     }

@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use crate::agent::{agent, capture, restore, try_restore, worker};
 use crate::devices::{Loop, Mounted, inventory};
 use crate::disks::noise_file;
+use crate::lvm::group;
 use crate::tools::run;
 
 const MIB: u64 = 1 << 20;
 pub const EXT4: &[&str] = &["mke2fs", "-q", "-t", "ext4"];
-const XFS: &[&str] = &["mkfs.xfs", "-q"];
-const BTRFS: &[&str] = &["mkfs.btrfs", "-q"];
+pub const XFS: &[&str] = &["mkfs.xfs", "-q"];
+pub const BTRFS: &[&str] = &["mkfs.btrfs", "-q"];
 
 /// A disk whose partitions were made by makers of filesystems and filled through the kernel, its image, and a target.
 pub struct Custom {
@@ -32,21 +33,39 @@ pub type Volume<'a> = (&'a [&'a str], u64, &'a dyn Fn(&Path));
 impl Custom {
     pub fn new(volumes: &[Volume<'_>]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (source, image, target) =
-            (dir.path().join("source"), dir.path().join("a.img.zst"), dir.path().join("target"));
         let mut parts = Vec::new();
         let mut at = 1;
-        let mut script = "label: gpt\nunit: sectors\n".to_owned();
         for (_, mib, _) in volumes {
-            script += &format!("start={}, size={}, type=L\n", at * 2048, mib * 2048);
             parts.push((at, *mib));
             at += mib;
         }
-        File::create(&source).unwrap().set_len((at + 1) * MIB).unwrap();
-        fs::write(dir.path().join("script"), script).unwrap();
-        let script = dir.path().join("script");
-        let command = format!("sfdisk -q --no-reread {} < {}", source.display(), script.display());
-        run("fdisk", "sh", &["-c", &command]);
+        partitioned(dir.path(), &parts);
+        Self::filled(dir, parts, volumes)
+    }
+
+    /// One partition with the group `vg`: its volumes are `v1` and so on, whose sizes are multiples of 4 MiB.
+    pub fn on_lvm(volumes: &[Volume<'_>]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let sum: u64 = volumes.iter().map(|(_, mib, _)| mib).sum();
+        let whole = (1, sum + 8);
+        partitioned(dir.path(), &[whole]);
+        // pvcreate begins its extents behind the first MiB.
+        let mut at = whole.0 + 1;
+        let (mut parts, mut commands) = (Vec::new(), Vec::new());
+        for (number, (_, mib, _)) in volumes.iter().enumerate() {
+            let (number, extents) = (number + 1, mib / 4);
+            commands.push(format!("lvcreate -y -an -Zn -Wn -n v{number} -l {extents} vg"));
+            parts.push((at, *mib));
+            at += mib;
+        }
+        let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+        group(&device(&dir.path().join("source"), whole), dir.path(), &commands);
+        Self::filled(dir, parts, volumes)
+    }
+
+    fn filled(dir: tempfile::TempDir, parts: Vec<(u64, u64)>, volumes: &[Volume<'_>]) -> Self {
+        let (source, image, target) =
+            (dir.path().join("source"), dir.path().join("a.img.zst"), dir.path().join("target"));
         for ((make, _, fill), part) in volumes.iter().zip(&parts) {
             let device = device(&source, *part);
             run("mkfs", make[0], &[&make[1..], &[device.text()]].concat());
@@ -57,7 +76,7 @@ impl Custom {
         }
         let captured = capture(&source, &image, &[]);
         assert_eq!(captured["raw"].as_array().unwrap().len(), 0, "{captured:#}");
-        noise_file(&target, (at + 3) * MIB, 3);
+        noise_file(&target, fs::metadata(&source).unwrap().len() + 2 * MIB, 3);
         Self { dir, image, target, parts }
     }
 
@@ -105,7 +124,22 @@ impl Custom {
     }
 }
 
-/// A partition as a device of its own.
+/// The source, with a partition in each of these places in MiB.
+fn partitioned(dir: &Path, parts: &[(u64, u64)]) {
+    let mut script = "label: gpt\nunit: sectors\n".to_owned();
+    let mut end = 0;
+    for (start, len) in parts {
+        script += &format!("start={}, size={}, type=L\n", start * 2048, len * 2048);
+        end = start + len;
+    }
+    let (source, path) = (dir.join("source"), dir.join("script"));
+    File::create(&source).unwrap().set_len((end + 1) * MIB).unwrap();
+    fs::write(&path, script).unwrap();
+    let command = format!("sfdisk -q --no-reread {} < {}", source.display(), path.display());
+    run("fdisk", "sh", &["-c", &command]);
+}
+
+/// A partition, or another part, as a device of its own.
 fn device(disk: &Path, (start, len): (u64, u64)) -> Loop {
     let [start, len] = [start, len].map(|mib| (mib * MIB).to_string());
     Loop::new(disk, &["--offset", &start, "--sizelimit", &len])
@@ -138,7 +172,8 @@ pub fn done(summary: &Value) -> BTreeMap<String, String> {
     files.iter().map(|file| (text(&file["path"]), text(&file["action"]))).collect()
 }
 
-const IDENTITY: [&str; 4] = ["--hostname", "node7", "--clear-machine-id", "--remove-ssh-host-keys"];
+pub const IDENTITY: [&str; 4] =
+    ["--hostname", "node7", "--clear-machine-id", "--remove-ssh-host-keys"];
 
 /// A new identity on one kind of filesystem: these files are changed, all others are bit for bit the same.
 fn new_identity(make: &[&str], mib: u64, options: &str, check: &[&str]) {
@@ -282,7 +317,11 @@ fn what_cannot_be_changed_does_not_boot() {
         fs::write(at.join("etc/fstab"), "UUID=1 / ext4\nUUID=2 /etc/ssh ext4\n").unwrap();
     };
     let custom = Custom::new(&[(EXT4, 40, &mounted_over)]);
-    custom.fails(&IDENTITY, "refused", &["fstab mounts another filesystem on /etc/ssh"]);
+    custom.fails(
+        &IDENTITY,
+        "refused",
+        &["fstab mounts another filesystem on /etc/ssh", "UUID=2, which is none of this disk's"],
+    );
 }
 
 /// An image whose links lead out of it, to files of this machine.

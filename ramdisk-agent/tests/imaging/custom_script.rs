@@ -14,7 +14,7 @@ use crate::devices::{Loop, Mounted};
 use crate::tools::run;
 
 /// A system with a shell.
-fn with_shell(at: &Path) {
+pub fn with_shell(at: &Path) {
     plant(at);
     for folder in ["bin", "dev", "proc", "sys", "tmp"] {
         fs::create_dir_all(at.join(folder)).unwrap();
@@ -24,7 +24,7 @@ fn with_shell(at: &Path) {
     symlink("busybox", at.join("bin/sh")).unwrap();
 }
 
-fn script(custom: &Custom, text: &str) -> String {
+pub fn script(custom: &Custom, text: &str) -> String {
     let path = custom.dir.path().join("script.sh");
     fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
     format!("--post-script={}", path.display())

@@ -15,31 +15,36 @@ const SEGMENTS: [Part; 2] =
     [Part { start: MIB, len: 20 * MIB }, Part { start: MIB + 24 * MIB, len: 28 * MIB }];
 
 /// A disk without a table; its free extents are full of noise.
-fn physical_volume(path: &Path, folder: &Path) {
+pub fn physical_volume(path: &Path, folder: &Path) {
     noise_file(path, 90 * MIB, 3);
-    let device = run("mount", "losetup", &["--find", "--show", path.to_str().unwrap()]);
-    let device = device.trim_end();
-    let made = std::panic::catch_unwind(|| {
-        let system = format!("LVM_SYSTEM_DIR={}", folder.display());
-        let lvm = |command: &str| {
-            let mut args = vec![system.as_str(), "LVM_SUPPRESS_FD_WARNINGS=1"];
-            args.extend(command.split(' '));
-            args.extend(["--devices", device, "--driverloaded", "n"]);
-            args.extend(["--config", "backup{backup=0 archive=0}"]);
-            run("lvm2", "env", &args)
-        };
-        lvm(&format!("pvcreate -y {device}"));
-        lvm(&format!("vgcreate vg {device}"));
-        lvm("lvcreate -y -an -Zn -Wn -n root -l 5 vg");
-        lvm("lvcreate -y -an -Zn -Wn -n gap -l 1 vg");
-        lvm("lvextend -y -l 12 vg/root");
-        lvm("lvremove -y vg/gap");
-    });
-    run("mount", "losetup", &["--detach", device]);
-    made.unwrap();
+    let commands = [
+        "lvcreate -y -an -Zn -Wn -n root -l 5 vg",
+        "lvcreate -y -an -Zn -Wn -n gap -l 1 vg",
+        "lvextend -y -l 12 vg/root",
+        "lvremove -y vg/gap",
+    ];
+    group(&Loop::new(path, &[]), folder, &commands);
     let inside = folder.join("inside");
     disks::ext4(&inside, 48 * MIB, folder);
     put(path, &fs::read(inside).unwrap());
+}
+
+/// Makes a device the group `vg`, with what these commands make in it.
+pub fn group(device: &Loop, folder: &Path, commands: &[&str]) {
+    let device = device.text();
+    let system = format!("LVM_SYSTEM_DIR={}", folder.display());
+    let lvm = |command: &str| {
+        let mut args = vec![system.as_str(), "LVM_SUPPRESS_FD_WARNINGS=1"];
+        args.extend(command.split(' '));
+        args.extend(["--devices", device, "--driverloaded", "n"]);
+        args.extend(["--config", "backup{backup=0 archive=0}"]);
+        run("lvm2", "env", &args)
+    };
+    lvm(&format!("pvcreate -y {device}"));
+    lvm(&format!("vgcreate vg {device}"));
+    for command in commands {
+        lvm(command);
+    }
 }
 
 fn put(disk: &Path, bytes: &[u8]) {

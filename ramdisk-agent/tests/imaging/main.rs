@@ -12,6 +12,7 @@ mod copies;
 mod custom;
 mod custom_files;
 mod custom_script;
+mod custom_volumes;
 mod damage;
 mod delta;
 mod deltas;

@@ -1,8 +1,30 @@
 //! Where a system's `fstab` mounts other filesystems over its root: what is changed beneath such a place would not be seen. Pure.
 
-/// The places at which something is mounted by itself when the system starts, but for the root.
-pub fn mount_points(text: &str) -> Vec<String> {
-    let point = |line: &str| {
+/// A line: what is mounted by itself when the system starts, over its root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What is mounted, as it is written there.
+    pub device: String,
+    /// Where.
+    pub point: String,
+    options: String,
+}
+
+impl Entry {
+    /// The subvolume of a btrfs that is mounted, if one is named; why it cannot be told.
+    pub fn subvolume(&self) -> Result<Option<&str>, &'static str> {
+        let option =
+            |name: &str| self.options.split(',').rev().find_map(|option| option.strip_prefix(name));
+        match (option("subvol="), option("subvolid=")) {
+            (None, Some(_)) => Err("whose subvolume it has by number"),
+            (name, _) => Ok(name),
+        }
+    }
+}
+
+/// What is mounted over the root, line by line.
+pub fn entries(text: &str) -> Vec<Entry> {
+    let entry = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
         let (device, point) = (fields.next()?, fields.next()?);
         let options = fields.nth(1).unwrap_or_default();
@@ -10,14 +32,23 @@ pub fn mount_points(text: &str) -> Vec<String> {
             || options.contains("x-systemd.automount");
         let point = normal(&unescaped(point));
         let counts = !device.starts_with('#') && is_mounted && point.len() > 1;
-        counts.then_some(point)
+        counts.then(|| Entry { device: unescaped(device), point, options: unescaped(options) })
     };
-    text.lines().filter_map(point).collect()
+    text.lines().filter_map(entry).collect()
 }
 
 /// Whether a path is a mount point or lies below it.
 pub fn is_below(path: &str, point: &str) -> bool {
     normal(path).strip_prefix(point).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The path from a mount point on: `.` is the point itself.
+pub fn path_below(path: &str, point: &str) -> String {
+    let path = normal(path);
+    match path.strip_prefix(point).map(|rest| rest.trim_start_matches('/')) {
+        None | Some("") => ".".to_owned(),
+        Some(rest) => rest.to_owned(),
+    }
 }
 
 /// A path without empty parts and those that lead nowhere; `none` and the like become empty.
@@ -74,7 +105,20 @@ mod tests {
                     UUID=5 /data xfs noauto,x-systemd.automount\n\
                     /swapfile\n\
                     tmpfs /with\\040space tmpfs\n";
-        assert_eq!(mount_points(text), ["/boot/efi", "/data", "/with space"]);
+        let points: Vec<String> = entries(text).into_iter().map(|entry| entry.point).collect();
+        assert_eq!(points, ["/boot/efi", "/data", "/with space"]);
+    }
+
+    #[test]
+    fn subvolumes_by_name() {
+        let subvolume = |options: &str| {
+            let text = format!("UUID=1 /var btrfs {options} 0 0");
+            entries(&text)[0].subvolume().map(|name| name.map(str::to_owned))
+        };
+        assert_eq!(subvolume("defaults"), Ok(None));
+        assert_eq!(subvolume("noatime,subvol=/@/var"), Ok(Some("/@/var".into())));
+        assert_eq!(subvolume("subvolid=257,subvol=@var"), Ok(Some("@var".into())));
+        assert!(subvolume("subvolid=257").is_err());
     }
 
     #[test]
@@ -89,13 +133,17 @@ mod tests {
         ] {
             assert_eq!(is_below(path, point), below, "{path}");
         }
+        for (path, rest) in [("/var/lib/x", "lib/x"), ("//var//", "."), ("/etc/../var/x", "x")] {
+            assert_eq!(path_below(path, "/var"), rest, "{path}");
+        }
     }
 
     proptest! {
         #[test]
         fn any_text_has_places(text in "\\PC{0,60}|[ /\\\\0-9\n.nova]{0,60}") {
-            for point in mount_points(&text) {
+            for Entry { point, .. } in entries(&text) {
                 prop_assert!(is_below(&point, &point));
+                prop_assert_eq!(path_below(&point, &point), ".");
             }
         }
     }

@@ -11,7 +11,7 @@ use rustix::fs::{FileType, OFlags};
 use serde::Serialize;
 
 use super::super::grow::as_text;
-use super::system::kind_below;
+use super::paths::kind_below;
 use crate::disk::Disk;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::FsKind;
@@ -25,6 +25,9 @@ pub const SUBVOLUMES: [&str; 5] = [".", "@rootfs", "@", "root", "@/.snapshots/1/
 pub struct Place {
     /// The partition's number; `None`: the whole target.
     pub number: Option<u32>,
+    /// A logical volume in that: the names of its group and its own, `vg/root`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logical: Option<String>,
     /// What it holds.
     #[serde(serialize_with = "as_text")]
     pub kind: FsKind,
@@ -32,25 +35,60 @@ pub struct Place {
     pub start_bytes: u64,
     /// Its length.
     pub len_bytes: u64,
+    /// A logical volume whose extents do not lie together; start and length are those of the first.
+    #[serde(skip)]
+    pub is_scattered: bool,
+    /// The filesystem's UUID, as blkid prints it.
+    #[serde(skip)]
+    pub uuid: Option<String>,
+    /// The filesystem's label.
+    #[serde(skip)]
+    pub label: Option<String>,
+    /// The partition's UUID, as blkid prints it.
+    #[serde(skip)]
+    pub part_uuid: Option<String>,
 }
 
 impl Place {
-    pub fn name(&self) -> String {
-        match self.number {
-            Some(number) => format!("partition {number} ({})", self.kind),
-            None => format!("the {}", self.kind),
+    /// A volume of which nothing but its kind and its place is known.
+    pub fn new(number: Option<u32>, kind: FsKind, start_bytes: u64, len_bytes: u64) -> Self {
+        Self {
+            number,
+            logical: None,
+            kind,
+            start_bytes,
+            len_bytes,
+            is_scattered: false,
+            uuid: None,
+            label: None,
+            part_uuid: None,
         }
     }
 
-    fn mount(&self, target: &Disk, access: Access) -> Result<Mounted> {
+    pub fn name(&self) -> String {
+        let Self { logical, number, kind, .. } = self;
+        match (logical, number) {
+            (Some(name), Some(number)) => format!("{name} in partition {number} ({kind})"),
+            (Some(name), None) => format!("{name} ({kind})"),
+            (None, Some(number)) => format!("partition {number} ({kind})"),
+            (None, None) => format!("the {kind}"),
+        }
+    }
+
+    fn can_be_changed(&self) -> bool {
+        mounted::is_mountable(self.kind) && !self.is_scattered
+    }
+
+    /// Mounts it.
+    pub fn mount(&self, target: &Disk, access: Access) -> Result<Mounted> {
         Mounted::new(target, self.start_bytes, self.len_bytes, self.kind, access)
     }
 }
 
 /// The volumes that may hold the system, among all of an image. Refuses where no change could be made.
-pub fn candidates(volumes: Vec<Place>, chosen: Option<u32>) -> Result<Vec<Place>> {
+pub fn candidates(volumes: &[Place], chosen: Option<u32>) -> Result<Vec<Place>> {
     let found = match chosen {
-        Some(number) => vec![named(volumes, number)?],
+        Some(number) => named(volumes, number)?,
         None => unnamed(volumes)?,
     };
     for place in &found {
@@ -64,39 +102,48 @@ pub fn candidates(volumes: Vec<Place>, chosen: Option<u32>) -> Result<Vec<Place>
     Ok(found)
 }
 
-fn named(volumes: Vec<Place>, number: u32) -> Result<Place> {
-    let there = list(&volumes);
-    let Some(place) = volumes.into_iter().find(|place| place.number == Some(number)) else {
+fn named(volumes: &[Place], number: u32) -> Result<Vec<Place>> {
+    let there: Vec<&Place> = volumes.iter().filter(|place| place.number == Some(number)).collect();
+    if there.is_empty() {
         return Err(Error::refused(format!(
-            "there is no partition {number} to change a system in: the image has {there}; nothing was written"
+            "there is no partition {number} to change a system in: the image has {}; nothing was written",
+            list(volumes)
         )));
-    };
-    if mounted::is_mountable(place.kind) {
-        return Ok(place);
     }
-    Err(Error::refused(format!(
-        "a system can be changed in an ext, XFS or btrfs; the image has {there}; nothing was written"
-    )))
+    let found: Vec<Place> = there.into_iter().filter(|p| p.can_be_changed()).cloned().collect();
+    if found.is_empty() {
+        return Err(cannot_hold_a_system(volumes));
+    }
+    Ok(found)
 }
 
-fn unnamed(volumes: Vec<Place>) -> Result<Vec<Place>> {
-    let hides = |place: &Place| {
+fn cannot_hold_a_system(volumes: &[Place]) -> Error {
+    Error::refused(format!(
+        "a system can be changed in an ext, XFS or btrfs, or in a logical volume with one whose extents lie together; the image has {}; \
+         nothing was written",
+        list(volumes)
+    ))
+}
+
+fn unnamed(volumes: &[Place]) -> Result<Vec<Place>> {
+    let hides = |place: &&Place| {
         matches!(place.kind, FsKind::Lvm2 | FsKind::Luks | FsKind::MdRaid | FsKind::Zfs)
+            || (place.is_scattered && mounted::is_mountable(place.kind))
     };
-    if let Some(place) = volumes.iter().find(|place| hides(place)) {
+    if let Some(place) = volumes.iter().find(hides) {
+        let why = match place.is_scattered {
+            true => "its extents do not lie together, so that",
+            false => "in there",
+        };
         return Err(Error::refused(format!(
-            "{} may hold the system, and in there it cannot be changed before the disk can boot; if another partition holds it, \
-             name that by --root-partition; nothing was written",
+            "{} may hold the system, and {why} it cannot be changed before the disk can boot; name the partition that holds the system \
+             by --root-partition if another volume does; nothing was written",
             place.name()
         )));
     }
-    let there = list(&volumes);
-    let found: Vec<Place> =
-        volumes.into_iter().filter(|place| mounted::is_mountable(place.kind)).collect();
+    let found: Vec<Place> = volumes.iter().filter(|p| p.can_be_changed()).cloned().collect();
     if found.is_empty() {
-        return Err(Error::refused(format!(
-            "no filesystem to change a system in: that can be ext, XFS or btrfs, and the image has {there}; nothing was written"
-        )));
+        return Err(cannot_hold_a_system(volumes));
     }
     Ok(found)
 }
@@ -156,7 +203,7 @@ fn folder(mounted: &Mounted, fits: impl Fn(&OwnedFd) -> bool) -> Result<Option<O
     let top = mounted.open_root()?;
     for name in SUBVOLUMES {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let found = match super::system::resolve(&top, name, flags) {
+        let found = match super::paths::resolve(&top, name, flags) {
             Ok(found) => found,
             Err(_) if name != "." => continue,
             Err(e) => {
@@ -183,7 +230,7 @@ mod tests {
     use super::*;
 
     fn place(number: u32, kind: FsKind) -> Place {
-        Place { number: Some(number), kind, start_bytes: 0, len_bytes: 1 }
+        Place::new(Some(number), kind, 0, 1)
     }
 
     #[test]
@@ -204,7 +251,7 @@ mod tests {
             (vec![place(1, FsKind::Luks)], Some(1), "ext, XFS or btrfs"),
             (vec![place(1, FsKind::Ext4)], Some(2), "no partition 2"),
         ] {
-            let error = candidates(volumes, chosen).unwrap_err();
+            let error = candidates(&volumes, chosen).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Refused);
             assert!(error.to_string().contains(words), "{error}");
         }

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,6 @@ use rustix::fs::MemfdFlags;
 
 use crate::disk::Disk;
 use crate::error::{Error, IoContext, Result};
-use crate::mounted::Mounted;
 use crate::progress::Progress;
 
 /// How long a script may take unless the job says otherwise: enough to rebuild an initramfs on a slow machine.
@@ -38,17 +38,26 @@ const LAST_LINES: usize = 5;
 /// Lines that wait to be logged.
 const QUEUE: usize = 64;
 
-/// Runs a script in the system whose folder this is.
+/// What a script has as its root.
+#[derive(Debug)]
+pub struct Tree<'a> {
+    /// The mount of the system's root filesystem.
+    pub mount: &'a OwnedFd,
+    /// The system's folder in it.
+    pub folder: &'a OwnedFd,
+    /// What its `fstab` mounts over that, in the order in which it has to be done, and where.
+    pub others: &'a [(String, Rc<OwnedFd>)],
+}
+
+/// Runs a script in a system.
 pub fn run(
-    mounted: &Mounted,
-    folder: &OwnedFd,
+    tree: &Tree<'_>,
     script: &Content,
     limit: Duration,
     target: &Disk,
     progress: &Progress,
 ) -> Result<()> {
-    let child = start(mounted, folder, script, target)
-        .internal(|| "starting the post-script".to_owned())?;
+    let child = start(tree, script, target).internal(|| "starting the post-script".to_owned())?;
     let mut script = Running { child };
     let (sender, lines) = mpsc::sync_channel(QUEUE);
     // They end with their pipes, or with their first line after `lines` is gone.
@@ -99,18 +108,15 @@ fn in_time(start: Instant, limit: Duration) -> Result<()> {
     Err(Error::new(ErrorKind::Refused, message))
 }
 
-fn start(
-    mounted: &Mounted,
-    folder: &OwnedFd,
-    script: &Content,
-    target: &Disk,
-) -> std::io::Result<Child> {
+fn start(tree: &Tree<'_>, script: &Content, target: &Disk) -> std::io::Result<Child> {
     // Its offset stays at the end, so that a script which reads its standard input finds nothing there.
     let mut file = File::from(rustix::fs::memfd_create("post-script", MemfdFlags::CLOEXEC)?);
     file.write_all(script.bytes())?;
     let ours = |fd: &OwnedFd| format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
+    let others = tree.others.iter().map(|(point, mount)| format!("{}:{point}", ours(mount)));
     Command::new("/proc/self/exe")
-        .args(["in-system", &ours(mounted.mount()), &ours(folder)])
+        .args(["in-system", &ours(tree.mount), &ours(tree.folder)])
+        .args(others)
         .env_clear()
         .envs([
             ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),

@@ -19,7 +19,7 @@ const STATE: [&str; 4] = [
 ];
 
 /// Puts the seed there and makes cloud-init take the next start for the first.
-pub fn plant(system: &mut System, seed: &CloudInitSeed) -> Result<()> {
+pub fn plant(system: &mut System<'_>, seed: &CloudInitSeed) -> Result<()> {
     for path in STATE {
         system.remove(path)?;
     }

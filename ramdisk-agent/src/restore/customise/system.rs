@@ -2,46 +2,70 @@
 //!
 //! Every path is resolved by the kernel inside of the system's root folder (`openat2` with `RESOLVE_IN_ROOT`): symbolic links,
 //! absolute ones and `..` included, lead nowhere else, and neither do the magic links of a `/proc`. A link at the path itself is
-//! replaced or removed, never followed. What is read must be a regular file within a limit. A file is replaced whole or not at all:
-//! written beside it, flushed, and renamed over it, with the owner, the mode and the labels of what was there.
+//! replaced or removed, never followed. What is read must be a regular file within a limit.
 //!
-//! Paths are absolute ones of the restored system. What its `fstab` mounts over a path is not looked for: a change beneath it
-//! would not be seen, and is refused.
+//! Paths are absolute ones of the restored system. What its `fstab` mounts over its root is looked for where it is
+//! ([`super::volumes`]); links there must stay in their filesystem, and a link that leads from one into another is refused, as is what
+//! lies in a filesystem that is out of reach: a change in the folder beneath it would not be seen.
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
 
 use agent_api::{ErrorKind, FileAction, FileChange};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::fstab;
+use super::paths::{entry, file_type, kind_below, names_in, resolve, resolve_beneath};
+use super::replaced::{inherit_label, replace};
+use super::volumes::{Others, Over, Volumes};
 use crate::error::{Error, IoContext, Result};
 
-/// How often a path is resolved again when something was renamed or mounted on this machine meanwhile (`openat2(2)`, EAGAIN).
-const RESOLVE_ATTEMPTS: u32 = 1000;
 /// A configuration file is a few kilobytes.
 pub const MAX_READ: u64 = 1 << 20;
 /// How many files one removal may take away, and how deep folders may lie.
 const MAX_REMOVED: usize = 4096;
 const MAX_DEPTH: usize = 16;
-/// The most that Linux lets a list of attributes or a value have.
-const MAX_XATTR: usize = 64 << 10;
 
-/// A new file, where none is replaced.
-const NEW_FILE: Mode = Mode::from_raw_mode(0o644);
 const NEW_FOLDER: Mode = Mode::from_raw_mode(0o755);
 
 /// The system in a mounted filesystem.
 #[derive(Debug)]
-pub struct System {
-    root: OwnedFd,
-    /// Where its fstab mounts other filesystems.
-    mount_points: Vec<String>,
+pub struct System<'a> {
+    root: Rc<OwnedFd>,
+    others: Others<'a>,
     done: Done,
+}
+
+/// A path, and the folder of a filesystem that it begins in.
+#[derive(Debug)]
+struct Spot {
+    top: Rc<OwnedFd>,
+    is_root: bool,
+    path: String,
+}
+
+impl Spot {
+    /// Opens what is there, if anything is.
+    fn open(&self, flags: OFlags, doing: impl Fn() -> String) -> Result<Option<OwnedFd>> {
+        let opened = match self.is_root {
+            true => resolve(&self.top, &self.path, flags),
+            false => resolve_beneath(&self.top, &self.path, flags),
+        };
+        match opened {
+            Ok(file) => Ok(Some(file)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(Errno::XDEV) => Err(refused(format!(
+                "{}: a link there leads out of its filesystem; give the path that it leads to",
+                doing()
+            ))),
+            Err(e) => Err(io::Error::from(e)).on_disk(doing),
+        }
+    }
 }
 
 /// What was done with a system.
@@ -53,19 +77,19 @@ pub struct Done {
     pub notes: Vec<String>,
 }
 
-impl System {
-    /// The system whose root folder this is.
-    pub fn new(root: OwnedFd) -> Result<Self> {
-        let mut system = Self { root, mount_points: Vec::new(), done: Done::default() };
-        if let Some(text) = system.read("/etc/fstab")? {
-            system.mount_points = fstab::mount_points(&String::from_utf8_lossy(&text));
-        }
+impl<'a> System<'a> {
+    /// The system whose root folder this is, on these volumes; without any there are only the files below that folder.
+    pub fn new(root: OwnedFd, volumes: Option<Volumes<'a>>) -> Result<Self> {
+        let (root, done) = (Rc::new(root), Done::default());
+        let mut system = Self { root, others: Others::new(None, ""), done };
+        let text = system.read("/etc/fstab")?.unwrap_or_default();
+        system.others = Others::new(volumes, &String::from_utf8_lossy(&text));
         Ok(system)
     }
 
-    /// What was done so far.
-    pub fn into_done(self) -> Done {
-        self.done
+    /// What was done, and the volumes that it was done on.
+    pub fn finish(self) -> (Done, Option<Volumes<'a>>) {
+        (self.done, self.others.into_volumes())
     }
 
     /// Its root folder.
@@ -73,32 +97,45 @@ impl System {
         &self.root
     }
 
+    /// The filesystems that it is on.
+    pub fn others(&mut self) -> &mut Others<'a> {
+        &mut self.others
+    }
+
     /// Something that whoever asked should know.
     pub fn note(&mut self, text: &str) {
         self.done.notes.push(text.to_owned());
     }
 
-    /// Whether anything lies at a path.
+    /// Whether anything lies at a path of the root filesystem.
     pub fn is_there(&self, path: &str) -> bool {
-        kind_below(&self.root, path).is_some()
+        kind_below(&*self.root, path).is_some()
+    }
+
+    /// Where the filesystem is mounted that has a path, if that one is out of reach.
+    pub fn hidden_by(&mut self, path: &str) -> Result<Option<String>> {
+        Ok(match self.others.over(path)? {
+            Over::OutOfReach(point, _) => Some(point),
+            Over::Root | Over::Mounted(..) => None,
+        })
     }
 
     /// What lies at a path itself, be it a link; `None` if nothing does.
-    pub fn link_kind(&self, path: &str) -> Option<FileType> {
-        let found = resolve(&self.root, path, OFlags::PATH | OFlags::NOFOLLOW).ok()?;
-        Some(file_type(&rustix::fs::fstat(found).ok()?))
+    pub fn link_kind(&mut self, path: &str) -> Result<Option<FileType>> {
+        let doing = || format!("looking at {path}");
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let Some(found) = self.spot(path)?.open(flags, doing)? else { return Ok(None) };
+        let stat = rustix::fs::fstat(found).map_err(io::Error::from).on_disk(doing)?;
+        Ok(Some(file_type(&stat)))
     }
 
     /// The content of a file; `None` if it does not exist.
-    pub fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
+    pub fn read(&mut self, path: &str) -> Result<Option<Vec<u8>>> {
         let doing = || format!("reading {path}");
         // Without NONBLOCK a pipe in place of the file would wait for somebody to write to it.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let file = match resolve(&self.root, path, flags) {
-            Ok(file) => File::from(file),
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-            Err(e) => return Err(io::Error::from(e)).on_disk(doing),
-        };
+        let Some(file) = self.spot(path)?.open(flags, doing)? else { return Ok(None) };
+        let file = File::from(file);
         if !file.metadata().on_disk(doing)?.is_file() {
             return Err(refused(format!("{path} is no regular file")));
         }
@@ -112,9 +149,10 @@ impl System {
 
     /// Writes a file, with its folders. With no mode it gets that of what it replaces, or that of most files.
     pub fn write(&mut self, path: &str, content: &[u8], mode: Option<Mode>) -> Result<()> {
-        self.refuse_hidden(path)?;
         let (folder, name) = split(path)?;
+        self.refuse_mount_point(path)?;
         let parent = self.make_folders(folder)?;
+        self.refuse_elsewhere(&parent, path)?;
         let old = entry(&parent, name).on_disk(|| format!("looking at {path}"))?;
         if old.as_ref().is_some_and(|stat| file_type(stat) == FileType::Directory) {
             return Err(refused(format!("{path} is a folder")));
@@ -127,10 +165,11 @@ impl System {
 
     /// Removes a file or a link, or a folder with all that is in it. What is not there is no error.
     pub fn remove(&mut self, path: &str) -> Result<()> {
-        self.refuse_hidden(path)?;
         let (folder, name) = split(path)?;
+        self.refuse_mount_point(path)?;
         let doing = || format!("removing {path}");
-        let Some(parent) = self.folder(folder).on_disk(doing)? else { return Ok(()) };
+        let Some(parent) = self.folder(folder)? else { return Ok(()) };
+        self.refuse_elsewhere(&parent, path)?;
         let Some(stat) = entry(&parent, name).on_disk(doing)? else { return Ok(()) };
         if file_type(&stat) == FileType::Directory {
             self.remove_folder(&parent, name, path, 0)?;
@@ -144,10 +183,9 @@ impl System {
     }
 
     /// The names in a folder, sorted; none if it does not exist.
-    pub fn names(&self, path: &str) -> Result<Vec<String>> {
-        let doing = || format!("looking into {path}");
-        let Some(folder) = self.folder(path).on_disk(doing)? else { return Ok(Vec::new()) };
-        let names = names_in(&folder).on_disk(doing)?;
+    pub fn names(&mut self, path: &str) -> Result<Vec<String>> {
+        let Some(folder) = self.folder(path)? else { return Ok(Vec::new()) };
+        let names = names_in(&folder).on_disk(|| format!("looking into {path}"))?;
         // What is no text has no name that anybody here looks for.
         Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect())
     }
@@ -190,50 +228,78 @@ impl System {
         Ok(())
     }
 
-    /// A folder, if it exists.
-    fn folder(&self, path: &str) -> io::Result<Option<OwnedFd>> {
-        match resolve(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
-            Ok(folder) => Ok(Some(folder)),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(e) => Err(e.into()),
+    /// Where a path begins. Refuses one in a filesystem that is out of reach.
+    fn spot(&mut self, path: &str) -> Result<Spot> {
+        match self.others.over(path)? {
+            Over::Root => {
+                Ok(Spot { top: Rc::clone(&self.root), is_root: true, path: path.to_owned() })
+            }
+            Over::Mounted(top, path) => Ok(Spot { top, is_root: false, path }),
+            Over::OutOfReach(point, why) => Err(refused(format!(
+                "{path} would not be seen in the restored system: its fstab mounts another filesystem on {point}, and that cannot be \
+                 changed here: {why}"
+            ))),
         }
+    }
+
+    /// A folder, if it exists.
+    fn folder(&mut self, path: &str) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        self.spot(path)?.open(flags, || format!("opening the folder {path}"))
     }
 
     /// A folder, made with those above it where it does not exist.
     fn make_folders(&mut self, path: &str) -> Result<OwnedFd> {
         let doing = || format!("making the folder {path}");
-        if let Some(folder) = self.folder(path).on_disk(doing)? {
+        if let Some(folder) = self.folder(path)? {
             return Ok(folder);
         }
         let (above, name) = split(path)?;
         let parent = self.make_folders(above)?;
+        self.refuse_elsewhere(&parent, path)?;
         if entry(&parent, name).on_disk(doing)?.is_some() {
             return Err(refused(format!("{path} is no folder")));
         }
-        let made = rustix::fs::mkdirat(&parent, name, NEW_FOLDER)
-            .and_then(|()| self.resolve_made(path))
-            .and_then(|folder| {
-                // The mode is not for the umask of this process to say.
-                rustix::fs::fchmod(&folder, NEW_FOLDER)?;
-                inherit_label(&folder, &parent)?;
-                rustix::fs::fsync(&parent)?;
-                Ok(folder)
-            });
-        let folder = made.map_err(io::Error::from).on_disk(doing)?;
+        rustix::fs::mkdirat(&parent, name, NEW_FOLDER).map_err(io::Error::from).on_disk(doing)?;
+        let gone =
+            || Error::new(ErrorKind::Internal, format!("the new folder {path} is not there"));
+        let folder = self.folder(path)?.ok_or_else(gone)?;
+        // The mode is not for the umask of this process to say.
+        let made = rustix::fs::fchmod(&folder, NEW_FOLDER)
+            .and_then(|()| inherit_label(&folder, &parent))
+            .and_then(|()| rustix::fs::fsync(&parent));
+        made.map_err(io::Error::from).on_disk(doing)?;
         self.record(&format!("{path}/"), FileAction::Created);
         Ok(folder)
     }
 
-    fn resolve_made(&self, path: &str) -> rustix::io::Result<OwnedFd> {
-        resolve(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)
+    /// Refuses to put something in place of what another filesystem is mounted on, or to take that away.
+    fn refuse_mount_point(&mut self, path: &str) -> Result<()> {
+        // What is out of reach is refused by its whole path.
+        self.spot(path)?;
+        match self.others.point_over(path) {
+            Some(point) if fstab::path_below(path, point) == "." => Err(refused(format!(
+                "{path} would not be seen in the restored system: its fstab mounts another filesystem on {point}"
+            ))),
+            _ => Ok(()),
+        }
     }
 
-    fn refuse_hidden(&self, path: &str) -> Result<()> {
-        match self.mount_points.iter().find(|point| fstab::is_below(path, point)) {
-            None => Ok(()),
-            Some(point) => Err(refused(format!(
-                "{path} would not be seen in the restored system: its fstab mounts another filesystem on {point}, and only its \
-                 root filesystem is changed"
+    /// Refuses what links lead to another place for than where the path says that it is, if that place is in another filesystem when
+    /// the system runs.
+    fn refuse_elsewhere(&mut self, folder: &OwnedFd, path: &str) -> Result<()> {
+        let top = self.spot(path)?.top;
+        let doing = || format!("asking where the folder of {path} is");
+        let (top, folder) = (real_path(&top).on_disk(doing)?, real_path(folder).on_disk(doing)?);
+        let outside = || refused(format!("the folder of {path} is nowhere in its filesystem"));
+        let inside = folder.strip_prefix(top.trim_end_matches('/')).ok_or_else(outside)?;
+        let point = self.others.point_over(path).unwrap_or_default();
+        let real = format!("{point}{inside}");
+        match self.others.point_over(&real).unwrap_or_default() {
+            there if there == point => Ok(()),
+            there => Err(refused(format!(
+                "{path} would not be seen in the restored system: a link leads it to {real}, and its fstab mounts another filesystem \
+                 on {there}; give the path that it leads to"
             ))),
         }
     }
@@ -243,23 +309,11 @@ impl System {
     }
 }
 
-/// What lies at a path below a folder, if anything does; links are followed, below that folder.
-pub fn kind_below(root: impl AsFd, path: &str) -> Option<FileType> {
-    let found = resolve(root, path, OFlags::PATH).ok()?;
-    Some(file_type(&rustix::fs::fstat(found).ok()?))
-}
-
-/// Opens a path below a folder, and nothing that is not below it.
-pub fn resolve(root: impl AsFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let flags = flags | OFlags::CLOEXEC;
-    let mut attempts = RESOLVE_ATTEMPTS;
-    loop {
-        match rustix::fs::openat2(root.as_fd(), path, flags, Mode::empty(), within) {
-            Err(Errno::AGAIN | Errno::INTR) if attempts > 0 => attempts -= 1,
-            result => return result,
-        }
-    }
+/// The kernel's path of an open folder, from the root of its mount on.
+fn real_path(folder: &OwnedFd) -> io::Result<String> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()))?;
+    // What is no text is below no mount point of a text.
+    Ok(path.to_string_lossy().into_owned())
 }
 
 fn refused(why: String) -> Error {
@@ -276,113 +330,6 @@ fn split(path: &str) -> Result<(&str, &OsStr)> {
     }
 }
 
-fn file_type(stat: &Stat) -> FileType {
-    FileType::from_raw_mode(stat.st_mode)
-}
-
-/// What a folder has under a name, links not followed.
-fn entry(folder: &OwnedFd, name: &OsStr) -> io::Result<Option<Stat>> {
-    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// The names in a folder, sorted.
-pub fn names_in(folder: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
-    let mut buffer = Vec::with_capacity(8 << 10);
-    let mut names = Vec::new();
-    let mut entries = RawDir::new(folder, buffer.spare_capacity_mut());
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(name.to_vec());
-        }
-        if names.len() > MAX_REMOVED {
-            return Err(io::Error::other(format!("it holds more than {MAX_REMOVED} files")));
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// Puts a file beside its place, complete and flushed, and then in its place.
-fn replace(
-    folder: &OwnedFd,
-    name: &OsStr,
-    content: &[u8],
-    mode: Option<Mode>,
-    old: Option<&Stat>,
-) -> io::Result<()> {
-    let beside = format!(".imprint-{}", uuid::Uuid::new_v4().simple());
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(folder, &beside, flags, Mode::RUSR | Mode::WUSR)?;
-    let mut file = File::from(file);
-    let put = || -> io::Result<()> {
-        file.write_all(content)?;
-        let old = old.filter(|stat| file_type(stat) == FileType::RegularFile);
-        if let Some(stat) = old {
-            let owner = rustix::fs::Uid::from_raw(stat.st_uid);
-            let group = rustix::fs::Gid::from_raw(stat.st_gid);
-            rustix::fs::fchown(&file, Some(owner), Some(group))?;
-        }
-        let kept = old.map(|stat| Mode::from_raw_mode(stat.st_mode));
-        rustix::fs::fchmod(&file, mode.or(kept).unwrap_or(NEW_FILE))?;
-        if old.is_some() {
-            keep_attributes(&file, folder, name, mode.is_none())?;
-        } else {
-            inherit_label(&file, folder)?;
-        }
-        file.sync_all()?;
-        rustix::fs::renameat(folder, &beside, folder, name)?;
-        Ok(rustix::fs::fsync(folder)?)
-    };
-    let done = { put }();
-    if done.is_err() {
-        // The error is what matters; the restore fails, and with it goes whatever is left here.
-        let _ = rustix::fs::unlinkat(folder, &beside, AtFlags::empty());
-    }
-    done
-}
-
-/// The label that a security module knows a file by.
-const LABELS: [&str; 2] = ["security.selinux", "security.SMACK64"];
-const ACL: &str = "system.posix_acl_access";
-
-/// Gives a file the attributes of the one that it replaces, but for those that vouch for the old content.
-fn keep_attributes(file: &File, folder: &OwnedFd, name: &OsStr, with_acl: bool) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let old = rustix::fs::openat(folder, name, flags, Mode::empty())?;
-    let mut list = vec![0_u8; MAX_XATTR];
-    let len = match rustix::fs::flistxattr(&old, &mut list[..]) {
-        Err(Errno::OPNOTSUPP) => return Ok(()),
-        len => len?,
-    };
-    let names = list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    for name in names.filter_map(|name| std::str::from_utf8(name).ok()) {
-        if LABELS.contains(&name) || name.starts_with("user.") || (with_acl && name == ACL) {
-            copy_attribute(&old, file, name)?;
-        }
-    }
-    Ok(())
-}
-
-/// A new file gets the label of the folder that it is in, as most do.
-fn inherit_label(file: impl AsFd, folder: &OwnedFd) -> rustix::io::Result<()> {
-    LABELS.iter().try_for_each(|name| match copy_attribute(folder, file.as_fd(), name) {
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-        copied => copied,
-    })
-}
-
-fn copy_attribute(from: impl AsFd, to: impl AsFd, name: &str) -> rustix::io::Result<()> {
-    let mut value = vec![0_u8; MAX_XATTR];
-    let len = rustix::fs::fgetxattr(from, name, &mut value[..])?;
-    rustix::fs::fsetxattr(to, name, &value[..len], XattrFlags::empty())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -390,8 +337,8 @@ mod tests {
 
     use super::*;
 
-    fn system(at: &std::path::Path) -> System {
-        System::new(File::open(at).unwrap().into()).unwrap()
+    fn system(at: &std::path::Path) -> System<'static> {
+        System::new(File::open(at).unwrap().into(), None).unwrap()
     }
 
     #[test]
@@ -420,7 +367,7 @@ mod tests {
         for bad in ["etc/x", "/etc/", "/etc/..", "/", ""] {
             assert!(system.write(bad, b"", None).is_err(), "{bad}");
         }
-        let changes = system.into_done().files;
+        let changes = system.finish().0.files;
         let text: Vec<_> =
             changes.iter().map(|c| format!("{} {}", c.action.as_str(), c.path)).collect();
         assert_eq!(
@@ -477,7 +424,7 @@ mod tests {
         let pipe = dir.path().join("etc/hosts");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
             .unwrap();
-        let system = system(dir.path());
+        let mut system = system(dir.path());
         for path in ["/etc/hosts", "/etc"] {
             assert!(system.read(path).unwrap_err().to_string().contains("no regular file"));
         }

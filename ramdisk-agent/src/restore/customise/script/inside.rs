@@ -27,9 +27,9 @@ const NOT_STARTED: u8 = 126;
 const SCRIPT: &str = "/proc/self/fd/0";
 
 /// Runs the script that is the standard input in the system whose root folder is `folder`, in the filesystem that `mount` is; both are paths of
-/// open descriptors. The exit code.
-pub fn main(mount: &str, folder: &str) -> u8 {
-    match run(mount, folder) {
+/// open descriptors. `others` are what is mounted over it, each as the path of a descriptor, a colon and the place. The exit code.
+pub fn main(mount: &str, folder: &str, others: &[String]) -> u8 {
+    match run(mount, folder, others) {
         Ok(code) => code,
         Err((doing, error)) => {
             eprintln!("the script could not be run: {doing}: {error}");
@@ -79,13 +79,13 @@ impl Script {
 
 type Failed = (&'static str, io::Error);
 
-fn run(mount: &str, folder: &str) -> Result<u8, Failed> {
+fn run(mount: &str, folder: &str, others: &[String]) -> Result<u8, Failed> {
     let doing = |doing: &'static str| move |e: io::Error| (doing, e);
     // In front of the namespaces: a process has no new threads where its children are in another one.
     let script = Script::to_end_with_us().map_err(doing("installing a signal handler"))?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)
         .map_err(|e| ("asking for a signal at the agent's end", e.into()))?;
-    enter(mount, folder).map_err(doing("entering the restored system"))?;
+    enter(mount, folder, others).map_err(doing("entering the restored system"))?;
     let mut child = Command::new(SCRIPT).spawn().map_err(doing("starting it"))?;
     script.has_started(child.id());
     let status = child.wait().map_err(doing("waiting for it"))?;
@@ -95,11 +95,16 @@ fn run(mount: &str, folder: &str) -> Result<u8, Failed> {
     Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
 }
 
-fn enter(mount: &str, folder: &str) -> io::Result<()> {
+fn enter(mount: &str, folder: &str, others: &[String]) -> io::Result<()> {
     let open = |path: &str| {
         rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
     };
     let (mount, folder) = (open(mount)?, open(folder)?);
+    let others = others.iter().map(|other| {
+        let (path, at) = other.split_once(':').unwrap_or((other, "/"));
+        Ok((open(path)?, at))
+    });
+    let others = others.collect::<io::Result<Vec<_>>>()?;
     // Processes that are started from now on are in the new namespace of processes, the first as its init.
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUTS)?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -123,6 +128,12 @@ fn enter(mount: &str, folder: &str) -> io::Result<()> {
     attach(&mount, "/")?;
     rustix::process::fchdir(&folder)?;
     rustix::process::chroot(".")?;
+    for (tree, at) in &others {
+        if let Err(e) = attach(tree, at) {
+            // A system makes the folder when it starts; here nothing is made that nobody asked for.
+            eprintln!("{at} is not mounted for the script: {}", io::Error::from(e));
+        }
+    }
     for tree in trees {
         let (path, tree) = tree.map_err(|e: rustix::io::Errno| io::Error::from(e))?;
         attach(&tree, path).map_err(|e| {
