@@ -1,6 +1,6 @@
 //! Where things are: the checkout, and the folders under its target folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -32,6 +32,16 @@ pub fn artifacts() -> PathBuf {
     target().join("imprint")
 }
 
+/// How many bytes are free where a folder is.
+///
+/// # Errors
+/// If it does not exist.
+pub fn free_bytes(folder: &Path) -> Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(folder)
+        .with_context(|| format!("asking how much room {} has", folder.display()))?;
+    Ok(stat.blocks_available() * stat.fragment_size())
+}
+
 /// Refuses to begin what would end in the middle for want of room under [`cache`].
 ///
 /// # Errors
@@ -39,9 +49,7 @@ pub fn artifacts() -> PathBuf {
 pub fn ensure_room(bytes: u64) -> Result<()> {
     let folder = cache();
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let stat = nix::sys::statvfs::statvfs(&folder)
-        .with_context(|| format!("asking how much room {} has", folder.display()))?;
-    let free = stat.blocks_available() * stat.fragment_size();
+    let free = free_bytes(&folder)?;
     ensure!(
         free >= bytes,
         "{} MiB are free at {}, and its machines' disks take {} MiB: make room, or set CARGO_TARGET_DIR to a folder that has it",

@@ -198,12 +198,15 @@ fn steps() -> Vec<Step> {
         Step { part, command }
     };
     let nextest = has("nextest");
-    let tests = |what: &str| match (nextest, what) {
+    let tests = |what: &str| {
+        match (nextest, what) {
         (true, "lab") => "nextest run -p tests --test lab".to_owned(),
-        (true, _) => "nextest run --workspace -E not(binary_id(tests::lab))".to_owned(),
+        (true, "maps") => "nextest run -p ramdisk-agent --test used_block_maps".to_owned(),
+        (true, _) => "nextest run --workspace -E not(binary_id(tests::lab)+binary_id(ramdisk-agent::used_block_maps))".to_owned(),
         // Without nextest each test of a machine would run beside the others.
         (false, "lab") => "test -p tests --test lab -- --test-threads=1".to_owned(),
         (false, _) => "test --workspace --lib --bins".to_owned(),
+    }
     };
     let mut steps = vec![
         step(Part::Checks, "fmt --check"),
@@ -222,7 +225,9 @@ fn steps() -> Vec<Step> {
         steps.push(step(Part::Checks, "deny --log-level error check"));
     }
     steps.push(step(Part::Unit, &tests("unit")));
-    if !nextest {
+    if nextest {
+        steps.push(in_memory(step(Part::Unit, &tests("maps"))));
+    } else {
         // Servers and namespaces belong to a process: these run one after the other.
         for test in INTEGRATION {
             steps.push(step(Part::Unit, &format!("test {test} -- --test-threads=1")));
@@ -231,6 +236,20 @@ fn steps() -> Vec<Step> {
     steps.push(step(Part::Unit, "test --workspace --doc --quiet"));
     steps.push(step(Part::Lab, &tests("lab")));
     steps
+}
+
+/// A tmpfs that most machines have, and how much of it has to be free: twice what the maps' tests need.
+const MEMORY: &str = "/dev/shm";
+const MEMORY_BYTES: u64 = 4 << 30;
+
+/// A step whose temporary files are in memory if there is enough of it and nobody said where else: the filesystems that the maps' tests make
+/// and fill with noise are read and written all the time.
+fn in_memory(mut step: Step) -> Step {
+    let is_free = project::free_bytes(Path::new(MEMORY)).is_ok_and(|free| free >= MEMORY_BYTES);
+    if is_free && std::env::var_os("TMPDIR").is_none() {
+        step.command.env("TMPDIR", MEMORY);
+    }
+    step
 }
 
 /// Test programs beside the unit tests.
