@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use axum_server::Handle;
-use axum_server::accept::DefaultAcceptor;
+use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -206,7 +206,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let https_handle = Handle::new();
     let http_task = {
         let mut server = axum_server::from_tcp(http)?
-            .acceptor(DefaultAcceptor::new())
+            .acceptor(NoDelayAcceptor::new())
             .handle(http_handle.clone());
         server
             .http_builder()
@@ -219,7 +219,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     };
     let https_task = {
         let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(Arc::clone(&identity.server)))
-            .handshake_timeout(SLOW_CLIENT);
+            .handshake_timeout(SLOW_CLIENT)
+            // An answer's last segment would wait for the client to acknowledge the others, which it does when it has the answer.
+            .acceptor(NoDelayAcceptor::new());
         let mut server =
             axum_server::from_tcp(https)?.acceptor(acceptor).handle(https_handle.clone());
         server
