@@ -1,7 +1,11 @@
 //! Sorted lists of byte ranges: what of a disk or a volume is used.
 //!
 //! Ranges are disjoint, not empty and not adjacent (neighbours are joined), so that two lists are equal when they mean the same
-//! bytes. Memory grows with the number of fragments, never with the size of the disk.
+//! bytes. Memory grows with the number of fragments, never with the size of the disk, and what is to be kept has a limit to that
+//! number ([`Extents::push_coarsely`]).
+
+/// How many ranges a volume's map, or a disk's, has at most: 16 MiB of them. A bitmap of some MiB could make a hundred million.
+pub const MAX_PIECES: usize = 1 << 20;
 
 /// A range of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +57,40 @@ impl Extents {
         }
     }
 
+    /// Adds a range as [`Extents::push`] does, and keeps the list at [`MAX_PIECES`] by closing its smallest gaps: fit for what is to
+    /// be kept, of which more is as good.
+    pub fn push_coarsely(&mut self, start: u64, len: u64) {
+        self.push(start, len);
+        if self.0.len() > MAX_PIECES {
+            // Half at once, so that the next so many are cheap.
+            self.close_gaps(MAX_PIECES / 2);
+        }
+    }
+
+    /// Closes the smallest gaps between ranges until there are at most `most` ranges.
+    pub fn close_gaps(&mut self, most: usize) {
+        let most = most.max(1);
+        let Some(surplus) = self.0.len().checked_sub(most).filter(|surplus| *surplus > 0) else {
+            return;
+        };
+        let mut gaps: Vec<u64> =
+            self.0.windows(2).map(|pair| pair[1].start - pair[0].end()).collect();
+        let (smaller, threshold, _) = gaps.select_nth_unstable(surplus - 1);
+        let threshold = *threshold;
+        // Of those that are just as long, as many as are needed.
+        let mut equal = surplus - smaller.iter().filter(|gap| **gap < threshold).count();
+        self.0.dedup_by(|next, last| {
+            let gap = next.start - last.end();
+            let close = gap < threshold || (gap == threshold && equal > 0);
+            if close {
+                equal -= usize::from(gap == threshold);
+                last.len = next.end() - last.start;
+            }
+            close
+        });
+        self.0.shrink_to(MAX_PIECES);
+    }
+
     /// Adds a range anywhere.
     pub fn insert(&mut self, start: u64, len: u64) {
         if len == 0 {
@@ -73,7 +111,7 @@ impl Extents {
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         let (mut a, mut b) = (self.0.iter().peekable(), other.0.iter().peekable());
-        let mut out = Self::new();
+        let mut out = Self(Vec::with_capacity(self.len() + other.len()));
         loop {
             let next = match (a.peek(), b.peek()) {
                 (Some(x), Some(y)) if x.start <= y.start => a.next(),
@@ -209,7 +247,40 @@ mod tests {
         extents.iter().all(|e| e.len > 0) && extents.0.windows(2).all(|w| w[0].end() < w[1].start)
     }
 
+    #[test]
+    fn a_list_of_what_is_kept_has_a_limit() {
+        let mut extents = Extents::new();
+        let count = 3 * MAX_PIECES as u64;
+        for i in 0..count {
+            // Every hundredth gap is a large one.
+            extents.push_coarsely(i * 8192 + i / 100 * (1 << 20), 4096);
+            assert!(extents.len() <= MAX_PIECES);
+        }
+        for i in (0..count).step_by(1001) {
+            assert!(extents.contains_range(i * 8192 + i / 100 * (1 << 20), 4096));
+        }
+        // The large ones are still there.
+        assert!(extents.total_bytes() <= count * 8192);
+    }
+
     proptest! {
+        #[test]
+        fn the_smallest_gaps_are_closed(list in list(), most in 1..20_usize) {
+            let (before, model) = build(&list);
+            let mut after = before.clone();
+            after.close_gaps(most);
+            prop_assert!(well_formed(&after));
+            prop_assert_eq!(after.len(), before.len().min(most));
+            prop_assert!(before.subtract(&after).is_empty());
+            // What was added is as little as can be.
+            let mut gaps: Vec<u64> =
+                before.0.windows(2).map(|pair| pair[1].start - pair[0].end()).collect();
+            gaps.sort_unstable();
+            let least: u64 = gaps.iter().take(before.len() - after.len()).sum();
+            let used = model.iter().filter(|byte| **byte).count() as u64;
+            prop_assert_eq!(after.total_bytes(), used + least);
+        }
+
         #[test]
         fn every_operation_matches_a_bitmap(a in list(), b in list(), start in 0..150_u64, len in 0..50_u64) {
             let ((a, ma), (b, mb)) = (build(&a), build(&b));

@@ -15,6 +15,7 @@ mod lvm2;
 mod ntfs;
 mod sectors;
 mod swap;
+mod tally;
 mod xfs;
 
 pub(crate) use lvm2::{Linear, Mapped, logical_volumes};

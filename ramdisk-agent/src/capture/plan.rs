@@ -11,7 +11,7 @@ use super::logical::PlannedLogicalVolume;
 use crate::damage;
 use crate::disk::{Disk, Unreadable};
 use crate::error::{Error, Result};
-use crate::extents::{Extent, Extents};
+use crate::extents::{Extent, Extents, MAX_PIECES};
 use crate::fs::{self, Clean, FsKind, Taken, VolumeMap};
 use crate::run::size;
 use crate::table::{self, Partition, Table, TableKind, TableOutcome};
@@ -135,6 +135,7 @@ pub fn make(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
         let mapped = map.used.shifted(start);
         volumes.push(planned(partition, start, volume_len, map));
         used = used.union(&mapped);
+        used.close_gaps(MAX_PIECES);
     }
     check_clean(&path.to_string(), &dirty)?;
     if zeroed.contains_range(0, 1) {

@@ -24,8 +24,6 @@ use directory::Root;
 
 /// Allocation bitmap and directories are read in pieces of this size.
 const READ_LEN: u64 = 64 << 10;
-/// More pieces than this are not remembered: 64 MiB of them. A bitmap of some MiB could have a hundred million.
-const MAX_MARKED: usize = 4 << 20;
 
 /// The map of a volume whose first sector says that it is an exFAT.
 pub fn map(src: &mut (impl Read + Seek), len_bytes: u64, found: Found) -> io::Result<VolumeMap> {
@@ -46,17 +44,15 @@ fn used(
     let bitmap = fat
         .chain(src, root.bitmap.0, root.bitmap.1)
         .map_err(|failure| failure.of("the allocation bitmap"))?;
-    let marked = bitmap_of(src, &boot, &bitmap)?;
-    let mut claims = Claims::new(&boot, &marked);
+    let (marked, marked_bytes) = bitmap_of(src, &boot, &bitmap)?;
+    let mut claims = Claims::new(&boot, &marked, marked_bytes);
     claims.add(&bitmap).map_err(|failure| failure.of("the allocation bitmap"))?;
     directory::walk(src, &boot, &mut fat, &mut claims, &root, chain)?;
     claims.settle()?;
-    let mut used = Extents::single(0, boot.heap_offset);
-    for extent in &marked {
-        used.push(extent.start, extent.len);
-    }
-    let used_bytes_claimed = used.total_bytes();
-    // What lies behind the last cluster is kept.
+    // What lies before the first cluster and behind the last is kept.
+    let used_bytes_claimed = boot.heap_offset + marked_bytes;
+    let mut used = marked;
+    used.insert(0, boot.heap_offset);
     let end = boot.heap_end();
     used.push(end, len_bytes - end);
     Ok(Believed {
@@ -67,31 +63,36 @@ fn used(
     })
 }
 
-/// Clusters that are marked as used, in bytes of the volume.
+/// Clusters that are marked as used, in bytes of the volume, and how many bytes they are: where they are in very many pieces, what
+/// is kept is more.
 fn bitmap_of(
     src: &mut (impl Read + Seek),
     boot: &Boot,
     bitmap: &Allocation,
-) -> Result<Extents, Failure> {
+) -> Result<(Extents, u64), Failure> {
     let mut marked = Extents::new();
+    let mut marked_bytes = 0;
     let mut first = 0;
     for extent in bitmap.pieces(boot, READ_LEN) {
         let bytes = read(src, extent.start, extent.len)?;
-        add_set(&bytes, first, boot, &mut marked);
-        if marked.len() > MAX_MARKED {
-            return Err(doubt(format!("what is used lies in more than {MAX_MARKED} pieces")));
-        }
+        marked_bytes += add_set(&bytes, first, boot, &mut marked);
         first += extent.len * 8;
     }
-    Ok(marked)
+    Ok((marked, marked_bytes))
 }
 
-/// Adds the clusters whose bits are set, least significant first; `first` counts clusters from the heap's start.
-fn add_set(bytes: &[u8], first: u64, boot: &Boot, marked: &mut Extents) {
+/// Adds the clusters whose bits are set, least significant first; `first` counts clusters from the heap's start. Gives how many
+/// bytes they are.
+fn add_set(bytes: &[u8], first: u64, boot: &Boot, marked: &mut Extents) -> u64 {
     let clusters = u64::from(boot.clusters);
+    let mut marked_bytes = 0;
     let mut add = |cluster: u64, count: u64| {
         let count = count.min(clusters.saturating_sub(cluster));
-        marked.push(boot.heap_offset + cluster * boot.cluster_bytes, count * boot.cluster_bytes);
+        marked_bytes += count * boot.cluster_bytes;
+        marked.push_coarsely(
+            boot.heap_offset + cluster * boot.cluster_bytes,
+            count * boot.cluster_bytes,
+        );
     };
     for (cluster, byte) in (first..clusters).step_by(8).zip(bytes) {
         match byte {
@@ -100,6 +101,7 @@ fn add_set(bytes: &[u8], first: u64, boot: &Boot, marked: &mut Extents) {
             byte => (0..8).filter(|bit| byte >> bit & 1 == 1).for_each(|bit| add(cluster + bit, 1)),
         }
     }
+    marked_bytes
 }
 
 /// The 32-bit sum of boot regions and up-case tables: rotated right by one, then the byte is added (figures 1 and 3).
@@ -129,6 +131,7 @@ impl Of for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::extents::MAX_PIECES;
 
     #[test]
     fn bits_become_clusters_up_to_the_last() {
@@ -146,16 +149,22 @@ mod tests {
     }
 
     #[test]
-    fn a_bitmap_of_too_many_pieces_is_not_remembered() {
-        let bytes = MAX_MARKED as u64 / 4 + READ_LEN;
+    fn a_bitmap_of_too_many_pieces_is_kept_in_larger_ones() {
+        let bytes = MAX_PIECES as u64 / 4 + READ_LEN;
         let boot = Boot::of_clusters(u32::try_from(bytes * 8).unwrap());
         let bitmap = Allocation::contiguous(&boot, 2, bytes).unwrap();
         let look = |byte: u8| {
             let disk = vec![byte; usize::try_from(boot.heap_offset + bytes).unwrap()];
-            bitmap_of(&mut io::Cursor::new(disk), &boot, &bitmap)
+            bitmap_of(&mut io::Cursor::new(disk), &boot, &bitmap).unwrap()
         };
-        assert_eq!(look(0xFF).unwrap().len(), 1);
-        assert!(matches!(look(0x55), Err(Failure::Doubt(reason)) if reason.contains("pieces")));
+        assert_eq!(look(0xFF).0.len(), 1);
+        let (kept, marked) = look(0x55);
+        assert_eq!(marked, bytes * 4 * boot.cluster_bytes);
+        assert!(kept.len() <= MAX_PIECES && kept.total_bytes() >= marked);
+        for cluster in (0..bytes * 8).step_by(2) {
+            let at = boot.heap_offset + cluster * boot.cluster_bytes;
+            assert!(kept.contains_range(at, boot.cluster_bytes), "{cluster}");
+        }
     }
 
     #[test]

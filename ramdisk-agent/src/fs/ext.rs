@@ -16,8 +16,8 @@ mod superblock;
 
 use std::io::{self, Read, Seek};
 
-use crate::extents::{Extent, Extents};
-use crate::fs::bytes::read_at;
+use crate::extents::{Extent, Extents, MAX_PIECES};
+use crate::fs::bytes::{read, read_at};
 use crate::fs::failure::{Failure, doubt};
 use crate::fs::{Clean, FsKind, Taken, VolumeMap};
 use crate::probe::Found;
@@ -67,6 +67,10 @@ pub fn map(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Vo
     }
     let found =
         found.map_or_else(|| used(src, &sb, len_bytes, Claim::Exact), |used| Ok(Ok(used)))?;
+    let found = match found {
+        Ok(used) => at_rest(src, &sb, &used, &mut map.clean)?.map(|()| used),
+        Err(doubt) => Err(doubt),
+    };
     match found {
         Ok(used) => {
             map.used_bytes_claimed = map.fs_bytes - used.free_bytes;
@@ -84,6 +88,32 @@ fn superblock(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option
     }
     read_at(src, superblock::OFFSET, &mut bytes)?;
     Ok(Superblock::parse(&bytes))
+}
+
+/// A journal that needs no recovery must be empty, and lie in blocks that are used. One that cannot be found says nothing.
+fn at_rest(
+    src: &mut (impl Read + Seek),
+    sb: &Superblock,
+    used: &Used,
+    clean: &mut Clean,
+) -> io::Result<Result<(), Doubt>> {
+    if sb.has_incompat(superblock::INCOMPAT_RECOVER)
+        || !sb.has_compat(superblock::COMPAT_HAS_JOURNAL)
+    {
+        return Ok(Ok(()));
+    }
+    match journal::at_rest(src, sb) {
+        Ok((_, own)) if !own.subtract(&used.extents).is_empty() => {
+            Ok(Err("blocks of the journal are marked as free".into()))
+        }
+        Ok((true, _)) if *clean == Clean::Clean => {
+            let reason = "the journal holds transactions, of which the superblock says nothing; it needs e2fsck";
+            *clean = Clean::NotClean { reason: reason.into() };
+            Ok(Ok(()))
+        }
+        Ok(_) | Err(Failure::Doubt(_)) => Ok(Ok(())),
+        Err(Failure::Read(error)) => Err(error),
+    }
 }
 
 /// What is in use in a filesystem that was not unmounted: by its bitmaps as they are; by those that a replay of the journal gives,
@@ -120,7 +150,8 @@ fn recovered(
     }
     let before = marked(src, sb)?;
     let tail = marked(&mut Overlay::new(src, &replay.tail, sb.block_bytes), sb)?;
-    let kept = used.extents.union(&before).union(&tail);
+    let mut kept = used.extents.union(&before).union(&tail);
+    kept.close_gaps(MAX_PIECES);
     // The last cluster may reach beyond the volume's end.
     let beyond = kept.subtract(&Extents::single(0, len_bytes));
     Ok(Used { extents: kept.subtract(&beyond), ..used })
@@ -144,10 +175,11 @@ fn marked(src: &mut (impl Read + Seek), sb: &Superblock) -> Result<Extents, Fail
             Ok(descriptor) => {
                 read_at(src, descriptor.block_bitmap * sb.block_bytes, bits.bytes_mut())?;
                 for (start, len) in bits.runs(clusters) {
-                    marked.push(base + start * sb.cluster_bytes(), len * sb.cluster_bytes());
+                    marked
+                        .push_coarsely(base + start * sb.cluster_bytes(), len * sb.cluster_bytes());
                 }
             }
-            Err(_) => marked.push(base, clusters * sb.cluster_bytes()),
+            Err(_) => marked.push_coarsely(base, clusters * sb.cluster_bytes()),
         }
     }
     Ok(marked)
@@ -211,6 +243,8 @@ fn used(
     // The boot block belongs to no group when blocks are 1 KiB.
     used.push(0, superblock::OFFSET);
     let mut metadata = Extents::new();
+    // What copies of descriptors say of groups without a written bitmap.
+    let mut by_copies = Extents::new();
     let mut free_clusters = 0_u64;
     let mut bits = Bitmap::new(sb);
     let mut table = Vec::new();
@@ -227,9 +261,16 @@ fn used(
             Err(doubt) => return Ok(Err(doubt)),
         };
         add_metadata(sb, group, &descriptor, &mut metadata);
+        if metadata.len() > MAX_PIECES {
+            return Ok(Err(format!("its structures lie in more than {MAX_PIECES} pieces")));
+        }
         if descriptor.block_uninit {
             bits.clear();
             bits.set_own_metadata(sb, group, &descriptor);
+            // No bitmap contradicts a descriptor that points to the wrong place.
+            if let Some(copy) = descriptor_copy(src, sb, group)? {
+                add_metadata(sb, group, &copy, &mut by_copies);
+            }
         } else {
             read_at(src, descriptor.block_bitmap * sb.block_bytes, bits.bytes_mut())?;
             if let Err(doubt) = bits.check(sb, group, &descriptor) {
@@ -247,7 +288,7 @@ fn used(
         free_clusters += free;
         let base = sb.group_start(group) * sb.block_bytes;
         for (start, len) in bits.runs(clusters) {
-            used.push(base + start * sb.cluster_bytes(), len * sb.cluster_bytes());
+            used.push_coarsely(base + start * sb.cluster_bytes(), len * sb.cluster_bytes());
         }
     }
     let free_blocks = free_clusters * sb.cluster_blocks;
@@ -263,6 +304,8 @@ fn used(
             lost.start
         )));
     }
+    let mut used = used.union(&by_copies);
+    used.close_gaps(MAX_PIECES);
     // What lies behind the filesystem is not its own; a cluster may reach beyond the last block.
     let fs_bytes = sb.blocks * sb.block_bytes;
     used.insert(fs_bytes, len_bytes - fs_bytes);
@@ -298,6 +341,21 @@ fn read_descriptors(
 fn descriptor_bytes<'a>(sb: &Superblock, table: &'a [u8], index: u64) -> &'a [u8] {
     let start = usize::try_from(index * sb.descriptor_bytes).expect("within the table");
     &table[start..start + usize::try_from(sb.descriptor_bytes).expect("at most a block")]
+}
+
+/// The copy of a group's descriptor, if there is one that can be read. Kernels do not keep the counts in it up to date, but where
+/// bitmaps and inode table are does not change.
+fn descriptor_copy(
+    src: &mut (impl Read + Seek),
+    sb: &Superblock,
+    group: u64,
+) -> io::Result<Option<Descriptor>> {
+    let per_block = sb.block_bytes / sb.descriptor_bytes;
+    let block = sb.descriptor_block_copy(group / per_block).filter(|block| *block < sb.blocks);
+    let Some(block) = block else { return Ok(None) };
+    let at = block * sb.block_bytes + group % per_block * sb.descriptor_bytes;
+    let bytes = read(src, at, sb.descriptor_bytes)?;
+    Ok(Descriptor::parse(sb, group, &bytes).ok())
 }
 
 /// The blocks that a group's superblock copy, descriptor copies, bitmaps and inode table take.

@@ -2,7 +2,7 @@
 //!
 //! Follows Microsoft's "FAT: General Overview of On-Disk Format" (version 1.03), with Linux's reading of it (`fs/fat/inode.c`)
 //! where volumes in the field differ: FAT32 is told by its own size field, as small EFI system partitions have too few clusters
-//! for the specification. Everything before the first cluster and behind the last one is kept. The map is checked: both copies
+//! for the specification. Everything before the first cluster and behind the last one is kept. The map is checked: all copies
 //! of the table must agree, FAT32's backup boot sector must have the same geometry, and a walk through all directories must find
 //! every file in allocated clusters that it shares with no other. Any doubt means raw. The free count of FSInfo is only a hint
 //! and is not used.
@@ -93,10 +93,12 @@ fn look(
         map.label = label;
     }
     let mut used = Extents::single(0, boot.data_start());
-    for (cluster, count) in &table.used {
-        used.push(boot.cluster_offset(*cluster), u64::from(*count) * boot.cluster_bytes());
+    map.used_bytes_claimed = boot.data_start();
+    for run in &table.runs {
+        let len = u64::from(run.count) * boot.cluster_bytes();
+        used.push_coarsely(boot.cluster_offset(run.first), len);
+        map.used_bytes_claimed += len;
     }
-    map.used_bytes_claimed = used.total_bytes();
     let end = boot.cluster_offset(boot.end_cluster());
     used.push(end, len_bytes - end);
     map.used = used;

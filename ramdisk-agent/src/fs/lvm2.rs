@@ -17,7 +17,7 @@ use std::io::{self, Read, Seek};
 
 use super::failure::{Believed, Failure, map_or_raw};
 use super::{Clean, FsKind, LogicalVolume, VolumeMap, without_lvm};
-use crate::extents::{Extent, Extents};
+use crate::extents::{Extent, Extents, MAX_PIECES};
 use crate::probe::{self, Found};
 use crate::table::{self, TableKind, TableOutcome};
 use group::Group;
@@ -26,6 +26,8 @@ pub use mapped::Mapped;
 
 /// A guest's disk in a logical volume has sectors of this size.
 const GUEST_SECTOR_BYTES: u32 = 512;
+/// A logical volume's map may always have so many pieces, however many logical volumes there are.
+const LEAST_PIECES: usize = 1 << 12;
 
 /// The map of a volume with a label at a place.
 pub fn map(
@@ -76,13 +78,15 @@ fn look_into(src: &mut (impl Read + Seek), group: &Group) -> Result<Vec<LogicalV
     for volume in &group.volumes {
         let mut inside = Mapped::new(src, &volume.pieces);
         let len = inside.len_bytes();
-        let map = match table::read_table(&mut inside, len, GUEST_SECTOR_BYTES)? {
+        let mut map = match table::read_table(&mut inside, len, GUEST_SECTOR_BYTES)? {
             TableOutcome::Table(table) if table.kind == TableKind::None => {
                 without_lvm(&mut inside, len)?
             }
             // What a filesystem left behind there would say nothing of what is in the partitions.
             _ => VolumeMap::raw(FsKind::Unknown, len, "it has a partition table of its own"),
         };
+        // The maps of all are kept for the plan.
+        map.used.close_gaps((MAX_PIECES / group.volumes.len().max(1)).max(LEAST_PIECES));
         list.push(LogicalVolume {
             name: format!("{}/{}", group.name, volume.name),
             pieces: volume.pieces.clone(),
@@ -97,6 +101,7 @@ fn believe(group: &Group, len_bytes: u64, volumes: &[LogicalVolume]) -> Believed
     let mut used_bytes_claimed = used.total_bytes();
     for volume in volumes {
         used = used.union(&volume.used());
+        used.close_gaps(MAX_PIECES);
         used_bytes_claimed += volume.map.used_bytes_claimed;
     }
     Believed { block_bytes: 0, fs_bytes: group.device_bytes, used, used_bytes_claimed }

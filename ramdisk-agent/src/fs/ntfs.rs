@@ -46,8 +46,7 @@ fn used(
     let table = Table::open(src, &boot)?;
     table.compare_mirror(src)?;
     *clean = state::of_volume(src, &table)?;
-    let mut used = bitmap(src, &table)?;
-    let marked = used.total_bytes();
+    let (mut used, marked) = bitmap(src, &table)?;
     let mut owned = 0_u64;
     let mut hibernation = None;
     table.walk(src, |record| {
@@ -75,8 +74,9 @@ fn used(
     Ok(Believed { block_bytes: boot.cluster_bytes, fs_bytes, used, used_bytes_claimed: marked })
 }
 
-/// Clusters that are marked as used, in bytes of the volume.
-fn bitmap(src: &mut (impl Read + Seek), table: &Table) -> Result<Extents, Failure> {
+/// Clusters that are marked as used, in bytes of the volume, and how many bytes they are: where they are in very many pieces, what
+/// is kept is more.
+fn bitmap(src: &mut (impl Read + Seek), table: &Table) -> Result<(Extents, u64), Failure> {
     let boot = table.boot();
     let stream = table.stream(src, BITMAP_RECORD, DATA)?;
     let need = boot.clusters.div_ceil(8);
@@ -87,21 +87,24 @@ fn bitmap(src: &mut (impl Read + Seek), table: &Table) -> Result<Extents, Failur
         )));
     }
     let mut used = Extents::new();
+    let mut marked = 0;
     let mut at = 0;
     while at < need {
         let len = BITMAP_READ_LEN.min(need - at);
         let bytes = stream.read(src, at, len)?;
-        add_set(&bytes, at * 8, boot, &mut used);
+        marked += add_set(&bytes, at * 8, boot, &mut used);
         at += len;
     }
-    Ok(used)
+    Ok((used, marked))
 }
 
-/// Adds the clusters whose bits are set, least significant first, from cluster `first` on.
-fn add_set(bytes: &[u8], first: u64, boot: &Boot, used: &mut Extents) {
+/// Adds the clusters whose bits are set, least significant first, from cluster `first` on; gives how many bytes they are.
+fn add_set(bytes: &[u8], first: u64, boot: &Boot, used: &mut Extents) -> u64 {
+    let mut marked = 0;
     let mut add = |cluster: u64, count: u64| {
         let count = count.min(boot.clusters.saturating_sub(cluster));
-        used.push(cluster * boot.cluster_bytes, count * boot.cluster_bytes);
+        marked += count * boot.cluster_bytes;
+        used.push_coarsely(cluster * boot.cluster_bytes, count * boot.cluster_bytes);
     };
     for (cluster, byte) in (first..).step_by(8).zip(bytes) {
         match byte {
@@ -110,6 +113,7 @@ fn add_set(bytes: &[u8], first: u64, boot: &Boot, used: &mut Extents) {
             byte => (0..8).filter(|bit| byte >> bit & 1 == 1).for_each(|bit| add(cluster + bit, 1)),
         }
     }
+    marked
 }
 
 /// Whether a record's clusters are marked as used; gives how many bytes they are.
@@ -148,8 +152,9 @@ mod tests {
             record_bytes: 1024,
         };
         let mut used = Extents::new();
-        add_set(&[0xFF, 0b1000_0001], 0, &boot, &mut used);
-        add_set(&[0b1111_0011], 16, &boot, &mut used);
+        let marked = add_set(&[0xFF, 0b1000_0001], 0, &boot, &mut used)
+            + add_set(&[0b1111_0011], 16, &boot, &mut used);
+        assert_eq!(marked, used.total_bytes());
         let runs: Vec<_> = used.iter().map(|e| (e.start / 4096, e.len / 4096)).collect();
         assert_eq!(runs, [(0, 9), (15, 3), (20, 1)]);
     }

@@ -13,10 +13,12 @@ mod log;
 mod superblock;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Seek};
 
 use super::failure::{Believed, Failure, doubt, map_or_raw};
-use crate::extents::Extents;
+use super::tally::Tally;
+use crate::extents::{Extent, Extents};
 use crate::fs::{Clean, VolumeMap};
 use crate::probe::Found;
 use group::Group;
@@ -37,33 +39,23 @@ fn used(
     let sb = Superblock::read(src, len_bytes)?;
     *clean = is_clean(src, &sb)?;
     let mut used = Extents::new();
-    let mut own = Extents::single(sb.log_start, sb.log_blocks * sb.block_bytes);
+    let log = Extent { start: sb.log_start, len: sb.log_blocks * sb.block_bytes };
     let mut free_blocks = 0;
     for number in 0..sb.groups {
         let group = Group::read(src, &sb, number)?;
-        let free = free_space(src, &sb, &group, &mut own)?;
+        let mut own = BTreeSet::new();
+        add_used(src, &sb, &group, log, &mut own, &mut used)?;
         free_blocks += group.free_blocks + group.reserve.len() as u64 + group.tree_blocks;
-        own.insert(group.start, sb.header_blocks() * sb.block_bytes);
-        for block in &group.reserve {
-            own.insert(group.start + u64::from(*block) * sb.block_bytes, sb.block_bytes);
-        }
-        let mut at = 0;
-        for (start, count) in free {
-            used.push(group.start + at * sb.block_bytes, (start - at) * sb.block_bytes);
-            at = start + count;
-        }
-        used.push(group.start + at * sb.block_bytes, (group.blocks - at) * sb.block_bytes);
+        own.extend((0..sb.header_blocks()).filter_map(|block| u32::try_from(block).ok()));
+        own.extend(&group.reserve);
+        let places = own.into_iter().map(|block| group.start + u64::from(block) * sb.block_bytes);
+        check_own(&used, places, sb.block_bytes)?;
     }
+    check_own(&used, std::iter::once(log.start), log.len)?;
     if free_blocks != sb.free_blocks {
         return Err(doubt(format!(
             "the allocation groups have {free_blocks} free blocks, the superblock says {}",
             sb.free_blocks
-        )));
-    }
-    if let Some(lost) = own.subtract(&used).iter().next() {
-        let at = lost.start;
-        return Err(doubt(format!(
-            "the filesystem's own structures at byte {at} are marked as free"
         )));
     }
     // What lies behind the filesystem is not its own.
@@ -77,39 +69,61 @@ fn used(
     })
 }
 
-/// A group's free space: (first block, count), by place. Adds the trees' blocks to `own`.
-fn free_space(
+/// The filesystem's own structures must be kept.
+fn check_own(
+    used: &Extents,
+    mut places: impl Iterator<Item = u64>,
+    len: u64,
+) -> Result<(), Failure> {
+    match places.find(|at| !used.contains_range(*at, len)) {
+        Some(at) => {
+            Err(doubt(format!("the filesystem's own structures at byte {at} are marked as free")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Adds what of a group is not free to `used`, and the blocks of its trees to `own`.
+fn add_used(
     src: &mut (impl Read + Seek),
     sb: &Superblock,
     group: &Group,
-    own: &mut Extents,
-) -> Result<Vec<(u64, u64)>, Failure> {
+    log: Extent,
+    own: &mut BTreeSet<u32>,
+    used: &mut Extents,
+) -> Result<(), Failure> {
     let number = group.number;
-    let by_place = tree::records(src, sb, group, Order::Place, own)?;
-    let mut by_length = tree::records(src, sb, group, Order::Length, own)?;
-    by_length.sort_unstable();
-    if by_place != by_length {
-        return Err(doubt(format!("the two free-space trees of group {number} contradict")));
-    }
-    let mut end = 0;
-    for (start, count) in &by_place {
+    let [mut places, mut lengths] = Tally::pair();
+    let (mut end, mut total, mut longest) = (0, 0, 0);
+    tree::records(src, sb, group, Order::Place, log, own, |start, count| {
         // Neighbours would have been made one, and the first block holds the headers.
-        if *start <= end || *count == 0 || start + count > group.blocks {
+        if start <= end || count == 0 || start + count > group.blocks {
             return Err(doubt(format!(
                 "group {number} has {count} free blocks at {start}, which cannot be"
             )));
         }
+        used.push_coarsely(group.start + end * sb.block_bytes, (start - end) * sb.block_bytes);
         end = start + count;
+        total += count;
+        longest = longest.max(count);
+        places.add(start, count);
+        Ok(())
+    })?;
+    used.push_coarsely(group.start + end * sb.block_bytes, (group.blocks - end) * sb.block_bytes);
+    tree::records(src, sb, group, Order::Length, log, own, |start, count| {
+        lengths.add(start, count);
+        Ok(())
+    })?;
+    if !places.is_same(&lengths) {
+        return Err(doubt(format!("the two free-space trees of group {number} contradict")));
     }
-    let total: u64 = by_place.iter().map(|(_, count)| count).sum();
-    let longest = by_place.iter().map(|(_, count)| *count).max().unwrap_or(0);
     if (total, longest) != (group.free_blocks, group.longest) {
         return Err(doubt(format!(
             "the trees of group {number} have {total} free blocks, {longest} in a row; its header says {} and {}",
             group.free_blocks, group.longest
         )));
     }
-    Ok(by_place)
+    Ok(())
 }
 
 fn is_clean(src: &mut (impl Read + Seek), sb: &Superblock) -> io::Result<Clean> {

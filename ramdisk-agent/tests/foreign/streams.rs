@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +9,7 @@ use agent_api::ErrorKind;
 use image_format::{FrameKind, ReadAt};
 use ramdisk_agent::image::DiskImage;
 
-use crate::agent::{agent, capture, restore, try_restore};
+use crate::agent::{agent, capture, peak, restore, try_restore};
 use crate::disks::{dump, identity, judge, noise, noise_file, system, take};
 use crate::support::{
     convert, cuts, folder_with_disk, refused_when_cut, same, same_both_ways, survey_bytes,
@@ -131,29 +130,6 @@ fn a_window_beyond_any_use_is_refused() {
     let bytes = fs::read(dir.path().join("w.xz")).unwrap();
     let error = survey_bytes("w.xz", bytes, LEN).unwrap_err();
     assert!(error.chain().contains("memory limit"), "{}", error.chain());
-}
-
-/// The most anonymous memory that a command was seen to have, in bytes.
-fn peak(args: &[&str]) -> u64 {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let status = format!("/proc/{}/status", child.id());
-    let mut peak = 0;
-    let ended = loop {
-        let text = fs::read_to_string(&status).unwrap();
-        let anonymous = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        let kib = anonymous.map_or(0, |kib| kib.trim_end_matches("kB").trim().parse().unwrap());
-        peak = peak.max(kib * 1024);
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-    };
-    assert!(ended.success(), "{args:?}");
-    peak
 }
 
 #[test]

@@ -43,6 +43,29 @@ pub fn agent(args: &[impl AsRef<OsStr>]) -> Ran {
     }
 }
 
+/// The most anonymous memory that a command was seen to have, in bytes.
+pub fn peak(args: &[&str]) -> u64 {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    let ended = loop {
+        let text = std::fs::read_to_string(&status).unwrap();
+        let anonymous = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = anonymous.map_or(0, |kib| kib.trim_end_matches("kB").trim().parse().unwrap());
+        peak = peak.max(kib * 1024);
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+    };
+    assert!(ended.success(), "{args:?}");
+    peak
+}
+
 /// The program as the supervisor starts it, with this job; its lines are read from its standard output.
 pub fn worker(job: &Value) -> Child {
     let mut child = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))

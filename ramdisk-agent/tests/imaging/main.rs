@@ -25,6 +25,7 @@ mod layout_file;
 mod limit;
 mod lvm;
 mod partition;
+mod pieces;
 mod power_cut;
 mod refusals;
 mod rescue;

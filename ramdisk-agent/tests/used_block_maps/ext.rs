@@ -19,7 +19,7 @@ pub struct Recipe {
     kind: FsKind,
 }
 
-const fn ext4(block: u64, options: &'static str) -> Recipe {
+pub const fn ext4(block: u64, options: &'static str) -> Recipe {
     Recipe { options, block, kind: FsKind::Ext4 }
 }
 

@@ -315,3 +315,46 @@ fn fragmented_and_deep_trees_are_followed() {
     fat.check();
     assert_same(&before, &fat.files("after"), &fat.what);
 }
+
+/// mkfs.fat makes up to four; the tools keep the first two of them equal, so the others are made equal here.
+#[test]
+fn all_copies_of_the_table_are_compared() {
+    let mut noise = Noise::new(8);
+    for (bits, copies) in [("12", 3), ("16", 4), ("32", 4)] {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = folder.path().join("fat");
+        let fat = Fat { folder, volume, what: format!("FAT{bits} with {copies} tables") };
+        let len = match bits {
+            "12" => 1 << 20,
+            "16" => 20 << 20,
+            _ => 36 << 20,
+        };
+        File::create(&fat.volume).unwrap().set_len(len).unwrap();
+        let path = fat.volume.to_str().unwrap();
+        let count = copies.to_string();
+        run("dosfstools", "mkfs.fat", &["-F", bits, "-s", "1", "-f", &count, path]);
+        let file = fat.folder.path().join("file");
+        for i in 0..3 {
+            fs::write(&file, noise.bytes(20_000)).unwrap();
+            fat.mtools("mcopy", &[file.to_str().unwrap(), &format!("::file{i}")]);
+        }
+        fat.mtools("mdel", &["::file1"]);
+        let bytes = fs::read(&fat.volume).unwrap();
+        let u16_at = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+        let (first, table) = (u16_at(14) * 512, u16_at(if bits == "32" { 36 } else { 22 }) * 512);
+        assert_eq!(usize::from(bytes[16]), copies);
+        let place = |copy: usize| (first + copy * table) as u64;
+        for copy in 1..copies {
+            patch(&fat.volume, place(copy), &bytes[first..first + table]);
+        }
+        let before = fat.files("before");
+        let map = look(&fat.volume);
+        assert_eq!((&map.taken, &map.clean), (&Taken::Map, &Clean::Clean), "{}", fat.what);
+        assert!(map.used.contains_range(0, place(copies)));
+        assert!(fill_free(&fat.volume, &map, &mut noise) > len / 2);
+        assert_same(&before, &fat.files("after"), &fat.what);
+        patch(&fat.volume, place(copies - 1) + 300, &[0x55]);
+        let reason = raw_reason(&fat.volume);
+        assert!(reason.contains("the copies of the table differ"), "{}: {reason}", fat.what);
+    }
+}

@@ -8,6 +8,8 @@ use crate::extents::Extent;
 use crate::fs::bytes::{le16, le64};
 use crate::fs::failure::{Failure, doubt};
 
+/// The most chunks that are remembered; most have a GiB.
+pub const MOST: usize = 1 << 17;
 const CHUNK_ITEM: u8 = 228;
 const FIXED_LEN: usize = 48;
 const STRIPE_LEN: usize = 32;
@@ -20,6 +22,14 @@ struct Chunk {
     len: u64,
     /// Where its copies are on the device.
     places: Vec<u64>,
+}
+
+/// A piece of the device, and the logical address of the chunk that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Piece {
+    pub place: u64,
+    pub chunk: u64,
+    pub len: u64,
 }
 
 /// All chunks, by logical address; none overlap.
@@ -79,11 +89,47 @@ impl Chunks {
         match before {
             Some((at, there)) if *at == start && *there == chunk => Ok(()),
             Some(_) => Err(doubt(format!("the chunk at {start} overlaps another"))),
+            None if self.0.len() == MOST => Err(doubt(format!("it has more than {MOST} chunks"))),
             None => {
                 self.0.insert(start, chunk);
                 Ok(())
             }
         }
+    }
+
+    /// Whether these are all pieces of the device that chunks have, and none has two of them: nothing else would tell that a chunk
+    /// of data is said to be in another place.
+    pub fn compare(&self, mut pieces: Vec<Piece>) -> Result<(), Failure> {
+        let chunks = self.0.iter();
+        let mut own: Vec<Piece> = chunks
+            .flat_map(|(chunk, Chunk { len, places })| {
+                places.iter().map(|place| Piece { place: *place, chunk: *chunk, len: *len })
+            })
+            .collect();
+        own.sort_unstable();
+        pieces.sort_unstable();
+        if own != pieces {
+            return Err(doubt("the chunk tree and the device tree contradict"));
+        }
+        match own.windows(2).find(|two| two[0].place + two[0].len > two[1].place) {
+            Some(two) => Err(doubt(format!("two chunks are at {}", two[1].place))),
+            None => Ok(()),
+        }
+    }
+
+    /// The address of the chunk that has all of a range.
+    pub fn of(&self, start: u64, len: u64) -> Option<u64> {
+        let (at, chunk) = self.0.range(..=start).next_back()?;
+        (start.checked_add(len)? <= at + chunk.len).then_some(*at)
+    }
+
+    /// The parts of a range that lie in chunks, each in one.
+    pub fn parts(&self, start: u64, end: u64) -> impl Iterator<Item = Extent> + '_ {
+        let first = self.0.range(..=start).next_back().map_or(start, |(at, _)| *at);
+        self.0.range(first..end.max(first)).filter_map(move |(at, chunk)| {
+            let (from, to) = (start.max(*at), end.min(at + chunk.len));
+            (from < to).then(|| Extent { start: from, len: to - from })
+        })
     }
 
     /// How often a chunk of this start and length is on the device.

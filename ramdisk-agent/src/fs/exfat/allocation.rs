@@ -145,8 +145,9 @@ pub struct Claims<'a> {
 }
 
 impl<'a> Claims<'a> {
-    pub fn new(boot: &'a Boot, marked: &'a Extents) -> Self {
-        let marked_clusters = marked.total_bytes() / boot.cluster_bytes;
+    /// `marked_bytes` of the clusters in `marked` are marked as used; the others are kept with them.
+    pub fn new(boot: &'a Boot, marked: &'a Extents, marked_bytes: u64) -> Self {
+        let marked_clusters = marked_bytes / boot.cluster_bytes;
         Self { boot, marked, marked_clusters, runs: Vec::new(), clusters: 0 }
     }
 
@@ -216,7 +217,7 @@ mod tests {
             for cluster in (0..CLUSTERS).filter(|cluster| marked[*cluster as usize]) {
                 extents.push(boot.cluster_offset(cluster + FIRST_CLUSTER), boot.cluster_bytes);
             }
-            let mut claims = Claims::new(&boot, &extents);
+            let mut claims = Claims::new(&boot, &extents, extents.total_bytes());
             let added = runs.iter().all(|(first, count)| {
                 let len_bytes = u64::from(*count) * boot.cluster_bytes;
                 claims.add(&Allocation { runs: vec![(*first, *count)], len_bytes }).is_ok()

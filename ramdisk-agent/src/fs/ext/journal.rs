@@ -20,6 +20,7 @@ const MAGIC: u32 = 0xC03B_3998;
 const HEADER_LEN: usize = 12;
 const DESCRIPTOR: u32 = 1;
 const COMMIT: u32 = 2;
+const SUPERBLOCK_V1: u32 = 3;
 const SUPERBLOCK_V2: u32 = 4;
 const REVOKE: u32 = 5;
 
@@ -76,11 +77,28 @@ pub fn replay(src: &mut (impl Read + Seek), sb: &Superblock) -> Result<Replay, F
     let log = Log::open(src, sb, runs)?;
     let nothing = (Blocks::new(), Blocks::new());
     let (blocks, tail) = if log.start == 0 { nothing } else { log.replay(src, sb.blocks)? };
+    Ok(Replay { blocks, tail, own: places(&log.runs, sb) })
+}
+
+/// Whether a journal that is said to need no recovery holds transactions all the same, and where it is. A doubt says that this
+/// cannot be told.
+pub fn at_rest(src: &mut (impl Read + Seek), sb: &Superblock) -> Result<(bool, Extents), Failure> {
+    let runs = inode::journal(src, sb)?;
+    let at = runs.block(0).ok_or_else(|| doubt("the journal is empty"))?;
+    let bytes = read(src, at * sb.block_bytes, SUPERBLOCK_LEN as u64)?;
+    if be32(&bytes, 0) != MAGIC || !matches!(be32(&bytes, 4), SUPERBLOCK_V1 | SUPERBLOCK_V2) {
+        return Err(doubt("the journal has no superblock"));
+    }
+    Ok((be32(&bytes, 0x1C) != 0, places(&runs, sb)))
+}
+
+/// Where the journal is, in bytes.
+fn places(runs: &Runs, sb: &Superblock) -> Extents {
     let mut own = Extents::new();
-    for (start, count) in &log.runs.list {
+    for (start, count) in &runs.list {
         own.insert(start * sb.block_bytes, count * sb.block_bytes);
     }
-    Ok(Replay { blocks, tail, own })
+    own
 }
 
 /// A place in the log, and how many blocks have not been looked at.

@@ -294,6 +294,19 @@ impl Superblock {
         self.group_start(group) + u64::from(self.has_superblock(group)) + boot_block
     }
 
+    /// A block with a copy of the `index`th block of descriptors, if there is one: in the first group behind the first that has a
+    /// copy of the superblock, or in the second of a meta group.
+    pub fn descriptor_block_copy(&self, index: u64) -> Option<u64> {
+        if self.has_incompat(INCOMPAT_META_BG) && index >= self.first_meta_bg {
+            let group = index * self.descriptors_per_block() + 1;
+            return (group < self.groups())
+                .then(|| self.group_start(group) + u64::from(self.has_superblock(group)));
+        }
+        let groups = if self.has_compat(COMPAT_SPARSE_SUPER2) { self.backup_bgs } else { [1, 0] };
+        let group = groups.into_iter().find(|group| (1..self.groups()).contains(group))?;
+        Some(self.group_start(group) + 1 + index)
+    }
+
     /// Whether a group begins with a copy of the superblock (`ext4_bg_has_super()`).
     fn has_superblock(&self, group: u64) -> bool {
         if group == 0 {

@@ -14,6 +14,8 @@ const MAX_CLUSTERS_16: u64 = 65524;
 const MAX_CLUSTERS_32: u64 = 0x0fff_fff5;
 /// A table may be longer than its clusters need, as formatters round up; much longer means wrong geometry.
 const TABLE_SLACK_SECTORS: u64 = 256;
+/// The most copies of the table that `mkfs.fat` makes; two are usual, and Linux takes any number.
+const MAX_TABLES: u8 = 4;
 /// A directory entry.
 pub const ENTRY_LEN: usize = 32;
 
@@ -65,7 +67,7 @@ impl Boot {
             && matches!(sector_bytes, 512 | 1024 | 2048 | 4096)
             && cluster_sectors.is_power_of_two()
             && reserved != 0
-            && matches!(tables, 1 | 2)
+            && (1..=MAX_TABLES).contains(&tables)
             && (media == 0xf0 || media >= 0xf8);
         if !fat {
             return None;

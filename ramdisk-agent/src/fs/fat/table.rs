@@ -44,40 +44,38 @@ pub enum Next {
 pub struct Table {
     /// Runs of clusters that are in use, in order.
     pub runs: Vec<Run>,
-    /// The same clusters as first and count, neighbours joined.
-    pub used: Vec<(u32, u32)>,
     /// What the second entry says.
     pub clean: Clean,
 }
 
 /// Reads the table and compares its copies.
 pub fn read(src: &mut (impl Read + Seek), boot: &Boot) -> io::Result<Result<Table, Doubt>> {
-    let mut table = Table { runs: Vec::new(), used: Vec::new(), clean: Clean::Clean };
+    let mut table = Table { runs: Vec::new(), clean: Clean::Clean };
     let entries = Entries::of(boot);
     let total = boot.table_bytes_used();
     let mut cluster = 0_u32;
     let mut at = 0;
     let room = usize::try_from(total).unwrap_or(CHUNK_LEN).min(CHUNK_LEN);
-    let (mut first, mut second) = (vec![0_u8; room], vec![0_u8; room]);
+    let mut copies = vec![vec![0_u8; room]; boot.tables.into()];
     while at < total {
         let len = usize::try_from(total - at).unwrap_or(CHUNK_LEN).min(CHUNK_LEN);
-        read_at(src, boot.table_offset(0) + at, &mut first[..len])?;
-        if boot.tables > 1 {
-            read_at(src, boot.table_offset(1) + at, &mut second[..len])?;
+        for (number, copy) in (0..).zip(&mut copies) {
+            read_at(src, boot.table_offset(number) + at, &mut copy[..len])?;
         }
+        let (first, others) = copies.split_first().expect("there is one table at least");
         for i in 0..entries.in_bytes(len) {
             if cluster >= boot.end_cluster() {
                 break;
             }
-            let value = entries.get(&first, i);
-            let other = if boot.tables > 1 { entries.get(&second, i) } else { value };
+            let value = entries.get(first, i);
+            let mut others = others.iter().map(|copy| entries.get(copy, i));
             match cluster {
                 0 if value & 0xff != u32::from(boot.media) => {
                     return Ok(Err("the table does not begin with the media byte".into()));
                 }
                 // Only one copy of the state bits may have been updated.
-                1 => table.clean = entries.clean(value & other),
-                _ if value != other => {
+                1 => table.clean = entries.clean(others.fold(value, |all, other| all & other)),
+                _ if others.any(|other| other != value) => {
                     return Ok(Err(format!("the copies of the table differ at entry {cluster}")));
                 }
                 0 => {}
@@ -104,10 +102,6 @@ impl Table {
                 run.next = next;
             }
             _ => self.runs.push(Run { first: cluster, count: 1, next }),
-        }
-        match self.used.last_mut() {
-            Some((first, count)) if *first + *count == cluster => *count += 1,
-            _ => self.used.push((cluster, 1)),
         }
     }
 

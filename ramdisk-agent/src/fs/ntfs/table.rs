@@ -5,6 +5,7 @@ use std::io::{Read, Seek};
 use super::boot::Boot;
 use super::record::{ATTRIBUTE_LIST, BITMAP, DATA, Place, Record, referenced};
 use super::runs::{Run, Runs};
+use crate::extents::MAX_PIECES;
 use crate::fs::bytes::{bits, le16, le32, le64, read};
 use crate::fs::failure::{Failure, doubt};
 
@@ -68,6 +69,9 @@ impl Stream {
         };
         if let Some(run) = runs.iter().find(beyond) {
             return Err(doubt(format!("a list of clusters leads to {run:?}, beyond the last")));
+        }
+        if self.runs.len() + runs.len() > MAX_PIECES {
+            return Err(doubt(format!("a list of clusters has more than {MAX_PIECES} pieces")));
         }
         self.runs.extend_from_slice(runs);
         Ok(())

@@ -32,6 +32,8 @@ const LEAST_GROUP_BLOCKS: u64 = 64;
 /// Superblock, free space, inodes, reserve: a sector each at the start of a group.
 const HEADER_SECTORS: u64 = 4;
 const CRC_AT: usize = 224;
+/// The log's first block.
+const LOG_AT: usize = 48;
 
 /// A superblock whose numbers make sense for its volume: no arithmetic on them overflows.
 #[derive(Debug, Clone)]
@@ -47,6 +49,8 @@ pub struct Superblock {
     /// Where the log is, in bytes.
     pub log_start: u64,
     pub log_blocks: u64,
+    /// Where the log is, as it stands there.
+    log_number: u64,
     /// What version 5 puts into every block of metadata; none in version 4.
     pub identity: Option<[u8; 16]>,
     pub needs_repair: bool,
@@ -83,6 +87,7 @@ impl Superblock {
             free_blocks: be64(&sector, 144),
             log_start: 0,
             log_blocks: u64::from(be32(&sector, 96)),
+            log_number: be64(&sector, LOG_AT),
             identity,
             needs_repair: identity.is_some() && be32(&sector, 216) & INCOMPAT_NEEDS_REPAIR != 0,
         };
@@ -126,7 +131,7 @@ impl Superblock {
 
     /// Where the log is, in bytes. Block numbers have the group in their upper bits.
     fn log_start(&self, sector: &[u8]) -> Result<u64, Failure> {
-        let number = be64(sector, 48);
+        let number = self.log_number;
         if number == 0 {
             return Err(doubt("its log is on another device"));
         }
@@ -157,12 +162,14 @@ impl Superblock {
         HEADER_SECTORS * self.sector_bytes
     }
 
-    /// Whether a group's copy of the superblock tells of the same geometry.
+    /// Whether a group's copy of the superblock tells of the same geometry and the same log.
     pub fn is_copy(&self, sector: &[u8]) -> bool {
         sector.starts_with(b"XFSB")
             && u64::from(be32(sector, 4)) == self.block_bytes
             && u64::from(be32(sector, 84)) == self.group_blocks
             && u64::from(be16(sector, 102)) == self.sector_bytes
+            && u64::from(be32(sector, 96)) == self.log_blocks
+            && be64(sector, LOG_AT) == self.log_number
     }
 }
 

@@ -3,16 +3,19 @@
 //! A tree is read level by level. Every block must say that it is of that level, name its neighbours in it, and be met once; so
 //! a tree costs no more than the blocks that the group has.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Seek};
 
 use super::group::Group;
 use super::superblock::{Superblock, is_sound};
-use crate::extents::Extents;
+use crate::extents::Extent;
 use crate::fs::bytes::{be16, be32, be64, read};
 use crate::fs::failure::{Failure, doubt};
 
 /// More levels than the largest group needs with the smallest blocks.
 const MOST_LEVELS: u32 = 16;
+/// More blocks of a level are not remembered: even of the smallest, they list fragments by the ten million.
+const MOST_BLOCKS: usize = 1 << 20;
 /// No neighbour.
 const NONE: u32 = u32::MAX;
 /// Start and count, four bytes each.
@@ -51,42 +54,45 @@ struct Tree<'a> {
     order: Order,
 }
 
-/// All records, (first block, count), in the tree's order. Adds the tree's blocks to `own`, where they must be new.
+/// Shows all records, first block and count, in the tree's order. Adds the tree's blocks to `own`, where they must be new.
 pub fn records(
     src: &mut (impl Read + Seek),
     sb: &Superblock,
     group: &Group,
     order: Order,
-    own: &mut Extents,
-) -> Result<Vec<(u64, u64)>, Failure> {
+    log: Extent,
+    own: &mut BTreeSet<u32>,
+    mut look: impl FnMut(u64, u64) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let tree = Tree { sb, group, order };
     let (root, levels) = group.roots[order as usize];
     if !(1..=MOST_LEVELS).contains(&levels) {
         return Err(tree.doubt(&format!("claims {levels} levels")));
     }
-    let mut records = Vec::new();
     let mut blocks = vec![root];
     for level in (0..levels).rev() {
         let mut below = Vec::new();
         for (i, number) in blocks.iter().enumerate() {
             let left = if i == 0 { NONE } else { blocks[i - 1] };
             let right = blocks.get(i + 1).copied().unwrap_or(NONE);
-            let bytes = tree.read(src, *number, own)?;
+            let bytes = tree.read(src, *number, log, own)?;
             tree.check(&bytes, *number, level, [left, right])?;
             let (header, count) = (tree.header_len(), usize::from(be16(&bytes, 6)));
             if level > 0 {
                 let pointers = header + tree.most_pointers() * RECORD_LEN;
                 below.extend((0..count).map(|i| be32(&bytes, pointers + i * POINTER_LEN)));
+                if below.len() > MOST_BLOCKS {
+                    return Err(tree.doubt(&format!("has more than {MOST_BLOCKS} blocks")));
+                }
             } else {
-                records.extend((0..count).map(|i| {
-                    let at = header + i * RECORD_LEN;
-                    (u64::from(be32(&bytes, at)), u64::from(be32(&bytes, at + 4)))
-                }));
+                for at in (0..count).map(|i| header + i * RECORD_LEN) {
+                    look(u64::from(be32(&bytes, at)), u64::from(be32(&bytes, at + 4)))?;
+                }
             }
         }
         blocks = below;
     }
-    Ok(records)
+    Ok(())
 }
 
 impl Tree<'_> {
@@ -99,14 +105,15 @@ impl Tree<'_> {
         &self,
         src: &mut (impl Read + Seek),
         number: u32,
-        own: &mut Extents,
+        log: Extent,
+        own: &mut BTreeSet<u32>,
     ) -> Result<Vec<u8>, Failure> {
         let at = self.group.start + u64::from(number) * self.sb.block_bytes;
-        let inside = (self.sb.header_blocks()..self.group.blocks).contains(&u64::from(number));
-        if !inside || own.overlapping(at, self.sb.block_bytes).next().is_some() {
+        let inside = (self.sb.header_blocks()..self.group.blocks).contains(&u64::from(number))
+            && !(log.start..log.end()).contains(&at);
+        if !inside || !own.insert(number) {
             return Err(self.doubt(&format!("leads to block {number}")));
         }
-        own.insert(at, self.sb.block_bytes);
         Ok(read(src, at, self.sb.block_bytes)?)
     }
 
