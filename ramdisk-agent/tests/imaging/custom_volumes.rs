@@ -129,10 +129,14 @@ fn what_is_out_of_reach_is_refused() {
     let with_links = |at: &Path| {
         system(at);
         symlink("/srv", at.join("opt")).unwrap();
+        fs::remove_dir_all(at.join("etc/ssh")).unwrap();
+        symlink("/srv", at.join("etc/ssh")).unwrap();
     };
     let custom = Custom::new(&[(EXT4, 40, &with_links)]);
     let summary = custom.restore(&["--clear-machine-id"]);
     assert!(summary["changes"].to_string().contains("/var is another filesystem"), "{summary:#}");
+    let words = &["/etc/ssh would not be seen", "a link leads it to /srv"];
+    custom.fails(&["--remove-ssh-host-keys"], "refused", words);
     let file = custom.dir.path().join("file");
     fs::write(&file, "x").unwrap();
     for (path, words) in [

@@ -185,6 +185,7 @@ impl<'a> System<'a> {
     /// The names in a folder, sorted; none if it does not exist.
     pub fn names(&mut self, path: &str) -> Result<Vec<String>> {
         let Some(folder) = self.folder(path)? else { return Ok(Vec::new()) };
+        self.refuse_elsewhere(&folder, path)?;
         let names = names_in(&folder).on_disk(|| format!("looking into {path}"))?;
         // What is no text has no name that anybody here looks for.
         Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect())
