@@ -8,6 +8,7 @@
 //! Threads, not an async runtime: a few sockets with few, large messages.
 
 mod client;
+mod identity;
 mod lane;
 mod left_over;
 mod mount;

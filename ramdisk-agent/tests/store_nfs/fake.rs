@@ -39,6 +39,8 @@ pub struct Faults {
     /// It has no hard links, no exclusive create.
     pub no_link: bool,
     pub no_exclusive: bool,
+    /// A new file gets the number of one that has no name any more, whose handle is stale then.
+    pub reuses_numbers: bool,
     /// Answers to all WRITEs (from the n-th on).
     pub write_error: Option<(u32, nfsstat3)>,
     pub commit_error: Option<nfsstat3>,
@@ -441,8 +443,18 @@ fn create(state: &mut State, name: &str, how: &createhow3) -> Result<CREATE3reso
         Some(id) if verifier.is_some_and(|verifier| state.files[id].verifier == verifier) => *id,
         Some(_) => return Err(nfsstat3::NFS3ERR_EXIST),
         None => {
-            let id = state.next_id;
-            state.next_id += 1;
+            let nameless = |id: &u64| !state.names.values().any(|named| named == id);
+            let free = state.files.keys().copied().find(nameless);
+            let id = match free.filter(|_| state.faults.reuses_numbers) {
+                Some(id) => {
+                    state.generation += 1;
+                    id
+                }
+                None => {
+                    state.next_id += 1;
+                    state.next_id - 1
+                }
+            };
             let verifier = verifier.unwrap_or_default();
             state.files.insert(id, File { id, verifier, ..File::default() });
             state.names.insert(name.to_owned(), id);

@@ -181,6 +181,37 @@ fn a_writer_that_lost_its_file_does_not_publish_anothers() {
     assert_eq!(server.stable("x").unwrap(), b"second");
 }
 
+/// As ext4 does it: what the second one makes has the number of the file that it has removed.
+#[test]
+fn a_writer_does_not_take_a_new_file_of_the_same_number_for_its_own() {
+    let faults = Faults { reuses_numbers: true, ..Faults::default() };
+    let data = |seed| pattern(20 << 20, seed);
+    for (first_committed, second_wrote) in [(true, true), (true, false), (false, true)] {
+        let server = Fake::start(faults.clone());
+        let url = server.url("x");
+        let mut first = store::create(&url, Uuid::new_v4(), &options()).unwrap();
+        first.append(&data(1)).unwrap();
+        if first_committed {
+            first.commit().unwrap();
+        }
+        let mut second = store::create(&url, Uuid::new_v4(), &options()).unwrap();
+        if second_wrote {
+            second.append(&data(2)).unwrap();
+            second.commit().unwrap();
+        }
+        let lost = first.append(&data(1)).and_then(|()| first.commit()).unwrap_err();
+        assert!(matches!(lost, StoreError::Replaced { .. }), "{lost}");
+        // Tidies up, and leaves the other one's file.
+        drop(first);
+        if !second_wrote {
+            second.append(&data(2)).unwrap();
+        }
+        second.publish().unwrap();
+        assert!(server.stable("x").unwrap() == data(2), "{first_committed} {second_wrote}");
+        assert_eq!(server.names(), ["x"]);
+    }
+}
+
 #[test]
 fn errors_have_their_kind_and_leave_nothing() {
     let cases = [

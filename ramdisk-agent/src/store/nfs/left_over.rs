@@ -10,9 +10,10 @@ use super::super::{
     ImageFile, LeftOver, NfsUrl, Options, PARTIAL_SUFFIX, Result, StoreError, StoreWriter,
 };
 use super::client::Place;
+use super::identity::Identity;
 use super::proto::{self, FileKind};
 use super::reader::NfsImage;
-use super::session::{Found, Session};
+use super::session::Session;
 use super::writer::{NfsWriter, partial_url};
 use super::xdr::Encoder;
 
@@ -40,12 +41,13 @@ pub(super) fn find(
     };
     let committed = session.client.call(place, proto::COMMIT, arguments, proto::read_committed)?.0;
     committed.map_err(|status| session.client.refused(place, status))?;
+    let ours = Identity::of(&session, place, &found)?;
     Ok(Some(Box::new(NfsLeftOver {
         session,
         url: url.clone(),
         partial_url,
         name: name.to_owned(),
-        found,
+        ours,
         options: options.clone(),
     })))
 }
@@ -55,7 +57,7 @@ struct NfsLeftOver {
     url: NfsUrl,
     partial_url: NfsUrl,
     name: String,
-    found: Found,
+    ours: Identity,
     options: Options,
 }
 
@@ -65,24 +67,27 @@ impl LeftOver for NfsLeftOver {
         let session = Session::open(super::folder_of(&self.partial_url)?.0, &self.options)?;
         let partial = format!("{}{PARTIAL_SUFFIX}", self.name);
         let found = session.find_file(place, &partial)?;
-        if found.attributes.id != self.found.attributes.id {
+        if !self.ours.is(&session, place, &found, found.attributes.len_bytes)? {
             return Err(StoreError::Replaced { url: self.partial_url.to_string() });
         }
         Ok(Box::new(NfsImage::new(Arc::new(session), self.partial_url.clone(), partial, found)))
     }
 
     fn go_on(self: Box<Self>, len_bytes: u64) -> Result<Box<dyn StoreWriter>> {
-        let Self { session, url, partial_url, name, found, options } = *self;
+        let Self { session, url, partial_url, name, mut ours, options } = *self;
         let place = Place { doing: "cutting off", url: &partial_url };
         let partial = format!("{name}{PARTIAL_SUFFIX}");
         // Looked up anew: reading it may have taken hours.
         let now = session.find_file(place, &partial)?;
-        if now.attributes.id != found.attributes.id || now.attributes.len_bytes < len_bytes {
+        let is_ours = ours.is(&session, place, &now, len_bytes)?;
+        if !is_ours || now.attributes.len_bytes < len_bytes {
             return Err(StoreError::Replaced { url: partial_url.to_string() });
         }
         let arguments = |call: &mut Encoder| proto::put_len(call, &now.handle, len_bytes);
         let cut = session.client.call(place, proto::SETATTR, arguments, |_| Ok(()))?.0;
         cut.map_err(|status| session.client.refused(place, status))?;
-        Ok(Box::new(NfsWriter::behind(session, &url, &name, now, len_bytes, &options)))
+        ours.handle = now.handle;
+        ours.cut_off(len_bytes);
+        Ok(Box::new(NfsWriter::behind(session, &url, &name, ours, len_bytes, &options)))
     }
 }

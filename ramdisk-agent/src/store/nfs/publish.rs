@@ -2,29 +2,30 @@
 //!
 //! NFSv3 has no rename that spares its target. LINK fails by itself when the name is taken, so it comes first, then the partial
 //! name is removed; where the server has no hard links, the name is looked up and the file renamed. The answer to either may
-//! be lost: a name that has our file's number is our own work.
+//! be lost: a name that has our file is our own work.
 
 use super::super::{Result, StoreError};
 use super::client::Place;
 use super::proto::Status;
-use super::session::Session;
+use super::session::{Found, Session};
 
-/// Renames `partial`, which is the file `id`, to `name`.
+/// Renames `partial` to `name`, if that is the file that `is_ours` says.
 pub(super) fn publish(
     session: &Session,
     place: Place<'_>,
     partial: &str,
     name: &str,
-    id: (u64, u64),
+    is_ours: &dyn Fn(&Found) -> Result<bool>,
 ) -> Result<()> {
     let ours = |name: &str| -> Result<Option<bool>> {
-        Ok(session.find(place, name)?.map(|found| found.attributes.id == id))
+        session.find(place, name)?.map(|found| is_ours(&found)).transpose()
     };
     let exists = || StoreError::Exists { url: place.url.to_string() };
     let replaced = || StoreError::Replaced { url: place.url.to_string() };
 
-    let Some(file) = session.find(place, partial)?.filter(|found| found.attributes.id == id) else {
-        return Err(replaced());
+    let file = match session.find(place, partial)? {
+        Some(found) if is_ours(&found)? => found,
+        _ => return Err(replaced()),
     };
     match session.link(place, &file.handle, name)? {
         Ok(()) => {}

@@ -3,8 +3,8 @@
 //! Data go out as UNSTABLE writes, many in flight, and stay in memory until a COMMIT has shown them durable; [`Window`] knows
 //! when. COMMITs are sent by themselves as the window fills, and writing goes on meanwhile. Committed bytes are never sent again.
 //!
-//! The partial file is told from others by its file number. A left-over of a dead run is removed; a live writer that loses its
-//! file that way finds out at once (stale handle) or when it publishes.
+//! The partial file is told from others as [`Identity`] says. A left-over of a dead run is removed; a live writer that loses its
+//! file that way finds out at once (stale handle) or when it publishes, and leaves alone what has its name now.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,8 +14,9 @@ use super::super::watch::Patience;
 use super::super::window::{Payload, Window, WindowError, bytes};
 use super::super::{ImageFile, NfsUrl, Options, PARTIAL_SUFFIX, Result, StoreError, StoreWriter};
 use super::client::Place;
+use super::identity::Identity;
 use super::lane::Answer;
-use super::proto::{self, FileKind, Handle, Status};
+use super::proto::{self, FileKind, Status};
 use super::publish::publish;
 use super::reader::NfsImage;
 use super::session::{Found, Session};
@@ -41,9 +42,8 @@ pub(super) struct NfsWriter {
     options: Options,
     name: String,
     partial: String,
-    handle: Handle,
-    /// The partial file's identity.
-    id: (u64, u64),
+    /// The partial file.
+    ours: Identity,
     piece_bytes: usize,
     filling: Vec<u8>,
     window: Window,
@@ -81,8 +81,8 @@ impl NfsWriter {
             session.remove(place, &partial)?;
         }
         let verifier = image_id.as_bytes()[..8].try_into().expect("half of sixteen bytes");
-        let found = session.create(place, &partial, verifier)?;
-        Ok(Self::behind(session, url, name, found, 0, options))
+        let ours = Identity::new(session.create(place, &partial, verifier)?);
+        Ok(Self::behind(session, url, name, ours, 0, options))
     }
 
     /// Goes on with a partial file behind its first `len_bytes`, which are durable and all that it has.
@@ -90,7 +90,7 @@ impl NfsWriter {
         session: Session,
         url: &NfsUrl,
         name: &str,
-        found: Found,
+        ours: Identity,
         len_bytes: u64,
         options: &Options,
     ) -> Self {
@@ -105,8 +105,7 @@ impl NfsWriter {
             options: options.clone(),
             name: name.to_owned(),
             partial,
-            handle: found.handle,
-            id: found.attributes.id,
+            ours,
             piece_bytes,
             filling: Vec::with_capacity(piece_bytes),
             window: Window::behind(len_bytes),
@@ -146,13 +145,13 @@ impl NfsWriter {
             let tag = send.number | u64::from(self.lookups) << NUMBER_BITS;
             let payload = Payload { data: send.data, range: send.range };
             let arguments =
-                |call: &mut Encoder| proto::put_write(call, &self.handle, send.offset, count);
+                |call: &mut Encoder| proto::put_write(call, &self.ours.handle, send.offset, count);
             client.submit(proto::WRITE, arguments, Some(payload), tag, &self.sender);
         }
         if let Some((offset, count)) = self.window.next_commit(COMMIT_STEP_BYTES) {
             self.committing_lookups = self.lookups;
             let arguments = |call: &mut Encoder| {
-                call.opaque(&self.handle.0).u64(offset).u32(count);
+                call.opaque(&self.ours.handle.0).u64(offset).u32(count);
             };
             client.submit(proto::COMMIT, arguments, None, COMMIT_TAG, &self.sender);
         }
@@ -212,16 +211,20 @@ impl NfsWriter {
     fn find_partial(&mut self) -> Result<()> {
         let place = Place { doing: "writing", url: &self.partial_url };
         match self.session.find(place, &self.partial)? {
-            Some(found) if found.attributes.id == self.id => {
-                if found.handle == self.handle {
+            Some(found) if self.is_ours(place, &found)? => {
+                if found.handle == self.ours.handle {
                     self.session.client.wait(place, &mut self.patience)?;
                 }
-                self.handle = found.handle;
+                self.ours.handle = found.handle;
                 self.lookups = self.lookups.wrapping_add(1);
                 Ok(())
             }
             _ => Err(StoreError::Replaced { url: self.partial_url.to_string() }),
         }
+    }
+
+    fn is_ours(&self, place: Place<'_>, found: &Found) -> Result<bool> {
+        self.ours.is(&self.session, place, found, self.window.durable_bytes())
     }
 
     /// Takes the answers that are there and sends what they allow; waits for more while `busy` holds.
@@ -254,7 +257,7 @@ impl NfsWriter {
         self.session.client.set_budget(self.options.budget.min(TIDY_BUDGET));
         let place = Place { doing: "removing", url: &self.partial_url };
         match self.session.find(place, &self.partial)? {
-            Some(found) if found.attributes.id == self.id => {
+            Some(found) if self.is_ours(place, &found)? => {
                 self.session.remove(place, &self.partial).map(drop)
             }
             // Somebody else's by now, or nobody's.
@@ -266,6 +269,7 @@ impl NfsWriter {
 impl StoreWriter for NfsWriter {
     fn append(&mut self, data: &[u8]) -> Result<()> {
         self.alive(|writer| {
+            writer.ours.appends(data);
             let mut data = data;
             while !data.is_empty() {
                 let room = writer.piece_bytes - writer.filling.len();
@@ -301,7 +305,7 @@ impl StoreWriter for NfsWriter {
         let place = Place { doing: "reading", url: &self.partial_url };
         let session = Session::open(super::folder_of(&self.partial_url)?.0, &self.options)?;
         let found = session.find_file(place, &self.partial)?;
-        if found.attributes.id != self.id {
+        if !self.ours.is(&session, place, &found, self.window.durable_bytes())? {
             return Err(StoreError::Replaced { url: self.partial_url.to_string() });
         }
         let url = self.partial_url.clone();
@@ -311,7 +315,9 @@ impl StoreWriter for NfsWriter {
     fn publish(mut self: Box<Self>) -> Result<()> {
         self.alive(Self::commit_all)?;
         let place = Place { doing: "publishing", url: &self.url };
-        publish(&self.session, place, &self.partial, &self.name, self.id)?;
+        publish(&self.session, place, &self.partial, &self.name, &|found| {
+            self.is_ours(place, found)
+        })?;
         self.settled = true;
         Ok(())
     }
