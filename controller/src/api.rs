@@ -109,6 +109,8 @@ fn file_routes(controller: Arc<Controller>) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(files::read))
         .routes(routes!(uploads::begin, uploads::state, uploads::append, uploads::abort))
+        .routes(routes!(uploads::begun))
+        .routes(routes!(uploads::go_on))
         .routes(routes!(uploads::commit))
         .routes(routes!(uploads::publish))
         .layer(middleware::from_fn_with_state(Arc::clone(&controller), auth::require_store_caller))

@@ -71,7 +71,7 @@ pub fn run(
     let producer = format!("imprint-agent {}", env!("CARGO_PKG_VERSION"));
     let base = Base::open(options.base.as_deref(), url, &run::store_options(progress))?;
     let attempt = Attempt::new(plan, options, image_id)?;
-    let Start { found, note, image_id } =
+    let Start { found, note } =
         resume::start(disk, url, plan, options, attempt, &producer, progress)?;
     if let Some(note) = &note {
         run::note(note);
@@ -79,7 +79,7 @@ pub fn run(
     let (begun, mut writer) = match found {
         Some((beginning, writer)) => (Begun::Earlier(beginning), writer),
         None => {
-            let image_id = image_id.or(attempt.image_id).unwrap_or_else(Uuid::new_v4);
+            let image_id = attempt.image_id.unwrap_or_else(Uuid::new_v4);
             let header = match base {
                 Some(_) => Header::delta(image_id, producer),
                 None => Header::new(image_id, producer),

@@ -221,7 +221,7 @@ pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<d
         StoreUrl::File(path) => file::create(path, On::Machine),
         StoreUrl::Nfs(nfs) => nfs::create(nfs, image_id, options),
         StoreUrl::Nfs4(nfs) => nfs4::create(nfs, options),
-        StoreUrl::Http(http) => http::create(http, image_id, options),
+        StoreUrl::Http(http) => http::create(http, options),
         StoreUrl::Smb(smb) => smb::create(smb, options),
     }?;
     Ok(limit::writer(writer, options.limiter.as_ref()))
@@ -237,10 +237,7 @@ pub fn left_over(url: &StoreUrl, options: &Options) -> Result<Option<Box<dyn Lef
         StoreUrl::Nfs(nfs) => nfs::left_over(nfs, options),
         StoreUrl::Nfs4(nfs) => nfs4::left_over(nfs, options),
         StoreUrl::Smb(smb) => smb::left_over(smb, options),
-        StoreUrl::Http(_) => Err(StoreError::Unsupported {
-            url: url.to_string(),
-            reason: "a capture that was cut off goes on in folders and on shares only".to_owned(),
-        }),
+        StoreUrl::Http(http) => http::left_over(http, options),
     }?;
     Ok(found.map(|found| limit::left_over(found, options.limiter.as_ref())))
 }

@@ -129,6 +129,10 @@ impl From<EmbeddedError> for ApiError {
             EmbeddedError::Gap { .. } => Self::conflict("wrong_offset", text),
             EmbeddedError::Superseded(_) => Self::conflict("superseded", text),
             EmbeddedError::Broken(_) => Self::conflict("upload_broken", text),
+            EmbeddedError::Lost(_) => {
+                tracing::error!(error = text, "store");
+                Self::conflict("upload_broken", text)
+            }
             EmbeddedError::Full { .. } => {
                 tracing::warn!(error = text, "store");
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "no_space", text)

@@ -1,7 +1,8 @@
 //! Writing files of the controller's own store, in pieces that survive broken connections.
 //!
-//! An upload is a file and the id of the image that it becomes, which its writer chose: every request can be sent again. PUT begins,
-//! PATCH appends at `Upload-Offset`, `commit` makes durable what came, `publish` gives the file its name, DELETE gives up. Every
+//! An upload is a file and a UUID that its writer chose: every request can be sent again. PUT begins,
+//! PATCH appends at `Upload-Offset`, `commit` makes durable what came, `publish` gives the file its name, DELETE gives up. What a writer
+//! has left behind is found by its file's name, and gone on with as another upload, so that the first writer is out. Every
 //! answer says how much was received and how much of it is durable.
 
 use std::sync::Arc;
@@ -34,8 +35,8 @@ const DRAIN_IDLE: Duration = Duration::from_secs(5);
 pub struct UploadView {
     /// The file's name when it is finished.
     pub file: String,
-    /// Which image.
-    pub image_id: String,
+    /// What its writer calls it.
+    pub upload_id: String,
     /// So many bytes came; the next one belongs there.
     pub received_bytes: u64,
     /// So many of them are on stable storage.
@@ -48,7 +49,7 @@ impl From<UploadState> for UploadView {
     fn from(state: UploadState) -> Self {
         Self {
             file: state.file,
-            image_id: state.image_id,
+            upload_id: state.upload_id,
             received_bytes: state.received_bytes,
             durable_bytes: state.durable_bytes,
             is_published: state.is_published,
@@ -59,16 +60,16 @@ impl From<UploadState> for UploadView {
 type Answer = Result<Json<UploadView>, ApiError>;
 type Names = Path<(String, String, String)>;
 
-/// File and image of a request, from somebody who may write it.
+/// File and upload of a request, from somebody who may write it.
 async fn target(
     controller: &Controller,
     caller: &StoreCaller,
-    Path((store, name, image_id)): Names,
+    Path((store, name, upload_id)): Names,
 ) -> Result<(FileName, String), ApiError> {
     own_store(controller, &store).await?;
     let file: FileName = name.parse()?;
     let id: Uuid =
-        image_id.parse().map_err(|_| ApiError::invalid("the id of an image is a UUID"))?;
+        upload_id.parse().map_err(|_| ApiError::invalid("the id of an upload is a UUID"))?;
     caller.may_write(&file)?;
     Ok((file, id.to_string()))
 }
@@ -79,8 +80,8 @@ async fn own_upload(
     caller: &StoreCaller,
     names: Names,
 ) -> Result<Arc<Upload>, ApiError> {
-    let (file, image_id) = target(controller, caller, names).await?;
-    let upload = controller.stores.embedded.upload(&file, &image_id).await?;
+    let (file, upload_id) = target(controller, caller, names).await?;
+    let upload = controller.stores.embedded.upload(&file, &upload_id).await?;
     caller.is_writer(upload.job())?;
     Ok(upload)
 }
@@ -97,8 +98,8 @@ async fn to_its_end<T: Send + 'static>(
 
 /// Begins an upload, or says how far it is if it was begun before.
 #[utoipa::path(
-    put, path = "/v1/stores/{store}/files/{name}/uploads/{image_id}", tag = "stores",
-    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("image_id" = String, Path, description = "A UUID")),
+    put, path = "/v1/stores/{store}/files/{name}/uploads/{upload_id}", tag = "stores",
+    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("upload_id" = String, Path, description = "A UUID")),
     responses(
         (status = 200, description = "How far it is", body = UploadView), (status = 403, description = "wrong_file"),
         (status = 409, description = "file_exists, being_written"), (status = 507, description = "no_space"),
@@ -109,17 +110,68 @@ pub(super) async fn begin(
     Extension(caller): Extension<StoreCaller>,
     names: Names,
 ) -> Answer {
-    let (file, image_id) = target(&controller, &caller, names).await?;
+    let (file, upload_id) = target(&controller, &caller, names).await?;
     let job = caller.job();
     let state =
-        to_its_end(async move { controller.stores.embedded.begin(&file, &image_id, job).await });
+        to_its_end(async move { controller.stores.embedded.begin(&file, &upload_id, job).await });
+    Ok(Json(state.await?.into()))
+}
+
+/// Says what an agent of the same job has begun to write under this name; null if nothing.
+#[utoipa::path(
+    get, path = "/v1/stores/{store}/files/{name}/uploads", tag = "stores",
+    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file")),
+    responses(
+        (status = 200, description = "How far it is", body = Option<UploadView>), (status = 403, description = "wrong_file"),
+        (status = 409, description = "file_exists, being_written"),
+    )
+)]
+pub(super) async fn begun(
+    State(controller): State<Arc<Controller>>,
+    Extension(caller): Extension<StoreCaller>,
+    Path((store, name)): Path<(String, String)>,
+) -> Result<Json<Option<UploadView>>, ApiError> {
+    own_store(&controller, &store).await?;
+    let file: FileName = name.parse()?;
+    caller.may_write(&file)?;
+    let begun = controller.stores.embedded.begun(&file, caller.job()).await?;
+    Ok(Json(begun.map(UploadView::from)))
+}
+
+/// Goes on with what an agent of the same job has written, as another upload: `Upload-Offset` says how much of what is durable counts, and the first one is over.
+#[utoipa::path(
+    post, path = "/v1/stores/{store}/files/{name}/uploads/{upload_id}/go-on/{next}", tag = "stores",
+    params(
+        ("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("upload_id" = String, Path, description = "A UUID"),
+        ("next" = String, Path, description = "A UUID"), ("Upload-Offset" = u64, Header, description = "How much of it counts"),
+    ),
+    responses(
+        (status = 200, description = "How far it is", body = UploadView), (status = 403, description = "wrong_file"), (status = 404, description = "No such upload"),
+        (status = 409, description = "being_written, wrong_offset"),
+    )
+)]
+pub(super) async fn go_on(
+    State(controller): State<Arc<Controller>>,
+    Extension(caller): Extension<StoreCaller>,
+    Path((store, name, upload_id, next)): Path<(String, String, String, String)>,
+    headers: HeaderMap,
+) -> Answer {
+    let (file, next) =
+        target(&controller, &caller, Path((store.clone(), name.clone(), next))).await?;
+    let (_, upload_id) = target(&controller, &caller, Path((store, name, upload_id))).await?;
+    let len_bytes = number(&headers, UPLOAD_OFFSET)
+        .ok_or_else(|| ApiError::invalid("Upload-Offset must say how much of it counts"))?;
+    let job = caller.job();
+    let state = to_its_end(async move {
+        controller.stores.embedded.go_on(&file, &upload_id, &next, len_bytes, job).await
+    });
     Ok(Json(state.await?.into()))
 }
 
 /// Says how far an upload is.
 #[utoipa::path(
-    get, path = "/v1/stores/{store}/files/{name}/uploads/{image_id}", tag = "stores",
-    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("image_id" = String, Path, description = "A UUID")),
+    get, path = "/v1/stores/{store}/files/{name}/uploads/{upload_id}", tag = "stores",
+    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("upload_id" = String, Path, description = "A UUID")),
     responses((status = 200, description = "How far it is", body = UploadView), (status = 403, description = "wrong_file"), (status = 404, description = "No such upload"))
 )]
 pub(super) async fn state(
@@ -127,15 +179,15 @@ pub(super) async fn state(
     Extension(caller): Extension<StoreCaller>,
     names: Names,
 ) -> Answer {
-    let (file, image_id) = target(&controller, &caller, names).await?;
-    Ok(Json(controller.stores.embedded.state(&file, &image_id).await?.into()))
+    let (file, upload_id) = target(&controller, &caller, names).await?;
+    Ok(Json(controller.stores.embedded.state(&file, &upload_id).await?.into()))
 }
 
 /// Appends up to 64 MiB at `Upload-Offset`. What is there already is passed over; what came before a connection broke is kept.
 #[utoipa::path(
-    patch, path = "/v1/stores/{store}/files/{name}/uploads/{image_id}", tag = "stores",
+    patch, path = "/v1/stores/{store}/files/{name}/uploads/{upload_id}", tag = "stores",
     params(
-        ("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("image_id" = String, Path, description = "A UUID"),
+        ("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("upload_id" = String, Path, description = "A UUID"),
         ("Upload-Offset" = u64, Header, description = "Where the first byte belongs"),
     ),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
@@ -206,8 +258,8 @@ fn number(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
 
 /// Makes durable what was received until now.
 #[utoipa::path(
-    post, path = "/v1/stores/{store}/files/{name}/uploads/{image_id}/commit", tag = "stores",
-    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("image_id" = String, Path, description = "A UUID")),
+    post, path = "/v1/stores/{store}/files/{name}/uploads/{upload_id}/commit", tag = "stores",
+    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("upload_id" = String, Path, description = "A UUID")),
     responses(
         (status = 200, description = "How far it is", body = UploadView), (status = 403, description = "wrong_file"), (status = 404, description = "No such upload"),
         (status = 409, description = "upload_broken"), (status = 507, description = "no_space"),
@@ -225,8 +277,8 @@ pub(super) async fn commit(
 
 /// Makes everything durable and gives the file its name, never over another one. Asked again, it says that this is done.
 #[utoipa::path(
-    post, path = "/v1/stores/{store}/files/{name}/uploads/{image_id}/publish", tag = "stores",
-    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("image_id" = String, Path, description = "A UUID")),
+    post, path = "/v1/stores/{store}/files/{name}/uploads/{upload_id}/publish", tag = "stores",
+    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("upload_id" = String, Path, description = "A UUID")),
     responses(
         (status = 200, description = "It has its name", body = UploadView), (status = 403, description = "wrong_file"), (status = 404, description = "No such upload"),
         (status = 409, description = "file_exists, upload_broken"), (status = 507, description = "no_space"),
@@ -237,20 +289,17 @@ pub(super) async fn publish(
     Extension(caller): Extension<StoreCaller>,
     names: Names,
 ) -> Answer {
-    let (file, image_id) = target(&controller, &caller, names).await?;
-    let embedded = &controller.stores.embedded;
-    if !embedded.state(&file, &image_id).await?.is_published {
-        caller.is_writer(embedded.upload(&file, &image_id).await?.job())?;
-    }
+    let (file, upload_id) = target(&controller, &caller, names).await?;
+    caller.is_writer(controller.stores.embedded.job_of(&file, &upload_id).await?)?;
     let state =
-        to_its_end(async move { controller.stores.embedded.publish(&file, &image_id).await });
+        to_its_end(async move { controller.stores.embedded.publish(&file, &upload_id).await });
     Ok(Json(state.await?.into()))
 }
 
 /// Gives an upload up: what was written is removed.
 #[utoipa::path(
-    delete, path = "/v1/stores/{store}/files/{name}/uploads/{image_id}", tag = "stores",
-    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("image_id" = String, Path, description = "A UUID")),
+    delete, path = "/v1/stores/{store}/files/{name}/uploads/{upload_id}", tag = "stores",
+    params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file"), ("upload_id" = String, Path, description = "A UUID")),
     responses((status = 204, description = "Given up"), (status = 403, description = "wrong_file"), (status = 404, description = "No such upload"))
 )]
 pub(super) async fn abort(
@@ -258,12 +307,11 @@ pub(super) async fn abort(
     Extension(caller): Extension<StoreCaller>,
     names: Names,
 ) -> Result<StatusCode, ApiError> {
-    let (file, image_id) = target(&controller, &caller, names).await?;
+    let (file, upload_id) = target(&controller, &caller, names).await?;
     // People may also clear away what an agent left.
     if caller.job().is_some() {
-        let upload = controller.stores.embedded.upload(&file, &image_id).await?;
-        caller.is_writer(upload.job())?;
+        caller.is_writer(controller.stores.embedded.job_of(&file, &upload_id).await?)?;
     }
-    to_its_end(async move { controller.stores.embedded.abort(&file, &image_id).await }).await?;
+    to_its_end(async move { controller.stores.embedded.abort(&file, &upload_id).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -11,7 +11,7 @@ pub struct UploadRow {
     /// Name of the file when it is finished.
     pub file: String,
     /// Which image it is.
-    pub image_id: String,
+    pub upload_id: String,
     /// The job whose agent writes it; `None`: somebody with an API token.
     pub job_id: Option<i64>,
     /// So many bytes are on stable storage.
@@ -71,14 +71,37 @@ impl Db {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn begin_upload(&self, file: &str, image_id: &str, job: Option<i64>) -> Result<()> {
+    pub async fn begin_upload(&self, file: &str, upload_id: &str, job: Option<i64>) -> Result<()> {
         sqlx::query(
-            "INSERT OR REPLACE INTO uploads (file, image_id, job_id, created_ms) VALUES (?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO uploads (file, upload_id, job_id, created_ms) VALUES (?, ?, ?, ?)",
         )
         .bind(file)
-        .bind(image_id)
+        .bind(upload_id)
         .bind(job)
         .bind(now_ms())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Makes an upload another one, of which only so many bytes count.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn rename_upload(
+        &self,
+        file: &str,
+        upload_id: &str,
+        next: &str,
+        durable: i64,
+    ) -> Result<()> {
+        sqlx::query(
+            "UPDATE uploads SET upload_id = ?, durable = ? WHERE file = ? AND upload_id = ?",
+        )
+        .bind(next)
+        .bind(durable)
+        .bind(file)
+        .bind(upload_id)
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -88,13 +111,15 @@ impl Db {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn set_upload_durable(&self, file: &str, image_id: &str, bytes: i64) -> Result<()> {
-        sqlx::query("UPDATE uploads SET durable = max(durable, ?) WHERE file = ? AND image_id = ?")
-            .bind(bytes)
-            .bind(file)
-            .bind(image_id)
-            .execute(&self.pool)
-            .await?;
+    pub async fn set_upload_durable(&self, file: &str, upload_id: &str, bytes: i64) -> Result<()> {
+        sqlx::query(
+            "UPDATE uploads SET durable = max(durable, ?) WHERE file = ? AND upload_id = ?",
+        )
+        .bind(bytes)
+        .bind(file)
+        .bind(upload_id)
+        .execute(&self.pool)
+        .await?;
         Ok(())
     }
 
@@ -102,10 +127,10 @@ impl Db {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn set_upload_published(&self, file: &str, image_id: &str) -> Result<()> {
-        sqlx::query("UPDATE uploads SET published = 1 WHERE file = ? AND image_id = ?")
+    pub async fn set_upload_published(&self, file: &str, upload_id: &str) -> Result<()> {
+        sqlx::query("UPDATE uploads SET published = 1 WHERE file = ? AND upload_id = ?")
             .bind(file)
-            .bind(image_id)
+            .bind(upload_id)
             .execute(&self.pool)
             .await?;
         Ok(())
@@ -115,10 +140,10 @@ impl Db {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn forget_upload(&self, file: &str, image_id: &str) -> Result<()> {
-        sqlx::query("DELETE FROM uploads WHERE file = ? AND image_id = ?")
+    pub async fn forget_upload(&self, file: &str, upload_id: &str) -> Result<()> {
+        sqlx::query("DELETE FROM uploads WHERE file = ? AND upload_id = ?")
             .bind(file)
-            .bind(image_id)
+            .bind(upload_id)
             .execute(&self.pool)
             .await?;
         Ok(())

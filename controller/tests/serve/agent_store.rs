@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,20 +33,25 @@ pub fn content(len: usize, seed: u64) -> Vec<u8> {
     data
 }
 
-/// The store, seen through an address, with the administrator's token.
-struct Store {
+/// The store, seen through an address.
+pub struct Store {
     base: String,
-    options: Options,
+    pub options: Options,
 }
 
 impl Store {
-    fn at(served: &Served, server: &str) -> Self {
+    /// With the administrator's token.
+    pub fn at(served: &Served, server: &str) -> Self {
+        Self::with(served, server, &served.token)
+    }
+
+    pub fn with(served: &Served, server: &str, token: &str) -> Self {
         let file = fs::read(served.data().join("client.json")).unwrap();
         let file: Value = serde_json::from_slice(&file).unwrap();
         let base = format!("https://{server}/v1/stores/local/files");
         let access = StoreAccess {
             prefix: base.clone(),
-            token: Some(file["token"].as_str().unwrap().to_owned().into()),
+            token: Some(token.to_owned().into()),
             tls_key: Some(file["pin"].as_str().unwrap().to_owned()),
             ..StoreAccess::default()
         };
@@ -61,7 +66,7 @@ impl Store {
         Self::at(served, served.api_url.strip_prefix("https://").unwrap())
     }
 
-    fn url(&self, name: &str) -> StoreUrl {
+    pub fn url(&self, name: &str) -> StoreUrl {
         format!("{}/{name}", self.base).parse().unwrap()
     }
 
@@ -93,7 +98,7 @@ impl Store {
 }
 
 /// Runs what blocks.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
@@ -381,7 +386,12 @@ async fn stores_are_tried_out() {
 }
 
 /// Does a job as it was handed out, on this disk; its outcome.
-fn work(job: &JobSpec) -> Value {
+pub fn work(job: &JobSpec) -> Value {
+    outcome(worker_on(job))
+}
+
+/// The worker, which has its job.
+pub fn worker_on(job: &JobSpec) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "agent_store::worker", "--nocapture"])
         .env("IMPRINT_TEST_WORKER", "1")
@@ -391,6 +401,11 @@ fn work(job: &JobSpec) -> Value {
         .unwrap();
     let text = serde_json::to_vec(job).unwrap();
     child.stdin.take().unwrap().write_all(&text).unwrap();
+    child
+}
+
+/// How it ended.
+fn outcome(child: Child) -> Value {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let outcome = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());

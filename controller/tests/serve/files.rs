@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use crate::agents::{Agent, captured};
 use crate::rig::{Served, answer, wait};
 
-const ID: &str = "6e1c3b52-35c5-4d38-9d9c-3f61a3a0a001";
-const OTHER_ID: &str = "6e1c3b52-35c5-4d38-9d9c-3f61a3a0a002";
+pub const ID: &str = "6e1c3b52-35c5-4d38-9d9c-3f61a3a0a001";
+pub const OTHER_ID: &str = "6e1c3b52-35c5-4d38-9d9c-3f61a3a0a002";
 
 /// Bytes that are the same nowhere.
-fn content(len: usize) -> Vec<u8> {
+pub fn content(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let next = || {
         state ^= state << 13;
@@ -26,39 +26,39 @@ fn content(len: usize) -> Vec<u8> {
 }
 
 /// Somebody who writes and reads files of the store.
-struct Client<'a> {
-    served: &'a Served,
-    token: String,
+pub struct Client<'a> {
+    pub served: &'a Served,
+    pub token: String,
 }
 
 impl Client<'_> {
-    fn person(served: &Served) -> Client<'_> {
+    pub fn person(served: &Served) -> Client<'_> {
         Client { served, token: served.token.clone() }
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let url = format!("{}/v1/stores/local/files{path}", self.served.api_url);
         self.served.client().request(method, url).bearer_auth(&self.token)
     }
 
-    async fn upload(&self, method: Method, file: &str, id: &str, what: &str) -> (u16, Value) {
+    pub async fn upload(&self, method: Method, file: &str, id: &str, what: &str) -> (u16, Value) {
         let path = format!("/{file}/uploads/{id}{what}");
         answer(self.request(method, &path).send().await.unwrap()).await
     }
 
-    async fn append(&self, file: &str, id: &str, offset: usize, data: &[u8]) -> (u16, Value) {
+    pub async fn append(&self, file: &str, id: &str, offset: usize, data: &[u8]) -> (u16, Value) {
         let request = self.request(Method::PATCH, &format!("/{file}/uploads/{id}"));
         let request = request.header("upload-offset", offset.to_string()).body(data.to_vec());
         answer(request.send().await.unwrap()).await
     }
 
-    async fn put_whole(&self, file: &str, id: &str, data: &[u8]) {
+    pub async fn put_whole(&self, file: &str, id: &str, data: &[u8]) {
         assert_eq!(self.upload(Method::PUT, file, id, "").await.0, 200);
         assert_eq!(self.append(file, id, 0, data).await.0, 200);
         assert_eq!(self.upload(Method::POST, file, id, "/publish").await.0, 200);
     }
 
-    async fn read(&self, file: &str, headers: &[(&str, &str)]) -> Response {
+    pub async fn read(&self, file: &str, headers: &[(&str, &str)]) -> Response {
         let mut request = self.request(Method::GET, &format!("/{file}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -66,14 +66,14 @@ impl Client<'_> {
         request.send().await.unwrap()
     }
 
-    async fn bytes(&self, file: &str) -> Vec<u8> {
+    pub async fn bytes(&self, file: &str) -> Vec<u8> {
         let response = self.read(file, &[]).await;
         assert_eq!(response.status(), 200);
         response.bytes().await.unwrap().to_vec()
     }
 }
 
-fn received(view: &Value) -> (u64, u64) {
+pub fn received(view: &Value) -> (u64, u64) {
     (view["received_bytes"].as_u64().unwrap(), view["durable_bytes"].as_u64().unwrap())
 }
 
@@ -321,7 +321,7 @@ async fn a_newer_request_takes_over_from_one_that_hangs() {
 }
 
 /// What a job of this agent lets it do in the store.
-fn of_job<'a>(served: &'a Served, work: &Value) -> Client<'a> {
+pub fn of_job<'a>(served: &'a Served, work: &Value) -> Client<'a> {
     let access = &work["access"][0];
     assert_eq!(access["prefix"], format!("{}/v1/stores/local/files", served.api_url));
     assert_eq!(access["tls_key"].as_str().unwrap().len(), 64);

@@ -12,6 +12,7 @@ mod copies;
 mod crash;
 mod dhcp;
 mod files;
+mod gone_on;
 mod ipmi;
 mod limits;
 mod rig;

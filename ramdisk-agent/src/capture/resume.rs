@@ -35,13 +35,11 @@ pub struct Start {
     pub found: Option<(Beginning, Box<dyn StoreWriter>)>,
     /// Why what was found does not count, or not all of it.
     pub note: Option<String>,
-    /// The id of an image that begins with nothing, if not that of the attempt.
-    pub image_id: Option<Uuid>,
 }
 
 impl Start {
     fn anew(note: Option<String>) -> Self {
-        Self { found: None, note, image_id: None }
+        Self { found: None, note }
     }
 }
 
@@ -105,9 +103,7 @@ pub fn start(
         Ok(Some(left)) => left,
         Ok(None) => return Ok(Start::anew(None)),
         Err(StoreError::Unsupported { reason, .. }) if attempt.image_id.is_some() => {
-            // By another id that store knows that this is another upload, which takes the place of the one left over.
-            let note = attempt.resume.then_some(reason);
-            return Ok(Start { image_id: Some(Uuid::new_v4()), ..Start::anew(note) });
+            return Ok(Start::anew(attempt.resume.then_some(reason)));
         }
         Err(error) => return Err(error.into()),
     };
@@ -163,7 +159,7 @@ fn go_on(
 ) -> Result<Start> {
     let beginning = partial.into_beginning()?;
     let writer = left.go_on(beginning.stored_len())?;
-    Ok(Start { found: Some((beginning, writer)), note, image_id: None })
+    Ok(Start { found: Some((beginning, writer)), note })
 }
 
 /// Why a capture starts over; nobody hears it who did not ask.

@@ -18,6 +18,7 @@ mod connection;
 mod controller;
 mod head;
 mod lanes;
+mod left_over;
 mod location;
 mod reader;
 mod retry;
@@ -28,11 +29,9 @@ mod undurable;
 mod version;
 mod writer;
 
+use super::{Entry, HttpUrl, ImageFile, LeftOver, Options, Result, StoreWriter};
 use agent_api::StoreFacts;
 pub use anything::read_anything;
-use uuid::Uuid;
-
-use super::{Entry, HttpUrl, ImageFile, Options, Result, StoreWriter};
 use client::Client;
 use reader::HttpImage;
 use writer::HttpWriter;
@@ -43,15 +42,19 @@ pub(super) fn open(url: &HttpUrl, options: &Options) -> Result<Box<dyn ImageFile
 }
 
 /// Starts to write an image to a controller's own store. Other web servers are only read from.
-pub(super) fn create(
-    url: &HttpUrl,
-    image_id: Uuid,
-    options: &Options,
-) -> Result<Box<dyn StoreWriter>> {
+pub(super) fn create(url: &HttpUrl, options: &Options) -> Result<Box<dyn StoreWriter>> {
     if url.has_query() {
         return Err(controller::only_read(url));
     }
-    Ok(Box::new(HttpWriter::create(url, image_id, options)?))
+    Ok(Box::new(HttpWriter::create(url, options)?))
+}
+
+/// What a writer of an image has left behind in a controller's own store.
+pub(super) fn left_over(url: &HttpUrl, options: &Options) -> Result<Option<Box<dyn LeftOver>>> {
+    if url.has_query() {
+        return Err(controller::only_read(url));
+    }
+    left_over::find(url, options)
 }
 
 /// What is known without asking.

@@ -4,17 +4,20 @@
 //! the newest request is the one that writes.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::body::{BodyDataStream, Bytes};
 use futures_util::StreamExt;
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
 use tokio::time::timeout;
 
-use super::{EmbeddedError, Result, UploadState, blocking, io_error};
+use super::error::io_error;
+use super::uploads::UploadState;
+use super::{EmbeddedError, Result, blocking};
 
 /// The most bytes that one request may bring.
 pub const APPEND_MAX: u64 = 64 << 20;
@@ -27,36 +30,44 @@ const WRITE_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Upload {
     file: String,
-    image_id: String,
+    id: String,
     job: Option<i64>,
     content: Arc<File>,
     received: AtomicU64,
     durable: AtomicU64,
+    /// What its file holds is not known.
     is_broken: AtomicBool,
+    /// Another one takes its place, or none.
+    is_ended: AtomicBool,
     /// Held by the request that writes.
     writing: tokio::sync::Mutex<()>,
     /// Number of the newest request that wants to write.
     newest: watch::Sender<u64>,
+    /// When its writer was last heard of.
+    heard: Mutex<Instant>,
 }
 
 impl Upload {
     pub(super) fn new(
         file: String,
-        image_id: String,
+        id: String,
         job: Option<i64>,
         content: File,
         len_bytes: u64,
+        heard: Instant,
     ) -> Self {
         Self {
             file,
-            image_id,
+            id,
             job,
             content: Arc::new(content),
             received: AtomicU64::new(len_bytes),
             durable: AtomicU64::new(len_bytes),
             is_broken: AtomicBool::new(false),
+            is_ended: AtomicBool::new(false),
             writing: tokio::sync::Mutex::default(),
             newest: watch::Sender::new(0),
+            heard: Mutex::new(heard),
         }
     }
 
@@ -66,10 +77,10 @@ impl Upload {
         &self.file
     }
 
-    /// Which image it is.
+    /// What its writer calls it.
     #[must_use]
-    pub fn image_id(&self) -> &str {
-        &self.image_id
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// The job whose agent writes it; `None`: somebody with an API token.
@@ -89,11 +100,26 @@ impl Upload {
     pub fn state(&self) -> UploadState {
         UploadState {
             file: self.file.clone(),
-            image_id: self.image_id.clone(),
+            upload_id: self.id.clone(),
             received_bytes: self.received.load(Ordering::Acquire),
             durable_bytes: self.durable(),
             is_published: false,
         }
+    }
+
+    /// Its writer is there.
+    pub(super) fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// When its writer was last heard of.
+    pub(super) fn heard(&self) -> Instant {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its file once more, to be read.
+    pub(super) fn file_again(&self) -> io::Result<File> {
+        self.content.try_clone()
     }
 
     pub(super) fn set_durable(&self, bytes: u64) {
@@ -102,11 +128,21 @@ impl Upload {
 
     /// Whoever writes is stopped, and nobody writes any more.
     pub(super) fn end(&self) {
-        self.is_broken.store(true, Ordering::Release);
+        self.is_ended.store(true, Ordering::Release);
         self.newest.send_modify(|number| *number += 1);
     }
 
+    /// Stops whoever writes, and lets nobody else begin for as long as this is held.
+    pub(super) async fn still(&self) -> MutexGuard<'_, ()> {
+        self.newest.send_modify(|number| *number += 1);
+        self.writing.lock().await
+    }
+
     fn check(&self) -> Result<()> {
+        if self.is_ended.load(Ordering::Acquire) {
+            let (file, upload_id) = (self.file.clone(), self.id.clone());
+            return Err(EmbeddedError::NoUpload { file, upload_id });
+        }
         if self.is_broken.load(Ordering::Acquire) {
             return Err(EmbeddedError::Broken(self.file.clone()));
         }
@@ -122,6 +158,7 @@ impl Upload {
         let mut newest = self.newest.subscribe();
         self.newest.send_modify(|number| *number += 1);
         let own = *newest.borrow_and_update();
+        self.hear();
         let _writing = self.writing.lock().await;
         self.check()?;
         let received = self.received.load(Ordering::Acquire);
@@ -144,6 +181,7 @@ impl Upload {
                 Ok(None) => break Ok(()),
                 Err(_) => break Err(EmbeddedError::Idle(self.file.clone())),
             };
+            self.hear();
             let skipped = usize::try_from(known).unwrap_or(usize::MAX).min(data.len());
             known -= skipped as u64;
             gathered.extend_from_slice(&data[skipped..]);

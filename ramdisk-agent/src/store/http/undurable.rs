@@ -38,6 +38,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// That of an upload whose first bytes are durable already.
+    pub(super) fn behind(durable: u64) -> Self {
+        Self { durable, received: durable, appended: durable, ..Self::default() }
+    }
+
     /// The piece with the first byte that the controller does not have, where in it that is, and where in the file.
     pub(super) fn piece_at_received(&self) -> (Arc<Vec<u8>>, usize, u64) {
         let mut at = self.durable;

@@ -5,8 +5,9 @@
 //! controller is asked how far it got: what it has is not sent again, and what it was told to keep never is. A controller that was
 //! restarted has just that; what it had only received comes once more.
 //!
-//! The upload is known by the image's id, so that requests whose answers were lost can be sent again. Several pieces at once are
-//! deliberately absent: a piece is large enough to fill a connection.
+//! The upload has an id of this writer's own, so that requests whose answers were lost can be sent again, and those of another writer are
+//! told apart. A writer that has nothing to send asks how far it is now and then: the controller takes one that it does not hear of for
+//! dead. Several pieces at once are deliberately absent: a piece is large enough to fill a connection.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -27,8 +28,21 @@ use super::undurable::State;
 const WINDOW_BYTES: u64 = 64 << 20;
 /// What one request carries.
 const PIECE_BYTES: usize = 8 << 20;
+/// How long the controller hears nothing at most, as far as it depends on this side.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 /// How long tidying up after a failure may take.
 const TIDY_BUDGET: Duration = Duration::from_secs(10);
+
+/// Where the upload of a file with this id is.
+pub(super) fn upload_of(url: &HttpUrl, id: Uuid) -> HttpUrl {
+    url.join("uploads").join(&id.to_string())
+}
+
+/// Where what is durable of a file can be read before it has its name.
+pub(super) fn partial_of(url: &HttpUrl) -> Result<HttpUrl> {
+    let folder = url.parent().ok_or_else(|| StoreError::NotFound { url: url.to_string() })?;
+    Ok(folder.join(&format!("{}{PARTIAL_SUFFIX}", url.name())))
+}
 
 /// When the controller last had more than before, and what has gone wrong since.
 struct Growth {
@@ -76,9 +90,9 @@ pub(super) struct HttpWriter {
 }
 
 impl HttpWriter {
-    pub(super) fn create(url: &HttpUrl, image_id: Uuid, options: &Options) -> Result<Self> {
+    pub(super) fn create(url: &HttpUrl, options: &Options) -> Result<Self> {
         let client = Client::new(url, options)?;
-        let upload = url.join("uploads").join(&image_id.to_string());
+        let upload = upload_of(url, Uuid::new_v4());
         let place = Place { doing: "creating", url };
         let request = Request { method: "PUT", url: &upload, fields: &[], body: &[] };
         let found: Upload = call(&client, place.doing, &request).map_err(|refusal| match refusal {
@@ -91,13 +105,24 @@ impl HttpWriter {
         if found.is_published || found.received_bytes > 0 {
             return Err(StoreError::Busy { url: url.to_string() });
         }
+        Ok(Self::behind(client, url, upload, 0, options))
+    }
+
+    /// Goes on with an upload behind its first `len_bytes`, which are durable and all that it has.
+    pub(super) fn behind(
+        client: Client,
+        url: &HttpUrl,
+        upload: HttpUrl,
+        len_bytes: u64,
+        options: &Options,
+    ) -> Self {
         client.watch.set_budget(options.budget);
         let shared = Arc::new(Shared {
             client,
             budget: options.budget,
             url: url.clone(),
             upload,
-            state: Mutex::default(),
+            state: Mutex::new(State::behind(len_bytes)),
             changed: Condvar::new(),
         });
         let thread = |work: fn(&Shared)| {
@@ -105,15 +130,15 @@ impl HttpWriter {
             std::thread::spawn(move || work(&shared))
         };
         let threads = vec![thread(Shared::send_pieces), thread(Shared::keep_pieces)];
-        Ok(Self {
+        Self {
             shared,
             options: options.clone(),
             filling: Vec::with_capacity(PIECE_BYTES),
-            len_bytes: 0,
+            len_bytes,
             threads,
             is_dead: false,
             is_settled: false,
-        })
+        }
     }
 
     /// Runs one step; an error in it ends the writer.
@@ -213,16 +238,19 @@ impl Shared {
         let mut growth = Growth::default();
         loop {
             let mut state = self.lock();
+            let waited = Instant::now();
             while !state.is_over && !state.is_unsure && state.received == state.appended {
-                state = self.wait(state);
+                let Some(rest) = SIGN_OF_LIFE.checked_sub(waited.elapsed()) else { break };
+                let woken = self.changed.wait_timeout(state, rest);
+                state = woken.unwrap_or_else(PoisonError::into_inner).0;
             }
             if state.is_over {
                 return;
             }
-            let is_unsure = state.is_unsure;
+            let asks = state.is_unsure || state.received == state.appended;
             let (piece, at, offset) = state.piece_at_received();
             drop(state);
-            let result = match is_unsure {
+            let result = match asks {
                 true => self.ask(),
                 false => self.send(&piece[at..], offset, growth.since(offset)),
             };
@@ -347,9 +375,7 @@ impl StoreWriter for HttpWriter {
     }
 
     fn reader(&self) -> Result<Box<dyn ImageFile>> {
-        let url = &self.shared.url;
-        let folder = url.parent().ok_or_else(|| StoreError::NotFound { url: url.to_string() })?;
-        let partial = folder.join(&format!("{}{PARTIAL_SUFFIX}", url.name()));
+        let partial = partial_of(&self.shared.url)?;
         Ok(Box::new(HttpImage::open(&partial, &self.options)?))
     }
 
@@ -369,6 +395,13 @@ impl StoreWriter for HttpWriter {
 
     fn abort(mut self: Box<Self>) -> Result<()> {
         self.give_up()
+    }
+
+    fn keep(mut self: Box<Self>) -> Result<()> {
+        self.is_settled = true;
+        self.shared.client.watch.set_budget(self.options.budget.min(TIDY_BUDGET));
+        self.end();
+        Ok(())
     }
 }
 
