@@ -1,6 +1,6 @@
 //! The one folder with everything that the controller remembers.
 //!
-//! `imprint.db` (SQLite, with `-wal` and `-shm` beside it), `secret.key` (opens the passwords in the database), `tls.key` and
+//! `imprint.db` (SQLite, with `-wal` and `-shm` beside it), `secret.key` (opens what is sealed in the database), `tls.key` and
 //! `tls.crt` (the controller's identity), `client.json` (what the command line needs to talk to it), `images/` (the controller's own store). Folders are 0700, every
 //! file in them 0600. A lock held on `lock` keeps a second controller away. What is made anew at each start (DHCP entries, TFTP files)
 //! is not here; see [`crate::dhcp`].

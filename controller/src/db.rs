@@ -9,6 +9,7 @@ mod hosts;
 mod images;
 mod jobs;
 mod power;
+mod sealed;
 mod sessions;
 mod stores;
 mod tokens;
@@ -16,6 +17,7 @@ mod transitions;
 mod uploads;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -30,6 +32,8 @@ pub use stores::{LOCAL, StoreRow};
 pub use tokens::{CHECK_TOKEN_PREFIX, Token};
 pub use transitions::JOB_PAUSED;
 pub use uploads::UploadRow;
+
+use crate::secret::{Sealer, UnsealError};
 
 /// How long a writer waits for another one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,6 +65,9 @@ pub enum DbError {
         /// For people.
         message: String,
     },
+    /// What is sealed of a row does not open.
+    #[error(transparent)]
+    Unseal(#[from] UnsealError),
     /// A row holds something that this version did not write.
     #[error("the database holds an unknown {what}: {value:?}; was it written by a newer version?")]
     Content {
@@ -105,25 +112,30 @@ fn on_unique(error: sqlx::Error, cases: &[(&str, &'static str, &str)]) -> DbErro
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: SqlitePool,
+    sealer: Arc<Sealer>,
 }
 
 impl Db {
-    /// Opens the database and brings its schema up to date.
+    /// Opens the database, brings its schema up to date, and seals what an earlier version left in the clear.
     ///
     /// # Errors
     /// When it cannot be opened, or was written by a newer version.
-    pub async fn open(path: &Path) -> Result<Self> {
+    pub async fn open(path: &Path, sealer: Sealer) -> Result<Self> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
             .foreign_keys(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_TIMEOUT);
+            .busy_timeout(BUSY_TIMEOUT)
+            // What was deleted or replaced is not to be read in the file's free pages.
+            .pragma("secure_delete", "ON");
         let pool =
             SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_with(options).await?;
         sqlx::migrate!().run(&pool).await?;
-        Ok(Self { pool })
+        let db = Self { pool, sealer: Arc::new(sealer) };
+        db.seal_what_is_not().await?;
+        Ok(db)
     }
 
     /// Ends all use of the database; its journal is then merged into it.

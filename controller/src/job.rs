@@ -85,6 +85,16 @@ pub enum Options {
 }
 
 impl Options {
+    /// Those of the action with this name, with nothing asked for.
+    #[must_use]
+    pub fn none(action: &str) -> Option<Self> {
+        match action {
+            "capture" => Some(Self::Capture(CaptureOptions::default())),
+            "restore" => Some(Self::Restore(RestoreOptions::default())),
+            _ => None,
+        }
+    }
+
     /// Which action they belong to.
     #[must_use]
     pub fn action(&self) -> Action {
@@ -135,6 +145,8 @@ pub struct Job {
     pub disk: Option<String>,
     /// Capture or restore.
     pub options: Options,
+    /// What was asked does not open with this controller's key file: only which action it is is known, and it is not handed out.
+    pub is_locked: bool,
     /// What to do with a running machine.
     pub shutdown: Shutdown,
     /// How far the approval of its plan is; `None` if it needs none.

@@ -1,14 +1,14 @@
 //! Secrets: how they are made, kept and compared.
 //!
 //! Bearer secrets (API tokens, tickets, agent credentials) are 256 random bits in hex. Only their SHA-256 is stored: a stolen
-//! database opens nothing, and a lookup by hash leaks nothing through its timing. Passwords that must be used again (BMCs) are
-//! sealed with AES-256-GCM under a key that lies beside the database in its own file, bound to the name of what they belong to.
+//! database opens nothing, and a lookup by hash leaks nothing through its timing. What must be used again (passwords of BMCs and
+//! stores, what jobs were asked to do) is sealed with AES-256-GCM under a key that lies beside the database in its own file, bound to the name of what they belong to.
 
 use std::fmt;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
+use ring::{digest, hmac};
 use zeroize::{Zeroize, Zeroizing};
 
 /// Length of the sealing key in bytes.
@@ -99,9 +99,10 @@ pub struct UnsealError {
     pub owner: String,
 }
 
-/// Seals and opens the passwords in the database.
+/// Seals and opens the secrets in the database.
 pub struct Sealer {
     key: LessSafeKey,
+    hashing: hmac::Key,
 }
 
 impl fmt::Debug for Sealer {
@@ -114,8 +115,17 @@ impl Sealer {
     /// From the bytes of the key file.
     #[must_use]
     pub fn new(key: &[u8; KEY_LEN]) -> Self {
+        // A key of its own: one key is for one algorithm.
+        let hashing = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"imprint: keyed hashes");
+        let hashing = hmac::Key::new(hmac::HMAC_SHA256, hashing.as_ref());
         let key = UnboundKey::new(&AES_256_GCM, key).expect("the key has the algorithm's length");
-        Self { key: LessSafeKey::new(key) }
+        Self { key: LessSafeKey::new(key), hashing }
+    }
+
+    /// 128 bits in hex that are the same for the same text, and tell nothing of it without the key.
+    #[must_use]
+    pub fn keyed_hash(&self, text: &str) -> String {
+        hex(&hmac::sign(&self.hashing, text.as_bytes()).as_ref()[..16])
     }
 
     /// Nonce, ciphertext and tag. `owner` must be given again to open.
@@ -170,6 +180,15 @@ mod tests {
         }
         assert!(!sealed.windows(5).any(|w| w == b"horse"));
         assert_ne!(sealed, sealer.seal("node7", &secret), "nonces must differ");
+    }
+
+    #[test]
+    fn a_keyed_hash_is_of_key_and_text() {
+        let [one, other] = [7, 8].map(|byte| Sealer::new(&[byte; KEY_LEN]));
+        assert!(is_hex(&one.keyed_hash("sig=1"), 32));
+        assert_eq!(one.keyed_hash("sig=1"), Sealer::new(&[7; KEY_LEN]).keyed_hash("sig=1"));
+        assert_ne!(one.keyed_hash("sig=1"), one.keyed_hash("sig=2"));
+        assert_ne!(one.keyed_hash("sig=1"), other.keyed_hash("sig=1"));
     }
 
     #[test]

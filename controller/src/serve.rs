@@ -141,7 +141,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let data = DataDir::open(&args.data)?;
     let identity = Identity::load_or_make(&data)?;
-    let db = Db::open(&data.database()?).await?;
+    let db = Db::open(&data.database()?, data.sealer()?).await?;
     db.remove_tokens_of_checks().await?;
     let http = listen(subnet.address, args.http_port)?;
     let https = listen(subnet.address, args.https_port)?;

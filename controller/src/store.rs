@@ -163,6 +163,7 @@ impl Stores {
             token: seal("token", with.token),
             tls_key: with.tls_key,
             created_ms: 0,
+            sealed_url: None,
         };
         self.db.add_store(&row).await
     }
@@ -173,6 +174,9 @@ impl Stores {
     /// # Errors
     /// When a store is gone or its credentials do not open.
     pub async fn hand_out(&self, job: &Job, mut spec: JobSpec) -> Result<JobSpec, StoreError> {
+        if job.is_locked {
+            return Err(UnsealError { owner: format!("job {}", job.id) }.into());
+        }
         let (base, also, layout) = match &mut spec.action {
             JobAction::Capture(options) => (&mut options.base, None, None),
             JobAction::Restore(options) | JobAction::Plan(options) => {

@@ -90,6 +90,9 @@ impl From<DbError> for ApiError {
         match error {
             DbError::NotFound { .. } => Self::not_found(error.to_string()),
             DbError::Conflict { code, message } => Self::conflict(code, message),
+            DbError::Unseal(error) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "key_file", error_chain(&error))
+            }
             other => {
                 let text = error_chain(&other);
                 tracing::error!(error = text, "database");

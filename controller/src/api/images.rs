@@ -15,7 +15,7 @@ use super::auth::Caller;
 use super::tasks::{Reached, own_file, reach};
 use crate::clock::rfc3339;
 use crate::context::Controller;
-use crate::db::{Image, LOCAL, NewImage};
+use crate::db::{DbError, Image, LOCAL, NewImage};
 use crate::names::{FileName, ImageName, ImageUrl, StoreName};
 use crate::secret::is_hex;
 use crate::store::agent_program::{self, ProgramError};
@@ -184,8 +184,13 @@ pub(super) async fn remove(
     let Query(RemoveQuery { keep_file }) = query?;
     let held = controller.tasks.catalogue.lock().await;
     controller.tasks.refuse_image(&name)?;
-    let image = controller.db.image(&name).await?;
-    let place = image.url.parse::<Place>().ok().filter(|_| !keep_file);
+    let image = match controller.db.image(&name).await {
+        // Nothing of its URL is needed.
+        Err(DbError::Unseal(_)) if keep_file => None,
+        image => Some(image?),
+    };
+    let url = image.as_ref().filter(|_| !keep_file).map(|image| &image.url);
+    let place = url.and_then(|url| url.parse::<Place>().ok());
     // Looked at before the entry goes: what cannot be reached cannot be removed.
     let outside = match &place {
         Some(place) if own_file(place).is_none() => Some(reach(&controller, &[place]).await?),
@@ -194,8 +199,8 @@ pub(super) async fn remove(
     controller.db.remove_image(&name, place.is_none()).await?;
     drop(held);
     tracing::info!(image = name, keep_file, by = caller.name, "image removed");
-    match (&place, outside) {
-        (_, Some(reached)) => {
+    match (&place, image.zip(outside)) {
+        (_, Some((image, reached))) => {
             // To its end, whether or not its client still listens: the entry comes back if the file stays.
             let work =
                 tokio::spawn(async move { remove_outside(&controller, image, reached).await });

@@ -28,6 +28,8 @@ pub struct Image {
     pub created_ms: i64,
     /// Of a delta image: root hash of the image that it is the difference to, if that is known.
     pub parent_root: Option<String>,
+    /// Of a URL with a query: all of it, sealed. Nothing any more once it is opened.
+    pub(super) sealed_url: Option<Vec<u8>>,
 }
 
 /// A row to be.
@@ -55,23 +57,29 @@ pub struct NewImage {
     pub parent_root: Option<String>,
 }
 
-pub(super) async fn insert<'e, E>(executor: E, image: &NewImage) -> Result<()>
-where
-    E: sqlx::Executor<'e, Database = sqlx::Sqlite>,
-{
-    insert_at(executor, image, now_ms()).await
-}
+impl Db {
+    pub(super) async fn insert_image<'e, E>(&self, executor: E, image: &NewImage) -> Result<()>
+    where
+        E: sqlx::Executor<'e, Database = sqlx::Sqlite>,
+    {
+        self.insert_image_at(executor, image, now_ms()).await
+    }
 
-async fn insert_at<'e, E>(executor: E, image: &NewImage, created_ms: i64) -> Result<()>
-where
-    E: sqlx::Executor<'e, Database = sqlx::Sqlite>,
-{
-    sqlx::query(
-        "INSERT INTO images (name, url, root, image_id, disk_bytes, used_bytes, stored_bytes, host, job_id, created_ms, parent_root)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    async fn insert_image_at<'e, E>(
+        &self,
+        executor: E,
+        image: &NewImage,
+        created_ms: i64,
+    ) -> Result<()>
+    where
+        E: sqlx::Executor<'e, Database = sqlx::Sqlite>,
+    {
+        sqlx::query(
+        "INSERT INTO images (name, url, root, image_id, disk_bytes, used_bytes, stored_bytes, host, job_id, created_ms, parent_root, sealed_url)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&image.name)
-    .bind(&image.url)
+    .bind(self.column(&image.url))
     .bind(&image.root)
     .bind(&image.image_id)
     .bind(image.disk_bytes)
@@ -81,6 +89,7 @@ where
     .bind(image.job_id)
     .bind(created_ms)
     .bind(&image.parent_root)
+    .bind(self.seal_url("image", &image.name, &image.url))
     .execute(executor)
     .await
     .map_err(|e| {
@@ -89,16 +98,23 @@ where
             &[("images.name", "image_exists", "an image of this name is in the catalogue: choose another name, or remove that entry")],
         )
     })?;
-    Ok(())
-}
+        Ok(())
+    }
 
-impl Db {
+    /// With its whole URL.
+    fn opened_image(&self, mut image: Image) -> Result<Image> {
+        if let Some(sealed) = image.sealed_url.take() {
+            image.url = self.open_url("image", &image.name, &sealed)?;
+        }
+        Ok(image)
+    }
+
     /// Enters an image.
     ///
     /// # Errors
     /// When the name is taken.
     pub async fn add_image(&self, image: &NewImage) -> Result<()> {
-        insert(&self.pool, image).await
+        self.insert_image(&self.pool, image).await
     }
 
     /// Enters an image again whose file could not be removed.
@@ -119,7 +135,7 @@ impl Db {
             job_id: image.job_id,
             parent_root: image.parent_root,
         };
-        insert_at(&self.pool, &image, created_ms).await
+        self.insert_image_at(&self.pool, &image, created_ms).await
     }
 
     /// The root of the image at this place, if that is one of the catalogue.
@@ -139,21 +155,25 @@ impl Db {
     /// An image by name.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is none, or its URL does not open with this controller's key file.
     pub async fn image(&self, name: &str) -> Result<Image> {
-        sqlx::query_as("SELECT * FROM images WHERE name = ?")
+        let image = sqlx::query_as("SELECT * FROM images WHERE name = ?")
             .bind(name)
             .fetch_optional(&self.pool)
             .await?
-            .ok_or_else(|| not_found("image", name))
+            .ok_or_else(|| not_found("image", name))?;
+        self.opened_image(image)
     }
 
-    /// All images by name.
+    /// All images by name. A URL that does not open with this controller's key file is without its query.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn images(&self) -> Result<Vec<Image>> {
-        Ok(sqlx::query_as("SELECT * FROM images ORDER BY name").fetch_all(&self.pool).await?)
+        let images: Vec<Image> =
+            sqlx::query_as("SELECT * FROM images ORDER BY name").fetch_all(&self.pool).await?;
+        let opened = |image: Image| self.opened_image(image.clone()).unwrap_or(image);
+        Ok(images.into_iter().map(opened).collect())
     }
 
     /// Takes an image out of the catalogue; its file stays.

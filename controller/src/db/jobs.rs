@@ -113,7 +113,8 @@ impl Db {
             super::stores::require(&mut *tx, store.as_str()).await?;
         }
         let now = now_ms();
-        let options = serde_json::to_string(&job.options).expect("options are plain data");
+        let options = serde_json::to_value(&job.options).expect("options are plain data");
+        let place = job.place.to_string();
         let id: i64 = sqlx::query_scalar(
             "INSERT INTO jobs (action, host_id, host, image, image_url, disk, options, shutdown, approval,
                                state, state_since_ms, boot_budget, created_by, created_ms)
@@ -123,9 +124,9 @@ impl Db {
         .bind(job.host_id)
         .bind(job.host.as_str())
         .bind(job.image.as_str())
-        .bind(job.place.to_string())
+        .bind(self.column(&place))
         .bind(job.disk.as_ref().map(|d| d.as_str()))
-        .bind(options)
+        .bind(self.places_of(&options).to_string())
         .bind(job.shutdown.as_str())
         .bind(job.approval.then_some(Approval::Wanted.as_str()))
         .bind(now)
@@ -143,6 +144,11 @@ impl Db {
                 ],
             )
         })?;
+        sqlx::query("UPDATE jobs SET sealed = ? WHERE id = ?")
+            .bind(self.seal_job(id, &options, &place))
+            .bind(id)
+            .execute(&mut *tx)
+            .await?;
         record(
             &mut tx,
             id,
@@ -201,7 +207,7 @@ impl Db {
             .fetch_optional(&self.pool)
             .await?
             .ok_or_else(|| not_found("job", id))?;
-        job_of_row(&row)
+        self.job_of_row(&row)
     }
 
     /// Jobs, the newest first.
@@ -219,7 +225,7 @@ impl Db {
         .bind(i64::from(filter.limit))
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(job_of_row).collect()
+        rows.iter().map(|row| self.job_of_row(row)).collect()
     }
 
     /// The job that is under way on a host.
@@ -233,7 +239,7 @@ impl Db {
         .bind(host_id)
         .fetch_optional(&self.pool)
         .await?;
-        row.as_ref().map(job_of_row).transpose()
+        row.as_ref().map(|row| self.job_of_row(row)).transpose()
     }
 
     /// Adds a note or an alarm to a job's history.
@@ -297,56 +303,71 @@ impl Db {
             .fetch_all(&self.pool)
             .await?)
     }
-}
 
-pub(super) fn job_of_row(row: &sqlx::sqlite::SqliteRow) -> Result<Job> {
-    let text = |column: &str| row.try_get::<String, _>(column);
-    let state = text("state")?;
-    let options = text("options")?;
-    let shutdown = text("shutdown")?;
-    let approval: Option<String> = row.try_get("approval")?;
-    let plan: Option<String> = row.try_get("plan")?;
-    let outcome: Option<String> = row.try_get("outcome")?;
-    let kind: Option<String> = row.try_get("failure_kind")?;
-    let message: Option<String> = row.try_get("failure_message")?;
-    Ok(Job {
-        id: row.try_get("id")?,
-        host_id: row.try_get("host_id")?,
-        host: text("host")?,
-        image: text("image")?,
-        image_url: text("image_url")?,
-        disk: row.try_get("disk")?,
-        options: serde_json::from_str::<Options>(&options)
-            .map_err(|_| content("job options", options))?,
-        shutdown: [Shutdown::Refuse, Shutdown::Soft, Shutdown::Force]
-            .into_iter()
-            .find(|s| s.as_str() == shutdown)
-            .ok_or_else(|| content("shutdown policy", shutdown))?,
-        approval: approval
-            .map(|text| Approval::named(&text).ok_or_else(|| content("approval", text)))
-            .transpose()?,
-        plan: plan
-            .map(|text| serde_json::from_str(&text).map_err(|_| content("plan", text)))
-            .transpose()?,
-        state: state.parse().map_err(|()| content("job state", state))?,
-        state_since_ms: row.try_get("state_since_ms")?,
-        stalled: row.try_get("stalled")?,
-        needs_attention: row.try_get("needs_attention")?,
-        cancel_asked_ms: row.try_get("cancel_asked_ms")?,
-        generation: row.try_get("generation")?,
-        boots: row.try_get("boots")?,
-        boot_budget: row.try_get("boot_budget")?,
-        outcome: outcome
-            .map(|text| serde_json::from_str(&text).map_err(|_| content("outcome", text)))
-            .transpose()?,
-        dismissed: row.try_get("dismissed")?,
-        failure: kind.map(|kind| {
-            let kind = serde_json::from_value(serde_json::Value::String(kind))
-                .unwrap_or(ErrorKind::Unknown);
-            (kind, message.unwrap_or_default())
-        }),
-        created_by: text("created_by")?,
-        created_ms: row.try_get("created_ms")?,
-        finished_ms: row.try_get("finished_ms")?,
-    })
+    pub(super) fn job_of_row(&self, row: &sqlx::sqlite::SqliteRow) -> Result<Job> {
+        let text = |column: &str| row.try_get::<String, _>(column);
+        let state = text("state")?;
+        let id: i64 = row.try_get("id")?;
+        let action = text("action")?;
+        let sealed: Vec<u8> = row.try_get("sealed")?;
+        let opened = self.open_job(id, &sealed)?;
+        let is_locked = opened.is_none();
+        let (options, image_url) = match opened {
+            Some((options, image_url)) => (
+                serde_json::from_value::<Options>(options)
+                    .map_err(|_| content("job options", format!("of job {id}")))?,
+                image_url,
+            ),
+            None => (
+                Options::none(&action).ok_or_else(|| content("action", action))?,
+                text("image_url")?,
+            ),
+        };
+        let shutdown = text("shutdown")?;
+        let approval: Option<String> = row.try_get("approval")?;
+        let plan: Option<String> = row.try_get("plan")?;
+        let outcome: Option<String> = row.try_get("outcome")?;
+        let kind: Option<String> = row.try_get("failure_kind")?;
+        let message: Option<String> = row.try_get("failure_message")?;
+        Ok(Job {
+            id,
+            host_id: row.try_get("host_id")?,
+            host: text("host")?,
+            image: text("image")?,
+            image_url,
+            disk: row.try_get("disk")?,
+            options,
+            is_locked,
+            shutdown: [Shutdown::Refuse, Shutdown::Soft, Shutdown::Force]
+                .into_iter()
+                .find(|s| s.as_str() == shutdown)
+                .ok_or_else(|| content("shutdown policy", shutdown))?,
+            approval: approval
+                .map(|text| Approval::named(&text).ok_or_else(|| content("approval", text)))
+                .transpose()?,
+            plan: plan
+                .map(|text| serde_json::from_str(&text).map_err(|_| content("plan", text)))
+                .transpose()?,
+            state: state.parse().map_err(|()| content("job state", state))?,
+            state_since_ms: row.try_get("state_since_ms")?,
+            stalled: row.try_get("stalled")?,
+            needs_attention: row.try_get("needs_attention")?,
+            cancel_asked_ms: row.try_get("cancel_asked_ms")?,
+            generation: row.try_get("generation")?,
+            boots: row.try_get("boots")?,
+            boot_budget: row.try_get("boot_budget")?,
+            outcome: outcome
+                .map(|text| serde_json::from_str(&text).map_err(|_| content("outcome", text)))
+                .transpose()?,
+            dismissed: row.try_get("dismissed")?,
+            failure: kind.map(|kind| {
+                let kind = serde_json::from_value(serde_json::Value::String(kind))
+                    .unwrap_or(ErrorKind::Unknown);
+                (kind, message.unwrap_or_default())
+            }),
+            created_by: text("created_by")?,
+            created_ms: row.try_get("created_ms")?,
+            finished_ms: row.try_get("finished_ms")?,
+        })
+    }
 }

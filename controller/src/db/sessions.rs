@@ -2,7 +2,6 @@
 
 use agent_api::Machine;
 
-use super::jobs::job_of_row;
 use super::transitions::{attention, record, state_of, transition};
 use super::{Db, Result, conflict, content, not_found};
 use crate::clock::now_ms;
@@ -53,7 +52,7 @@ impl Db {
             .fetch_optional(&mut *tx)
             .await?
             .ok_or_else(|| not_found("job", job_id))?;
-        let job = job_of_row(&row)?;
+        let job = self.job_of_row(&row)?;
         if !job.may_boot() {
             return Ok(None);
         }
@@ -95,7 +94,7 @@ impl Db {
         .bind(hash)
         .fetch_optional(&self.pool)
         .await?;
-        row.as_ref().map(job_of_row).transpose()
+        row.as_ref().map(|row| self.job_of_row(row)).transpose()
     }
 
     /// Exchanges a ticket for a session with the credential of this hash.
@@ -120,7 +119,7 @@ impl Db {
         };
         let row =
             sqlx::query("SELECT * FROM jobs WHERE id = ?").bind(job_id).fetch_one(&mut *tx).await?;
-        let job = job_of_row(&row)?;
+        let job = self.job_of_row(&row)?;
         if redeemed_by.as_deref().is_some_and(|by| by != boot_id) {
             if !job.state.is_terminal() {
                 let why = "its ticket was redeemed a second time, by another boot: another machine may have copied it; \

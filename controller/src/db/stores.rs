@@ -25,6 +25,9 @@ pub struct StoreRow {
     pub tls_key: Option<String>,
     /// When it was entered.
     pub created_ms: i64,
+    /// Of a URL with a query: all of it, sealed. Nothing any more once it is opened.
+    #[sqlx(default)]
+    pub sealed_url: Option<Vec<u8>>,
 }
 
 impl std::fmt::Debug for StoreRow {
@@ -59,17 +62,19 @@ impl Db {
     /// # Errors
     /// When the name is taken.
     pub async fn add_store(&self, store: &StoreRow) -> Result<()> {
+        let url = store.url.as_deref();
         sqlx::query(
-            "INSERT INTO stores (name, url, user, domain, password, token, tls_key, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO stores (name, url, user, domain, password, token, tls_key, created_ms, sealed_url) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(&store.name)
-        .bind(&store.url)
+        .bind(url.map(|url| self.column(url)))
         .bind(&store.user)
         .bind(&store.domain)
         .bind(&store.password)
         .bind(&store.token)
         .bind(&store.tls_key)
         .bind(now_ms())
+        .bind(url.and_then(|url| self.seal_url("store", &store.name, url)))
         .execute(&self.pool)
         .await
         .map_err(|e| {
@@ -81,24 +86,36 @@ impl Db {
         Ok(())
     }
 
+    /// With its whole URL.
+    fn opened_store(&self, mut store: StoreRow) -> Result<StoreRow> {
+        if let Some(sealed) = store.sealed_url.take() {
+            store.url = Some(self.open_url("store", &store.name, &sealed)?);
+        }
+        Ok(store)
+    }
+
     /// A store by name.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is none, or its URL does not open with this controller's key file.
     pub async fn store(&self, name: &str) -> Result<StoreRow> {
-        sqlx::query_as("SELECT * FROM stores WHERE name = ?")
+        let store = sqlx::query_as("SELECT * FROM stores WHERE name = ?")
             .bind(name)
             .fetch_optional(&self.pool)
             .await?
-            .ok_or_else(|| not_found("store", name))
+            .ok_or_else(|| not_found("store", name))?;
+        self.opened_store(store)
     }
 
-    /// All stores by name.
+    /// All stores by name. A URL that does not open with this controller's key file is without its query.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn stores(&self) -> Result<Vec<StoreRow>> {
-        Ok(sqlx::query_as("SELECT * FROM stores ORDER BY name").fetch_all(&self.pool).await?)
+        let stores: Vec<StoreRow> =
+            sqlx::query_as("SELECT * FROM stores ORDER BY name").fetch_all(&self.pool).await?;
+        let opened = |store: StoreRow| self.opened_store(store.clone()).unwrap_or(store);
+        Ok(stores.into_iter().map(opened).collect())
     }
 
     /// Forgets a store and its credentials. What lies in it stays.

@@ -7,8 +7,7 @@ use agent_api::{CaptureOptions, ErrorKind, Outcome, Summary};
 use sqlx::SqliteConnection;
 
 use super::approvals::store_plan;
-use super::images::{self, NewImage};
-use super::jobs::job_of_row;
+use super::images::NewImage;
 use super::{Db, DbError, Result, conflict, content, not_found};
 use crate::clock::now_ms;
 use crate::job::{Action, Options, State};
@@ -115,7 +114,7 @@ impl Db {
             .fetch_optional(&mut *tx)
             .await?
             .ok_or_else(|| not_found("job", id))?;
-        let job = job_of_row(&row)?;
+        let job = self.job_of_row(&row)?;
         if job.outcome.is_some() || job.state.is_terminal() {
             return Ok(false);
         }
@@ -186,7 +185,7 @@ impl Db {
                     let bytes = |value: u64| i64::try_from(value).ok();
                     let parent_root = match &job.options {
                         Options::Capture(CaptureOptions { base: Some(base), .. }) => {
-                            Self::root_at(&mut *tx, base).await?
+                            Self::root_at(&mut *tx, &self.column(base)).await?
                         }
                         _ => None,
                     };
@@ -202,7 +201,7 @@ impl Db {
                         job_id: Some(id),
                         parent_root,
                     };
-                    match images::insert(&mut *tx, &image).await {
+                    match self.insert_image(&mut *tx, &image).await {
                         // Somebody entered the name by hand meanwhile: the image is published all the same.
                         Err(DbError::Conflict { message, .. }) => {
                             record(
@@ -443,6 +442,7 @@ mod tests {
     use crate::db::{BmcRow, NewHost, NewJobOutcome};
     use crate::host::{Finish, Firmware};
     use crate::job::{NewJob, Options, Shutdown};
+    use crate::secret::{KEY_LEN, Sealer};
     use agent_api::{CaptureOptions, CaptureSummary, Failure};
     use proptest::prelude::*;
 
@@ -542,7 +542,7 @@ mod tests {
     /// The history is a legal way, ends where the job stands, and the job's other columns fit it.
     async fn check(wishes: Vec<Wish>) {
         let folder = tempfile::tempdir().unwrap();
-        let db = Db::open(&folder.path().join("db")).await.unwrap();
+        let db = Db::open(&folder.path().join("db"), Sealer::new(&[7; KEY_LEN])).await.unwrap();
         let id = job_under_test(&db).await;
         let mut ended = None;
         for wish in wishes {

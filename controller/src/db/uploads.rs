@@ -1,6 +1,5 @@
 //! What the controller's own store remembers: who may do what in it, and how far files are that are being written.
 
-use super::jobs::job_of_row;
 use super::{Db, Result};
 use crate::clock::now_ms;
 use crate::job::Job;
@@ -45,7 +44,7 @@ impl Db {
         .bind(hash)
         .fetch_optional(&self.pool)
         .await?;
-        row.as_ref().map(job_of_row).transpose()
+        row.as_ref().map(|row| self.job_of_row(row)).transpose()
     }
 
     /// The upload of a file.

@@ -47,7 +47,7 @@ impl Rig {
     async fn new(limits: Limits, tool: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = DataDir::open(folder.path()).unwrap();
-        let db = Db::open(&data.database().unwrap()).await.unwrap();
+        let db = Db::open(&data.database().unwrap(), data.sealer().unwrap()).await.unwrap();
         let sealer = data.sealer().unwrap();
         let bmc = tool.map_or(BmcRow::Manual, |_| BmcRow::Ipmi {
             host: "10.0.0.7".into(),

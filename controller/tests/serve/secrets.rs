@@ -4,12 +4,19 @@ use std::fs;
 use std::path::Path;
 
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::agents::{Agent, captured, fetch_ticket, redemption};
 use crate::rig::{MAC, Served, wait, write_program};
 
 const PASSWORD: &str = "canary-7f3a91-bmc";
+/// What jobs bring along, and the queries of presigned URLs: nothing in base64 or in a URL has to be written otherwise.
+const USER_DATA: &str = "canary-51c0ffee-user-data-";
+const SCRIPT: &str = "canary-8badf00d-post-script";
+const FILE: &str = "canary-0ddba11-file-";
+const IMAGE_QUERY: &str = "X-Amz-Signature=canary-1ce-image";
+const ALSO_QUERY: &str = "X-Amz-Signature=canary-1ce-also";
+const STORE_QUERY: &str = "sig=canary-1ce-store";
 
 /// Notes its own command line and environment, as any user of the machine and as root could read them.
 const IPMITOOL: &str = r#"#!/bin/sh
@@ -31,6 +38,55 @@ fn files(folder: &Path) -> Vec<std::path::PathBuf> {
 
 fn holds(bytes: &[u8], secret: &str) -> bool {
     bytes.windows(secret.len()).any(|window| window == secret.as_bytes())
+}
+
+/// In base64, as jobs have files.
+fn base64(text: &str) -> String {
+    let content = agent_api::Content::from(text.as_bytes().to_vec());
+    content.into()
+}
+
+/// Enters an image and a store by presigned URLs, and a restore with files for the restored system; its agent's work, and all answers.
+async fn plant_in_a_restore(served: &Served) -> (Value, String) {
+    let root = "ab".repeat(32);
+    let url = format!("https://10.0.0.9/signed.img.zst?{IMAGE_QUERY}");
+    let image = json!({"name": "signed", "url": url, "root": root});
+    let (status, mut bodies) = served.post("/v1/images", image).await;
+    assert_eq!(status, 201, "{bodies}");
+    let store = json!({"name": "bucket", "url": format!("https://10.0.0.9/images?{STORE_QUERY}")});
+    let (status, body) = served.post("/v1/stores", store).await;
+    assert_eq!(status, 201, "{body}");
+    let also =
+        [format!("https://10.0.0.8/signed.img.zst?{ALSO_QUERY}"), "store:bucket/x.img.zst".into()];
+    let host = json!({"name": "node8", "macs": ["52:54:00:77:00:08"]});
+    assert_eq!(served.post("/v1/hosts", host).await.0, 201);
+    let mut wish = json!({
+        "action": "restore", "host": "node8", "image": "signed", "also": also,
+        "cloud_init_seed": {"user-data": base64(USER_DATA), "meta-data": base64("{}")},
+        "file": [{"path": "/etc/secret", "content": base64(FILE)}],
+        "post_script": base64(&format!("#!/bin/sh\n{SCRIPT}\n")),
+        "layout": "no layout",
+    });
+    // What is refused does not repeat it.
+    let (status, refused) = served.post("/v1/jobs", wish.clone()).await;
+    assert_eq!(status, 422, "{refused}");
+    wish.as_object_mut().unwrap().remove("layout");
+    let (status, job) = served.post("/v1/jobs", wish).await;
+    assert_eq!(status, 202, "{job}");
+    let id = job["id"].as_i64().unwrap();
+    for text in [body, refused, job] {
+        bodies = json!([bodies, text]);
+    }
+    served.wait_state(id, "booting").await;
+    let agent = Agent::check_in_as(served, 2, "52:54:00:77:00:08").await;
+    let mut said = bodies.to_string();
+    for path in ["/v1/images/signed", "/v1/stores/bucket", &format!("/v1/jobs/{id}")] {
+        said += &served.get(path).await.to_string();
+    }
+    let (status, problem) =
+        served.ask(Method::DELETE, "/v1/images/signed?keep_file=true", None).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("image_in_use")), "{problem}");
+    (agent.work().await, said + &problem.to_string())
 }
 
 #[tokio::test]
@@ -66,6 +122,13 @@ async fn no_secret_is_where_it_can_be_read() {
     served.wait_state(job, "succeeded").await;
     let (status, _) = served.post("/v1/hosts/node7/power", json!({"action": "soft"})).await;
     assert_eq!(status, 409, "the BMC refused the password");
+    let (work, said) = plant_in_a_restore(&served).await;
+    bodies += &said;
+    // Its agent gets all of it.
+    let work = work.to_string();
+    for secret in [&base64(USER_DATA), &base64(FILE), IMAGE_QUERY, ALSO_QUERY, STORE_QUERY] {
+        assert!(work.contains(secret), "{secret}: {work}");
+    }
     let (_, token) = served.post("/v1/tokens", json!({"name": "ci"})).await;
     let token = token["token"].as_str().unwrap().to_owned();
 
@@ -85,7 +148,19 @@ async fn no_secret_is_where_it_can_be_read() {
     served.kill();
 
     let admin = served.token.clone();
+    let [user_data, file] =
+        [USER_DATA, FILE].map(|text| base64(text).trim_end_matches('=').to_owned());
+    let script = base64(&format!("#!/bin/sh\n{SCRIPT}\n"));
     let secrets = [
+        ("user-data", USER_DATA),
+        ("user-data in base64", &user_data),
+        ("file", FILE),
+        ("file in base64", &file),
+        ("post-script", SCRIPT),
+        ("post-script in base64", &script),
+        ("presigned URL of an image", IMAGE_QUERY),
+        ("presigned URL of another source", ALSO_QUERY),
+        ("presigned URL of a store", STORE_QUERY),
         ("BMC password", PASSWORD),
         ("admin token", &admin),
         ("API token", &token),
