@@ -154,7 +154,10 @@ impl ForeignDisk {
 pub fn open(url: &StoreUrl, options: &store::Options) -> EngineResult<Opened> {
     let file = match store::open_with(url, options) {
         Ok(file) => file,
-        Err(error) => return open_folder(url, options).unwrap_or_else(|| Err(error.into())),
+        Err(error) if may_be_folder(url, &error) => {
+            return open_folder(url, options).unwrap_or_else(|| Err(error.into()));
+        }
+        Err(error) => return Err(error.into()),
     };
     let len = file.len_bytes();
     let mut head = vec![0; usize::try_from(len).unwrap_or(HEAD_LEN).min(HEAD_LEN)];
@@ -173,6 +176,18 @@ pub fn open(url: &StoreUrl, options: &store::Options) -> EngineResult<Opened> {
         Source::new(vec![Arc::new(file)]).map_err(ForeignError::read("VMDK"))
     };
     Ok(Opened::Foreign(detect(source, url.file_name().unwrap_or_default(), &beside)?))
+}
+
+/// Whether it is worth while to look for a folder where no file could be opened. A server that was waited for in vain is not waited for
+/// again, and a password that was refused is not tried a second time, which could lock the account. An export of NFS cannot be looked up
+/// in the folder above it, whatever that says.
+fn may_be_folder(url: &StoreUrl, error: &store::StoreError) -> bool {
+    use store::StoreError::{Folder, Resolve, Unreachable, Untrusted, Url};
+    match error {
+        Folder { .. } | Url(_) => true,
+        Unreachable { .. } | Resolve { .. } | Untrusted { .. } => false,
+        _ => !matches!(url, StoreUrl::Smb(_)),
+    }
 }
 
 /// What cannot be opened as a file may be a folder.

@@ -37,6 +37,12 @@ pub enum StoreError {
         /// The image or folder.
         url: String,
     },
+    /// A folder where an image is looked for.
+    #[error("{url}: it is a folder, not an image")]
+    Folder {
+        /// The folder.
+        url: String,
+    },
     /// No share of that name.
     #[error("the server {server} has no share {share}; `smbclient -L` lists those that it has")]
     NoShare {
@@ -179,6 +185,7 @@ impl StoreError {
             Self::Url(_)
             | Self::Exists { .. }
             | Self::Busy { .. }
+            | Self::Folder { .. }
             | Self::Denied { .. }
             | Self::Untrusted { .. }
             | Self::Unsupported { .. } => ErrorKind::Refused,
@@ -206,6 +213,7 @@ impl StoreError {
         match &mut self {
             Self::Exists { url }
             | Self::Busy { url }
+            | Self::Folder { url }
             | Self::NotFound { url }
             | Self::Denied { url, .. }
             | Self::Unsupported { url, .. }

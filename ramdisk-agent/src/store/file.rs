@@ -61,7 +61,7 @@ pub(super) fn open(path: &Path, on: On) -> Result<Box<dyn ImageFile>> {
         .map_err(failed)?;
     let kind = file.metadata().map_err(failed)?;
     if kind.is_dir() {
-        return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
+        return Err(StoreError::Folder { url: path.display().to_string() });
     }
     let direct = match on {
         On::Machine => None,

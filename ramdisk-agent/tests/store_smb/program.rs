@@ -58,9 +58,12 @@ fn a_disk_goes_to_a_share_and_comes_back() {
         "{text}"
     );
     let wrong = [("IMPRINT_STORE_USER", USER), ("IMPRINT_STORE_PASSWORD", "not that one")];
-    let (done, text) = agent(&["verify", url], &wrong);
+    let proxy = Proxy::start(server.address(), []).unwrap();
+    let (done, text) =
+        agent(&["verify", &server.url_at(proxy.port(), "x.img.zst").to_string()], &wrong);
     assert!(!done && text.contains("tried once"), "{text}");
     assert!(!text.contains("not that one"), "{text}");
+    assert_eq!(proxy.connections(), 1, "it was tried more than once");
     drop(server);
 }
 

@@ -135,7 +135,7 @@ impl Session {
         let found = self.find(place, name)?.ok_or_else(|| StoreError::NotFound { url: url() })?;
         let is = match found.attributes.kind {
             FileKind::Regular => return Ok(found),
-            FileKind::Folder => "a folder, not an image",
+            FileKind::Folder => return Err(StoreError::Folder { url: url() }),
             FileKind::Link => "a symbolic link; give the name of the file itself",
             FileKind::Special => "not a regular file",
         };

@@ -406,7 +406,7 @@ impl Share {
             | Status::OBJECT_PATH_INVALID => denied(
                 "the server does not take this name: leave out : * ? \" < > | and a dot or blank at an end".to_owned(),
             ),
-            Status::FILE_IS_A_DIRECTORY => denied("it is a folder, not an image".to_owned()),
+            Status::FILE_IS_A_DIRECTORY => StoreError::Folder { url },
             Status::NOT_A_DIRECTORY => denied("it is not a folder".to_owned()),
             status => StoreError::Server { doing, url, status: status.to_string() },
         }
