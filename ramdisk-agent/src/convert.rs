@@ -171,6 +171,11 @@ fn make(
     Ok(summary)
 }
 
+/// How many threads make frames of it: one where a decoder takes most of the memory that there is.
+fn workers(image: &dyn DiskImage) -> usize {
+    if image.readers() == 1 { 1 } else { capture::cores() }
+}
+
 /// Fetches a frame into `content`: its bytes, or nothing for a hole.
 fn fetch<'a>(
     fetcher: &mut dyn Fetch,

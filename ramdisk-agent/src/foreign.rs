@@ -86,6 +86,8 @@ pub struct ForeignDisk {
     pub sources: Vec<Source>,
     /// Parts of the disk for which the image itself knows what is in use.
     pub mapped: Extents,
+    /// How much memory a stream's decoder takes, where it is much and its first bytes tell.
+    pub window_bytes: u64,
     /// The way to its bytes.
     pub access: Access,
 }
@@ -145,6 +147,7 @@ impl ForeignDisk {
             sector_bytes: None,
             sources,
             mapped: Extents::new(),
+            window_bytes: 0,
             access: Access::Random(Arc::new(disk)),
         }
     }
@@ -269,6 +272,8 @@ fn decoded(codec: Option<Codec>, source: &Source) -> Result<Box<dyn Read + Send>
 /// What is only read from start to end: a disk or a partclone image in a compressed stream, or a partclone image.
 fn stream_of(codec: Option<Codec>, source: Source) -> Result<ForeignDisk> {
     let name = codec.map_or(partclone::FORMAT, Codec::name);
+    let compressed = source.head(HEAD_LEN).map_err(ForeignError::read(name))?;
+    let window_bytes = codec.map_or(0, |codec| codec.window_bytes(&compressed));
     let mut head = vec![0; HEAD_LEN];
     let read =
         walk::fill(&mut decoded(codec, &source)?, &mut head).map_err(ForeignError::read(name))?;
@@ -286,6 +291,7 @@ fn stream_of(codec: Option<Codec>, source: Source) -> Result<ForeignDisk> {
             sector_bytes: None,
             sources: vec![source],
             mapped: Extents::single(0, header.len),
+            window_bytes,
             access: Access::Stream(Arc::new(start)),
         });
     }
@@ -306,6 +312,7 @@ fn stream_of(codec: Option<Codec>, source: Source) -> Result<ForeignDisk> {
         sector_bytes: None,
         sources: vec![source],
         mapped: Extents::new(),
+        window_bytes,
         access: Access::Stream(Arc::new(start)),
     })
 }

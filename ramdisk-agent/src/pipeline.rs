@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 /// Runs `jobs` through `workers` into `sink`.
 ///
 /// Each worker is a closure with its own state (compression context, buffers); there is one thread for each. `depth` is the
-/// number of jobs that may be under way or waiting for the sink, and at least the number of workers.
+/// number of jobs that may be under way or waiting for the sink, and at least the number of workers: with one worker and a depth of
+/// one, a job is through the sink before the next begins, all on the caller's thread.
 pub fn run<J, R, W>(
     jobs: impl Iterator<Item = Result<J>> + Send,
     workers: Vec<W>,
@@ -26,6 +27,9 @@ where
     R: Send,
     W: FnMut(J) -> Result<R> + Send,
 {
+    if depth <= 1 && workers.len() == 1 {
+        return one_by_one(jobs, workers, sink);
+    }
     let depth = depth.max(workers.len()).max(1);
     let (order_in, order_out) = bounded::<Receiver<Result<R>>>(depth);
     let (work_in, work_out) = bounded::<(J, Sender<Result<R>>)>(depth);
@@ -51,6 +55,19 @@ where
             result
         }
     })
+}
+
+/// Every job through the only worker and the sink before the next.
+fn one_by_one<J, R, W: FnMut(J) -> Result<R>>(
+    jobs: impl Iterator<Item = Result<J>>,
+    mut workers: Vec<W>,
+    mut sink: impl FnMut(R) -> Result<()>,
+) -> Result<()> {
+    let work = &mut workers[0];
+    for job in jobs {
+        sink(work(job?)?)?;
+    }
+    Ok(())
 }
 
 /// Walks the order queue. Takes it by value: dropping it early is what stops the feeder, and so the workers.
@@ -115,6 +132,13 @@ mod tests {
             Ok(job * 10)
         };
         run((0..200).map(Ok), workers(4, slow_even), 8, |r| {
+            seen.push(r);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen, (0..200).map(|i| i * 10).collect::<Vec<_>>());
+        seen.clear();
+        run((0..200).map(Ok), workers(1, slow_even), 1, |r| {
             seen.push(r);
             Ok(())
         })

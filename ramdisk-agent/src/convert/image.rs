@@ -109,7 +109,7 @@ fn write_frames(
 ) -> Result<image_format::Summary> {
     progress.begin(Stage::Capturing, image.disk_len());
     let mut sink = FrameSink::create(store, header, image.disk_len(), progress)?;
-    let threads = (0..capture::cores())
+    let threads = (0..super::workers(image))
         .map(|_| {
             let mut fetcher = image.fetcher()?;
             let mut encoder = Encoder::new(level)?;

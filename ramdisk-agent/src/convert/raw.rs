@@ -7,7 +7,6 @@ use image_format::{FrameEntry, ReadAt};
 use uuid::Uuid;
 
 use super::{ConvertSummary, fetch};
-use crate::capture;
 use crate::error::{Error, Result};
 use crate::foreign::Source;
 use crate::image::DiskImage;
@@ -139,7 +138,7 @@ fn write_frames<E: Encode>(
     progress.begin(Stage::Capturing, image.disk_len());
     let mut out = Output { store, hasher: blake3::Hasher::new() };
     encode.begin(&mut out)?;
-    let workers = capture::cores();
+    let workers = super::workers(image);
     let depth = (workers * 2 + 2).min(image.readers());
     let (pool_in, pool_out) = crossbeam_channel::bounded::<Vec<u8>>(depth + workers);
     let threads = (0..workers)

@@ -138,6 +138,7 @@ impl Parts {
             sector_bytes: u32::try_from(sector_bytes).ok(),
             sources,
             mapped,
+            window_bytes: 0,
             access: Access::Stream(Arc::new(start)),
         })
     }

@@ -20,6 +20,10 @@ use crate::error::{Error, Result};
 use crate::image::{DiskImage, Fetch};
 use crate::verify;
 
+/// With a larger window, one thread works on what comes out of a stream: two, with what they hold, would take more memory than is
+/// promised.
+const MOST_WINDOW_BESIDE_TWO: u64 = 64 << 20;
+
 /// A foreign image that was surveyed.
 pub struct ForeignImage {
     disk: ForeignDisk,
@@ -257,6 +261,7 @@ impl DiskImage for ForeignImage {
     fn readers(&self) -> usize {
         match self.disk.access {
             Access::Random(_) => verify::readers(),
+            Access::Stream(_) if self.disk.window_bytes > MOST_WINDOW_BESIDE_TWO => 1,
             Access::Stream(_) => cores().max(2),
         }
     }

@@ -47,6 +47,18 @@ impl Codec {
         }
     }
 
+    /// The window of a stream of zstd that begins so (RFC 8878, section 3.1.1.1), 0 where that is not told.
+    #[must_use]
+    pub fn window_bytes(self, head: &[u8]) -> u64 {
+        match (self, head) {
+            (Self::Zstd, [0x28, 0xB5, 0x2F, 0xFD, flags, window, ..]) if flags & 0x20 == 0 => {
+                let base = 1_u64 << (10 + (window >> 3));
+                base + base / 8 * u64::from(window & 7)
+            }
+            _ => 0,
+        }
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -142,12 +142,22 @@ fn the_largest_window_leaves_room_for_little_else() {
     let image = image.to_str().unwrap();
     File::create(&target).unwrap().set_len(160 << 20).unwrap();
     let target = target.to_str().unwrap();
-    for args in [&["verify", "--deep", image][..], &["restore", "--yes", image, target]] {
+    let made = ["made.img.zst", "made.raw", "made.gz"].map(|name| dir.path().join(name));
+    let [ours, raw, gzip] = made.each_ref().map(|path| path.to_str().unwrap());
+    for args in [
+        &["verify", "--deep", image][..],
+        &["restore", "--yes", image, target],
+        &["convert", image, ours],
+        &["convert", image, raw],
+        &["convert", image, gzip],
+    ] {
         let peak = peak(args);
+        println!("{args:?}: {peak} bytes");
         assert!(peak > 128 << 20, "{args:?}: {peak} bytes: without the window?");
         // What docs/foreign-images.md promises.
         assert!(peak < 200_000_000, "{args:?}: {peak} bytes");
     }
+    assert!(same(&made[1], &disk));
 }
 
 #[test]
