@@ -9,4 +9,5 @@ pub mod foreign;
 pub mod http;
 pub mod image;
 pub mod image_seeds;
+pub mod nfs;
 pub mod smb;

@@ -38,6 +38,8 @@ use file::On;
 pub use http::read_anything as read_any_http;
 pub use image_format::ReadAt;
 pub use limit::{Limiter, Told, Way};
+#[doc(hidden)]
+pub use nfs::read_anything as read_any_nfs;
 pub use several::{Several, Tally};
 #[doc(hidden)]
 pub use smb::read_anything as read_any_smb;

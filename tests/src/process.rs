@@ -57,10 +57,7 @@ impl Server {
         let what = format!("{} to be ready (log: {})", self.name, self.log.display());
         wait::until(&what, limit, || {
             if let Some(status) = self.child.try_wait().context("asking for a child's state")? {
-                let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(15).collect();
-                let tail: Vec<&str> = tail.into_iter().rev().collect();
-                bail!("{} ended: {status}\n{}", self.name, tail.join("\n"));
+                bail!("{} ended: {status}\n{}", self.name, tail(&self.log));
             }
             Ok(ready().then_some(()))
         })
@@ -75,6 +72,14 @@ impl Server {
         self.child.wait().with_context(|| format!("waiting for {}", self.name))?;
         Ok(())
     }
+}
+
+/// The last lines of a log, as far as it is there and text.
+pub(crate) fn tail(log: &Path) -> String {
+    let log = std::fs::read(log).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
 }
 
 impl Drop for Server {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::net::{ADDRESS, Network};
-use crate::process::Server;
+use crate::process::{Server, tail};
 
 /// The account of the share: smbd wants one that the system has, and every Debian has this one.
 pub const USER: &str = "games";
@@ -77,7 +77,9 @@ impl SmbServer {
         // At its end it signals its whole group.
         smbd.process_group(0);
         let mut server = Server::start("smbd", &mut smbd, &folder.join("smbd.out"))?;
-        server.wait_ready(READY_LIMIT, || network.is_listening(PORT))?;
+        server
+            .wait_ready(READY_LIMIT, || network.is_listening(PORT))
+            .with_context(|| format!("its own log ends so:\n{}", tail(&folder.join("smbd.log"))))?;
         Ok(Self { folder: folder.to_owned(), _server: server })
     }
 

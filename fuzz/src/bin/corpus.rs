@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use imprint_fuzz::{disk_seeds, foreign, http, image_seeds, smb};
+use imprint_fuzz::{disk_seeds, foreign, http, image_seeds, nfs, smb};
 
 fn main() -> io::Result<()> {
     for target in ["image_open", "image_page", "manifest"] {
@@ -26,6 +26,7 @@ fn main() -> io::Result<()> {
     }
     write("foreign", &foreign::seeds())?;
     write("http_head", &http::seeds())?;
+    write("nfs_reply", &nfs::seeds())?;
     write("smb_reply", &smb::seeds())
 }
 

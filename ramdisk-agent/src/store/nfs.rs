@@ -7,6 +7,7 @@
 //! its [`window`](super::window)) are what the engine sees, [`publish`] their end.
 //! Threads, not an async runtime: a few sockets with few, large messages.
 
+mod anything;
 mod client;
 mod identity;
 mod lane;
@@ -23,6 +24,7 @@ mod xdr;
 use std::sync::Arc;
 
 use agent_api::StoreFacts;
+pub use anything::read_anything;
 use uuid::Uuid;
 
 use super::{

@@ -231,7 +231,7 @@ fn mount_one(
 }
 
 /// `mountres3`.
-fn read_mounted(results: &[u8]) -> Result<Result<(Handle, Vec<u32>), u32>, XdrError> {
+pub(super) fn read_mounted(results: &[u8]) -> Result<Result<(Handle, Vec<u32>), u32>, XdrError> {
     let mut decoder = Decoder::new(results);
     let status = decoder.u32()?;
     if status != 0 {
@@ -253,7 +253,7 @@ fn exports(server: SocketAddr, credential: &Credential) -> io::Result<Vec<String
     read_exports(results).map_err(io::Error::other)
 }
 
-fn read_exports(results: &[u8]) -> Result<Vec<String>, XdrError> {
+pub(super) fn read_exports(results: &[u8]) -> Result<Vec<String>, XdrError> {
     let mut decoder = Decoder::new(results);
     let mut exports = Vec::new();
     while decoder.bool()? {

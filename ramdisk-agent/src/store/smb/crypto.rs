@@ -10,6 +10,7 @@ use ccm::consts::{U11, U16};
 use cmac::{Cmac, Mac as _};
 use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::{digest, hmac};
+use subtle::ConstantTimeEq as _;
 
 use super::gmac::{self, Gmac};
 use super::header::SIGNATURE_AT;
@@ -156,12 +157,12 @@ impl Signer {
         message[SIGNATURE_AT].copy_from_slice(&signature);
     }
 
-    /// Whether a reply is signed as it should be. Its signature field is zero afterwards.
+    /// Whether a reply is signed as it should be, found out in the same time wherever it differs. Its signature field is zero afterwards.
     pub(super) fn verify(&self, message: &mut [u8], message_id: u64) -> bool {
         let Some(field) = message.get_mut(SIGNATURE_AT) else { return false };
         let claimed: [u8; 16] = field.try_into().expect("the field has 16 bytes");
         field.fill(0);
-        self.signature(message, message_id, true) == claimed
+        self.signature(message, message_id, true).ct_eq(&claimed).into()
     }
 }
 
