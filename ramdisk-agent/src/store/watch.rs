@@ -10,6 +10,8 @@ use super::{Observer, Options, Result, StoreError};
 
 /// Silence that is worth telling, and how often it is told again.
 const TELL_AFTER: Duration = Duration::from_secs(5);
+/// Fewer bytes of an answer within a budget than these are none: a server that sends one a second would keep a job for years.
+const PROGRESS_BYTES: usize = 4 << 10;
 /// Pauses before a connection is tried again: doubled each time between these two.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
@@ -25,6 +27,8 @@ struct State {
     budget: Duration,
     outstanding: usize,
     progress: Instant,
+    /// What came since.
+    dripped: usize,
     told: Option<Instant>,
     trouble: Option<String>,
 }
@@ -43,6 +47,7 @@ impl Watch {
             budget: options.connect_budget,
             outstanding: 0,
             progress: Instant::now(),
+            dripped: 0,
             told: None,
             trouble: None,
         };
@@ -73,13 +78,18 @@ impl Watch {
         self.note_progress(state);
     }
 
-    /// A part of an answer came that need not be asked for again.
-    pub(super) fn progressed(&self) {
-        self.note_progress(self.lock());
+    /// So many bytes of an answer came that need not be asked for again. A drip of them is no progress.
+    pub(super) fn progressed(&self, bytes: usize) {
+        let mut state = self.lock();
+        state.dripped = state.dripped.saturating_add(bytes);
+        if state.dripped >= PROGRESS_BYTES {
+            self.note_progress(state);
+        }
     }
 
     fn note_progress(&self, mut state: MutexGuard<'_, State>) {
         state.progress = Instant::now();
+        state.dripped = 0;
         state.trouble = None;
         let was_told = state.told.take().is_some();
         drop(state);

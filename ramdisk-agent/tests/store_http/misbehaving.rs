@@ -73,6 +73,18 @@ fn what_breaks_off_goes_on_from_the_byte() {
 }
 
 #[test]
+fn a_byte_at_a_time_is_no_progress() {
+    let start = Instant::now();
+    let options = Options { budget: Duration::from_secs(3), ..options() };
+    let outcome = read(&options, |_| {
+        std::thread::sleep(Duration::from_millis(100));
+        Reply::CutAt(HEAD_LEN + 1)
+    });
+    outcome.failed(ErrorKind::Network, "made no progress");
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+}
+
+#[test]
 fn fifty_cuts_in_one_read_are_survived() {
     let outcome = read(&options(), |asked| match asked.number {
         1..=50 => Reply::CutAt(6000),

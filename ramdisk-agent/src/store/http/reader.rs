@@ -110,7 +110,7 @@ impl HttpImage {
                 let why = "the server ended its answer too early";
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why).into());
             }
-            self.client.watch.progressed();
+            self.client.watch.progressed(read);
             *done += read;
             rest = &mut rest[read..];
         }
