@@ -15,6 +15,7 @@ mod stores;
 mod tokens;
 mod transitions;
 mod uploads;
+mod uses;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -8,6 +8,7 @@ pub mod agent_program;
 pub mod check;
 pub mod embedded;
 mod place;
+mod same;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,10 +16,11 @@ use std::path::PathBuf;
 use agent_api::{JobAction, JobSpec, SecretText, StoreAccess};
 
 pub use place::{Place, below, folder_of, shown};
+pub use same::{Spot, Spots};
 
 use crate::db::{Db, DbError, LOCAL, StoreRow};
 use crate::job::{Action, Job, Options};
-use crate::names::{FileName, NameError, StoreName};
+use crate::names::{FileName, ImageUrl, NameError, StoreName};
 use crate::secret::{Sealer, Secret, UnsealError};
 use embedded::Embedded;
 
@@ -126,6 +128,19 @@ impl Stores {
         };
         self.db.store(store.as_str()).await?;
         Ok(Place::Store { store, file: file.parse()? })
+    }
+
+    /// A URL of the controller's own store as what it is, a file of that.
+    #[must_use]
+    pub fn known(&self, url: ImageUrl) -> Place {
+        let own = format!("{}/v1/stores/{LOCAL}/files/", self.https_url);
+        match url.as_str().strip_prefix(&own).map(str::parse) {
+            Some(Ok(file)) => {
+                let store = LOCAL.parse().expect("it is the name of a store");
+                Place::Store { store, file }
+            }
+            _ => Place::Url(url),
+        }
     }
 
     /// The URL of a store.

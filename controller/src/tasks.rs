@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use crate::clock::now_ms;
 use crate::context::Controller;
 use crate::db::{Image, NewImage};
+use crate::store::Spots;
 use crate::store::agent_program::{self, ProgramError};
 
 /// The most tasks at once: each of them is a program of its own that fills a network.
@@ -62,6 +63,8 @@ pub struct Task {
     pub image: String,
     /// Stores that it needs.
     stores: Vec<String>,
+    /// The files that it reads or writes, as the catalogue has places.
+    places: Vec<String>,
     /// How it stands.
     pub outcome: Outcome,
     /// How far it is.
@@ -126,6 +129,8 @@ pub struct NewTask {
     pub image: Image,
     /// Stores that it needs.
     pub stores: Vec<String>,
+    /// Places of the files that it reads or writes.
+    pub places: Vec<String>,
     /// Who asks for it.
     pub by: String,
     /// Arguments of the program.
@@ -180,6 +185,16 @@ impl Tasks {
         self.refuse(uses, format!("image {name}"))
     }
 
+    /// Refuses a file that a task reads or writes, however its place is spelled; `what` is how the message calls it.
+    ///
+    /// # Errors
+    /// Then.
+    pub fn refuse_place(&self, spots: &Spots, place: &str, what: &str) -> Result<(), TaskError> {
+        let spot = spots.of(place);
+        let uses = |task: &Task| task.places.iter().any(|place| spots.of(place) == spot);
+        self.refuse(uses, what.to_owned())
+    }
+
     /// Refuses a store that a task works with.
     ///
     /// # Errors
@@ -213,6 +228,7 @@ impl Tasks {
             work: new.work.clone(),
             image: new.image.name.clone(),
             stores: new.stores.clone(),
+            places: new.places.clone(),
             outcome: Outcome::Running,
             progress: None,
             by: new.by.clone(),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use agent_api::{CaptureSummary, CopySummary, ErrorKind, Part, Stage};
-use image_format::{FrameBase, FrameEntry, ImageReader, Parent, ReadAt};
+use image_format::{FrameBase, FrameEntry, ImageReader, Parent, ReadAt, Root};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
@@ -240,19 +240,45 @@ impl<I: Iterator<Item = Result<FrameEntry>>> Iterator for Pieces<I> {
 /// Removes the image at `url`, with the signature beside it.
 ///
 /// # Errors
-/// If a delta image in the same folder is the difference to it, or that cannot be told, unless `force` is given; or the store fails.
-pub fn remove(url: &StoreUrl, force: bool, progress: &Arc<Progress>) -> Result<()> {
+/// If it is an image with another root than is expected; if a delta image in the same folder is the difference to it, or that cannot be
+/// told, unless `force` is given; or the store fails.
+pub fn remove(
+    url: &StoreUrl,
+    expect_root: Option<&str>,
+    force: bool,
+    progress: &Arc<Progress>,
+) -> Result<()> {
     if !url.file_name().is_some_and(has_image_name) {
         return Err(Error::refused(format!(
             "{url} is no image by its name, which ends in .img.zst or {DELTA_SUFFIX}: remove other files with other tools"
         )));
     }
     let stores = store_options(progress);
+    if let Some(text) = expect_root {
+        let root = text.trim().parse::<Root>().map_err(|_| {
+            Error::refused(format!(
+                "'{text}' is no root hash: those are 64 hexadecimal digits, as inspect prints them"
+            ))
+        })?;
+        refuse_other(url, root, &stores)?;
+    }
     if !force {
         refuse_base(url, &stores)?;
     }
     store::remove(url, &stores).map_err(|e| Error::from(e).context(format!("removing {url}")))?;
     trust::remove_beside(url, &stores)
+}
+
+/// Refuses an image that is not the one with this root. A damaged one cannot be known by its root, only by its name.
+fn refuse_other(url: &StoreUrl, root: Root, stores: &Options) -> Result<()> {
+    match image::open_one(url, stores) {
+        Ok(image) if image.root() != root => Err(Error::refused(format!(
+            "{url} holds another image: its root hash is {}, not {root}; nothing was removed",
+            image.root()
+        ))),
+        Err(error) if error.kind() != ErrorKind::ImageCorrupt => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses an image that another one in its folder needs.

@@ -187,7 +187,7 @@ fn body(file: File, range: Range<u64>) -> Body {
 #[utoipa::path(
     delete, path = "/v1/stores/{store}/files/{name}", tag = "stores",
     params(("store" = String, Path, description = "The store"), ("name" = String, Path, description = "The file")),
-    responses((status = 204, description = "Removed"), (status = 404, description = "No such file"), (status = 409, description = "file_in_use"))
+    responses((status = 204, description = "Removed"), (status = 404, description = "No such file"), (status = 409, description = "file_in_use, in_use_by_task"))
 )]
 pub(super) async fn remove(
     State(controller): State<Arc<Controller>>,
@@ -196,7 +196,10 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     own_store(&controller, &store).await?;
     let file: FileName = name.parse()?;
-    controller.db.refuse_used_file(LOCAL, file.as_str()).await?;
+    let place = format!("store:{LOCAL}/{file}");
+    let _held = controller.tasks.catalogue.lock().await;
+    controller.tasks.refuse_place(&controller.db.spots().await?, &place, file.as_str())?;
+    controller.db.refuse_used_file(&place, file.as_str()).await?;
     controller.stores.embedded.remove(&file).await?;
     tracing::info!(file = file.as_str(), by = caller.name, "file removed");
     Ok(StatusCode::NO_CONTENT)

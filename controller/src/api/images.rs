@@ -15,7 +15,7 @@ use super::auth::Caller;
 use super::tasks::{Reached, own_file, reach};
 use crate::clock::rfc3339;
 use crate::context::Controller;
-use crate::db::{DbError, Image, LOCAL, NewImage};
+use crate::db::{DbError, Image, NewImage};
 use crate::names::{FileName, ImageName, ImageUrl, StoreName};
 use crate::secret::is_hex;
 use crate::store::agent_program::{self, ProgramError};
@@ -108,7 +108,7 @@ pub(super) async fn list(
 /// Enters an image that exists already.
 #[utoipa::path(
     post, path = "/v1/images", tag = "images", request_body = AddImage,
-    responses((status = 201, description = "Entered", body = ImageView), (status = 409, description = "image_exists"), (status = 422, description = "invalid"))
+    responses((status = 201, description = "Entered", body = ImageView), (status = 409, description = "image_exists, place_taken, in_use_by_task"), (status = 422, description = "invalid"))
 )]
 pub(super) async fn add(
     State(controller): State<Arc<Controller>>,
@@ -122,25 +122,25 @@ pub(super) async fn add(
         ));
     }
     let place = match (new.url, new.store, new.file) {
-        (Some(url), None, None) => Place::Url(url),
+        (Some(url), None, None) => controller.stores.known(url),
         (None, Some(store), file) => {
             let file = file.map_or_else(|| format!("{}{IMAGE_SUFFIX}", new.name), String::from);
-            let place = controller.stores.place(Some(store), &file).await?;
-            if let Place::Store { store, file } = &place
-                && store.as_str() == LOCAL
-            {
-                controller.stores.embedded.open(file).await?;
-            }
-            place
+            controller.stores.place(Some(store), &file).await?
         }
         _ => return Err(ApiError::invalid("give url, or store and perhaps file")),
     };
+    if let Some(file) = own_file(&place) {
+        controller.stores.embedded.open(file).await?;
+    }
     let image = NewImage {
         name: new.name.to_string(),
         url: place.to_string(),
         root,
         ..NewImage::default()
     };
+    let _held = controller.tasks.catalogue.lock().await;
+    let spots = controller.db.spots().await?;
+    controller.tasks.refuse_place(&spots, &image.url, "this file")?;
     controller.db.add_image(&image).await?;
     Ok((StatusCode::CREATED, Json(view(&controller, new.name.as_str()).await?)))
 }
@@ -171,7 +171,7 @@ pub(super) struct RemoveQuery {
     delete, path = "/v1/images/{name}", tag = "images", params(("name" = String, Path, description = "The image"), RemoveQuery),
     responses(
         (status = 204, description = "Removed"), (status = 404, description = "No such image"),
-        (status = 409, description = "image_in_use, image_is_base, in_use_by_task, secret_url, no_agent_program"),
+        (status = 409, description = "image_in_use, file_in_use, other_root, image_is_base, in_use_by_task, secret_url, no_agent_program"),
         (status = 502, description = "not_removed, the store refuses; the entry stays"),
     )
 )]
@@ -191,11 +191,18 @@ pub(super) async fn remove(
     };
     let url = image.as_ref().filter(|_| !keep_file).map(|image| &image.url);
     let place = url.and_then(|url| url.parse::<Place>().ok());
+    if let Some(place) = &place {
+        let spots = controller.db.spots().await?;
+        controller.tasks.refuse_place(&spots, &place.to_string(), &format!("image {name}"))?;
+    }
     // Looked at before the entry goes: what cannot be reached cannot be removed.
     let outside = match &place {
         Some(place) if own_file(place).is_none() => Some(reach(&controller, &[place]).await?),
         _ => None,
     };
+    if let (Some(image), Some(file)) = (&image, place.as_ref().and_then(own_file)) {
+        refuse_other(&controller, image, file).await?;
+    }
     controller.db.remove_image(&name, place.is_none()).await?;
     drop(held);
     tracing::info!(image = name, keep_file, by = caller.name, "image removed");
@@ -216,13 +223,33 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Refuses a file of our own store that is another image than the entry says. A damaged one is known by its name only.
+async fn refuse_other(
+    controller: &Controller,
+    image: &Image,
+    file: &FileName,
+) -> Result<(), ApiError> {
+    match controller.stores.embedded.root_of(file).await {
+        Ok(Some(root)) if root != image.root => Err(ApiError::conflict(
+            "other_root",
+            format!(
+                "the file of image {0} was not removed, the entry stays: {file} holds another image, with the root {root} (`imprint image rm --keep-file {0}` removes the entry alone)",
+                image.name
+            ),
+        )),
+        Ok(_) | Err(EmbeddedError::NotFound(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Has the agent's program remove the file of an image that is in the catalogue no more. While the file stays, so does the entry.
 async fn remove_outside(
     controller: &Controller,
     image: Image,
     reached: Reached,
 ) -> Result<(), ApiError> {
-    let args = [&["rm".to_owned()], reached.urls.as_slice()].concat();
+    let mut args = [&["rm".to_owned()], reached.urls.as_slice()].concat();
+    args.extend(["--expect-root".to_owned(), image.root.clone()]);
     let ended = agent_program::run(
         &controller.agent,
         &args,
@@ -254,7 +281,7 @@ async fn remove_outside(
         status,
         code,
         format!(
-            "the file of image {name} was not removed, {stays}: {} (`imprint image rm --keep-file` removes the entry only)",
+            "the file of image {name} was not removed, {stays}: {} (`imprint image rm --keep-file {name}` removes the entry alone)",
             failure.message
         ),
     ))

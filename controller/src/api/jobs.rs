@@ -280,7 +280,7 @@ pub(super) async fn list(
         (status = 202, description = "Accepted; Location names the job", body = JobView),
         (status = 200, description = "The job that this Idempotency-Key made before", body = JobView),
         (status = 404, description = "No such host or image"),
-        (status = 409, description = "host_busy, host_is_on, other_root, image_exists, image_in_use, no_agent, idempotency_key_reused, bmc_refused"),
+        (status = 409, description = "host_busy, host_is_on, other_root, image_exists, image_in_use, place_taken, in_use_by_task, no_agent, idempotency_key_reused, bmc_refused"),
         (status = 422, description = "invalid"),
         (status = 502, description = "bmc_unreachable, bmc_failed"),
     )
@@ -325,7 +325,13 @@ async fn create_once(
         // A repeated request must not fail because the first one has changed the world meanwhile.
         Err(error) => return before().await?.map(NewJobOutcome::Repeated).ok_or(error),
     };
+    let held = controller.tasks.catalogue.lock().await;
+    if new.options.action() == Action::Capture {
+        let spots = controller.db.spots().await?;
+        controller.tasks.refuse_place(&spots, &new.place.to_string(), "this file")?;
+    }
     let outcome = controller.db.create_job(&new, idempotency).await?;
+    drop(held);
     if let NewJobOutcome::Created(id) = outcome {
         tracing::info!(job = id, host = %new.host, image = %new.image, by = caller.name, "new job");
         reconcile::start(controller, id);
@@ -364,7 +370,7 @@ async fn plan(
                 (Some(_), Some(_)) => {
                     return Err(ApiError::invalid("give store or url, not both"));
                 }
-                (Some(url), None) => Place::Url(url),
+                (Some(url), None) => controller.stores.known(url),
                 (None, store) => {
                     controller.stores.place(store, &format!("{}{suffix}", request.image)).await?
                 }
@@ -428,6 +434,14 @@ async fn base_place(
     Ok(Some(controller.db.image(name.parse::<ImageName>()?.as_str()).await?.url))
 }
 
+/// A place that somebody wrote.
+fn place_of(controller: &Controller, text: &str) -> Result<Place, ApiError> {
+    Ok(match text.parse()? {
+        Place::Url(url) => controller.stores.known(url),
+        place @ Place::Store { .. } => place,
+    })
+}
+
 /// Another place of an image: a URL, a file of a store (`store:NAME/FILE`), or a store that has it under the same file name.
 async fn also_place(controller: &Controller, also: &str, image: &str) -> Result<String, ApiError> {
     let place = match also.parse::<StoreName>() {
@@ -436,7 +450,7 @@ async fn also_place(controller: &Controller, also: &str, image: &str) -> Result<
             let file = path.rsplit('/').next().unwrap_or_default();
             Place::Store { store, file: file.parse()? }
         }
-        Err(_) => also.parse()?,
+        Err(_) => place_of(controller, also)?,
     };
     if let Some(store) = place.store() {
         controller.db.store(store.as_str()).await?;
@@ -464,7 +478,7 @@ async fn layout_place(
             partition.expect_root = Some(image.root);
             image.url.parse()?
         }
-        Err(_) => text.parse::<Place>()?,
+        Err(_) => place_of(controller, text)?,
     };
     if let Some(store) = place.store() {
         controller.db.store(store.as_str()).await?;

@@ -129,14 +129,21 @@ pub(super) struct Reached {
     pub(super) urls: Vec<String>,
     pub(super) access: Vec<StoreAccess>,
     pub(super) stores: Vec<String>,
+    /// As the catalogue has them.
+    pub(super) places: Vec<String>,
     /// Name of an API token that was made for it.
     pub(super) token: Option<String>,
 }
 
 /// Finds out where these places are. The token that it makes, if one of them is in our own store, is the caller's to remove.
 pub(super) async fn reach(controller: &Controller, places: &[&Place]) -> Result<Reached, ApiError> {
-    let mut reached =
-        Reached { urls: Vec::new(), access: Vec::new(), stores: Vec::new(), token: None };
+    let mut reached = Reached {
+        urls: Vec::new(),
+        access: Vec::new(),
+        stores: Vec::new(),
+        places: places.iter().map(ToString::to_string).collect(),
+        token: None,
+    };
     let mut rows = Vec::new();
     for place in places {
         let url = match place {
@@ -195,7 +202,7 @@ fn file_of(place: &Place) -> Result<FileName, ApiError> {
     post, path = "/v1/images/{name}/copy", tag = "images", params(("name" = String, Path, description = "The image")), request_body = CopyImage,
     responses(
         (status = 202, description = "Begun: look at the task", body = TaskView), (status = 404, description = "No such image or store"),
-        (status = 409, description = "image_exists, in_use_by_task, too_many_tasks, secret_url"),
+        (status = 409, description = "image_exists, place_taken, in_use_by_task, too_many_tasks, secret_url"),
     )
 )]
 pub(super) async fn copy(
@@ -228,6 +235,9 @@ pub(super) async fn copy(
     controller.tasks.refuse_image(made.as_str())?;
     controller.tasks.refuse_another()?;
     let target = controller.stores.place(Some(wish.store.clone()), &file).await?;
+    let (spots, at) = (controller.db.spots().await?, target.to_string());
+    controller.tasks.refuse_place(&spots, &at, "the file of the copy")?;
+    controller.db.refuse_taken_place(&at).await?;
     let reached = reach(&controller, &[&source, &target]).await?;
     let option = wish.without_base.then_some("--without-base");
     let work =
@@ -277,6 +287,7 @@ fn begin(
         work,
         image,
         stores: reached.stores,
+        places: reached.places,
         by: caller.name,
         args,
         access: reached.access,

@@ -1,5 +1,6 @@
 //! The catalogue: which images exist, where, and with which root hash.
 
+use super::uses::uses;
 use super::{Db, Result, conflict, not_found, on_unique};
 use crate::clock::now_ms;
 
@@ -112,9 +113,14 @@ impl Db {
     /// Enters an image.
     ///
     /// # Errors
-    /// When the name is taken.
+    /// When the name is taken, another image has the same file, or a job captures to it.
     pub async fn add_image(&self, image: &NewImage) -> Result<()> {
-        self.insert_image(&self.pool, image).await
+        let mut tx = self.write().await?;
+        self.insert_image(&mut *tx, image).await?;
+        let mut others = uses(&mut tx).await?;
+        others.forget_image(&image.name);
+        others.refuse_taken(&self.column(&image.url), None)?;
+        Ok(tx.commit().await?)
     }
 
     /// Enters an image again whose file could not be removed.
@@ -176,33 +182,35 @@ impl Db {
         Ok(images.into_iter().map(opened).collect())
     }
 
-    /// Takes an image out of the catalogue; its file stays.
+    /// Takes an image out of the catalogue, whose file is removed afterwards unless `keep_file` is given.
     ///
     /// # Errors
-    /// When there is none, an active job uses it, or it is the base of a delta image and `is_base_fine` is not given.
-    pub async fn remove_image(&self, name: &str, is_base_fine: bool) -> Result<()> {
+    /// When there is none, or an active job uses it; if the file is to go also when another image has the same one, or it is the base of
+    /// a delta image.
+    pub async fn remove_image(&self, name: &str, keep_file: bool) -> Result<()> {
         let mut tx = self.write().await?;
         let url: Option<String> = sqlx::query_scalar("SELECT url FROM images WHERE name = ?")
             .bind(name)
             .fetch_optional(&mut *tx)
             .await?;
         let url = url.ok_or_else(|| not_found("image", name))?;
-        let busy: Option<i64> = sqlx::query_scalar(
-            "SELECT id FROM jobs
-             WHERE (image = ?1 OR json_extract(options, '$.options.base') = ?2
-                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also') WHERE value = ?2)
-                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.layout.partition')
-                               WHERE json_extract(value, '$.image') = ?2))
-               AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
-        )
-        .bind(name)
-        .bind(&url)
-        .fetch_optional(&mut *tx)
-        .await?;
-        if let Some(job) = busy {
+        let uses = uses(&mut tx).await?;
+        let spot = uses.spots.of(&url);
+        let twin = uses.image_at(&spot, Some(name));
+        // What another entry has, too, is known by that one as well.
+        let by_place = || uses.job_at(&spot).filter(|_| !keep_file || twin.is_none());
+        if let Some(job) = uses.job_of_image(name).or_else(by_place) {
             return Err(conflict(
                 "image_in_use",
                 format!("job {job} uses image {name}: wait for it or cancel it"),
+            ));
+        }
+        if let Some(twin) = twin.filter(|_| !keep_file) {
+            return Err(conflict(
+                "file_in_use",
+                format!(
+                    "image {twin} is the same file: remove only the entry (`imprint image rm --keep-file {name}`)"
+                ),
             ));
         }
         let delta: Option<String> = sqlx::query_scalar(
@@ -222,7 +230,7 @@ impl Db {
         .bind(name)
         .fetch_optional(&mut *tx)
         .await?;
-        if let Some(delta) = delta.filter(|_| !is_base_fine) {
+        if let Some(delta) = delta.filter(|_| !keep_file) {
             return Err(conflict(
                 "image_is_base",
                 format!(
@@ -233,41 +241,5 @@ impl Db {
         sqlx::query("DELETE FROM images WHERE name = ?").bind(name).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(())
-    }
-
-    /// Refuses a file of a store that an image of the catalogue or an active job is.
-    ///
-    /// # Errors
-    /// When that is so.
-    pub async fn refuse_used_file(&self, store: &str, file: &str) -> Result<()> {
-        let place = format!("store:{store}/{file}");
-        let image: Option<String> = sqlx::query_scalar("SELECT name FROM images WHERE url = ?")
-            .bind(&place)
-            .fetch_optional(&self.pool)
-            .await?;
-        if let Some(image) = image {
-            return Err(conflict(
-                "file_in_use",
-                format!("{file} is image {image}: remove that (`imprint image rm {image}`)"),
-            ));
-        }
-        let job: Option<i64> = sqlx::query_scalar(
-            "SELECT id FROM jobs
-             WHERE (image_url = ?1 OR json_extract(options, '$.options.base') = ?1
-                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also') WHERE value = ?1)
-                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.layout.partition')
-                               WHERE json_extract(value, '$.image') = ?1))
-               AND state NOT IN ('succeeded', 'failed', 'cancelled') LIMIT 1",
-        )
-        .bind(&place)
-        .fetch_optional(&self.pool)
-        .await?;
-        match job {
-            Some(job) => Err(conflict(
-                "file_in_use",
-                format!("job {job} uses {file}: wait for it or cancel it"),
-            )),
-            None => Ok(()),
-        }
     }
 }

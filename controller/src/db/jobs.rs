@@ -4,6 +4,7 @@ use agent_api::ErrorKind;
 use sqlx::Row;
 
 use super::transitions::record;
+use super::uses::uses;
 use super::{Db, Result, conflict, content, not_found, on_unique};
 use crate::clock::now_ms;
 use crate::job::{Action, Approval, BOOT_BUDGET, Job, NewJob, Options, Shutdown, State};
@@ -65,7 +66,7 @@ impl Db {
     /// Stores a job in state `planned`.
     ///
     /// # Errors
-    /// When host or image are busy, or the key was used for another body.
+    /// When host or image are busy, a capture's file is another image or another job's, or the key was used for another body.
     pub async fn create_job(
         &self,
         job: &NewJob,
@@ -149,6 +150,9 @@ impl Db {
             .bind(id)
             .execute(&mut *tx)
             .await?;
+        if action == Action::Capture {
+            uses(&mut tx).await?.refuse_taken(&self.column(&place), Some(id))?;
+        }
         record(
             &mut tx,
             id,

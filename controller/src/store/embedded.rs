@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use image_format::{FormatError, ImageReader};
 use nix::sys::statvfs::statvfs;
 use tokio::task::spawn_blocking;
 
@@ -123,6 +124,21 @@ impl Embedded {
                 metadata.len()
             );
             Ok(Opened { file: opened, len_bytes: metadata.len(), etag })
+        })
+        .await
+    }
+
+    /// The root hash of the image that a finished file is; `None` if it is damaged, or none of ours.
+    ///
+    /// # Errors
+    /// When there is no such file, or it cannot be read.
+    pub async fn root_of(&self, file: &FileName) -> Result<Option<String>> {
+        let opened = self.open(file).await?;
+        let name = file.to_string();
+        blocking(move || match ImageReader::open(opened.file) {
+            Ok(image) => Ok(Some(image.root().to_string())),
+            Err(FormatError::Read { source, .. }) => Err(io_error("reading", &name)(source)),
+            Err(_) => Ok(None),
         })
         .await
     }

@@ -17,7 +17,7 @@ use crate::rig::{Served, wait, write_program};
 const MIB: usize = 1 << 20;
 
 /// Captures a disk file as an image; its root.
-fn image(disk: &Path, image: &Path, more: &[&str]) -> String {
+pub fn image(disk: &Path, image: &Path, more: &[&str]) -> String {
     let paths = [disk, image].map(|path| path.to_str().unwrap());
     let args = [&["imprint-agent", "capture", "--progress", "none"], &paths[..], more].concat();
     assert_eq!(main(&Cli::parse_from(args)), 0);

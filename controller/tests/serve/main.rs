@@ -16,6 +16,7 @@ mod gone_on;
 mod ipmi;
 mod limits;
 mod rig;
+mod same_file;
 mod secrets;
 mod stores;
 mod tickets;

@@ -32,6 +32,9 @@ pub(super) struct CopyArgs {
 pub(super) struct RmArgs {
     /// URL or path of the image
     pub(super) image: String,
+    /// Leave it alone if it is an image with another root hash; a damaged file, which has none, is removed
+    #[arg(long, value_name = "HEX")]
+    expect_root: Option<String>,
     /// Remove it even if a delta image needs it
     #[arg(long)]
     force: bool,
@@ -57,7 +60,7 @@ pub(super) fn copy(
 
 pub(super) fn rm(args: &RmArgs, json: bool, progress: &Arc<Progress>) -> Result<()> {
     let url = parse_url(&args.image)?;
-    copy::remove(&url, args.force, progress)?;
+    copy::remove(&url, args.expect_root.as_deref(), args.force, progress)?;
     if json {
         return print_json(&serde_json::json!({ "removed": url.to_string() }));
     }
