@@ -6,6 +6,7 @@
 
 pub mod agent;
 mod auth;
+mod body;
 mod error;
 pub mod events;
 pub mod files;
@@ -32,6 +33,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use error::{ApiError, Problem};
+
+use body::OptionalJson;
 
 use crate::context::Controller;
 
@@ -80,7 +83,7 @@ fn routes(controller: Arc<Controller>) -> OpenApiRouter {
         .routes(routes!(jobs::resume))
         .routes(routes!(events::stream))
         .routes(routes!(stores::list, stores::add))
-        .routes(routes!(stores::show, stores::remove))
+        .routes(routes!(stores::show, stores::change, stores::remove))
         .routes(routes!(stores::check))
         .routes(routes!(files::list))
         .routes(routes!(files::remove))

@@ -32,7 +32,7 @@ pub use sessions::{Redemption, Session};
 pub use stores::{LOCAL, StoreRow};
 pub use tokens::{CHECK_TOKEN_PREFIX, Token};
 pub use transitions::JOB_PAUSED;
-pub use uploads::UploadRow;
+pub use uploads::{UploadRow, Writer};
 
 use crate::secret::{Sealer, UnsealError};
 

@@ -3,6 +3,8 @@
 //! Each is checked once, where it comes in, and is a type of its own afterwards, so that a boot script, a DHCP entry or a command
 //! line can only be built from values that need no quoting. What is allowed is listed; everything else is refused.
 
+mod url;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -39,6 +41,14 @@ fn refuse(what: &'static str, value: &str, rule: &'static str) -> NameError {
 
 macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $check:expr) => {
+        text_type! {
+            $(#[$doc])* $name, $what, |text| {
+                let check: fn(&str) -> bool = $check;
+                (!check(text)).then_some($rule)
+            }
+        }
+    };
+    ($(#[$doc:meta])* $name:ident, $what:literal, $fault:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
         #[serde(try_from = "String", into = "String")]
@@ -56,8 +66,11 @@ macro_rules! text_type {
         impl FromStr for $name {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
-                let check: fn(&str) -> bool = $check;
-                if check(text) { Ok(Self(text.to_owned())) } else { Err(refuse($what, text, $rule)) }
+                let fault: fn(&str) -> Option<&'static str> = $fault;
+                match fault(text) {
+                    None => Ok(Self(text.to_owned())),
+                    Some(rule) => Err(refuse($what, text, rule)),
+                }
             }
         }
 
@@ -141,44 +154,12 @@ fn is_kernel_arg(arg: &str) -> bool {
 
 text_type! {
     /// Where an image lies.
-    ImageUrl, "image URL",
-    "an nfs://, nfs4://, smb://, http(s):// or file: URL or an absolute path, up to 1024 printable characters, without a password in it",
-    is_image_url
+    ImageUrl, "image URL", |text| url::fault(text, url::Wanted::Image)
 }
 
-fn is_image_url(text: &str) -> bool {
-    if !is_plain(text, URL_MAX) || text.contains(char::is_whitespace) {
-        return false;
-    }
-    if let Some(path) = text.strip_prefix("file:").or(Some(text)).filter(|t| t.starts_with('/')) {
-        return path.len() > 1;
-    }
-    let Some((scheme, rest)) = text.split_once("://") else { return false };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let (user, server) = authority.rsplit_once('@').unwrap_or(("", authority));
-    matches!(scheme, "nfs" | "nfs4" | "smb" | "http" | "https")
-        && !server.is_empty()
-        // Elsewhere a user comes with the credentials.
-        && (scheme == "smb" || !authority.contains('@'))
-        && !user.contains(':')
-        && !user.to_ascii_lowercase().contains("%3a")
-        // A password may hold a '/', and then ends what looks like the server.
-        && has_port_or_none(server)
-        && !(matches!(scheme, "nfs" | "nfs4" | "smb") && has_secret_option(rest))
-        && rest.len() > authority.len() + 1
-}
-
-fn has_port_or_none(server: &str) -> bool {
-    let behind = server.rsplit_once(']').map_or(server, |(_, behind)| behind);
-    behind.split_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0))
-}
-
-/// Whether a share's options say who comes.
-fn has_secret_option(rest: &str) -> bool {
-    let options = rest.split_once('?').map_or("", |(_, options)| options);
-    let name = |option: &str| option.split('=').next().unwrap_or_default().to_ascii_lowercase();
-    let secret = ["user", "username", "password", "pass"];
-    options.split('&').any(|option| secret.contains(&name(option).as_str()))
+text_type! {
+    /// Where a store is: a folder of a server.
+    StoreUrl, "URL of a store", |text| url::fault(text, url::Wanted::Store)
 }
 
 text_type! {

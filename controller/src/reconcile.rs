@@ -104,7 +104,7 @@ async fn drive(controller: &Controller, id: i64) {
             Ok(job) if job.state.is_terminal() => {
                 tracing::info!(job = id, state = %job.state, failure = ?job.failure, "job ended");
                 controller.live.forget(id);
-                if let Err(error) = controller.stores.embedded.sweep().await {
+                if let Err(error) = controller.stores.embedded.sweep(false).await {
                     tracing::warn!(job = id, error = %error_chain(&error), "tidying up the store");
                 }
                 return;

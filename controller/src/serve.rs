@@ -188,7 +188,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         default,
     )
     .with_context(|| format!("making the folder {}", data.images().display()))?;
-    stores.embedded.sweep().await.context("tidying up the store")?;
+    stores.embedded.sweep(true).await.context("tidying up the store")?;
     let controller = Arc::new(Controller {
         bmcs: Bmcs::new(args.ipmitool.clone(), db.clone(), data.sealer()?),
         db: db.clone(),

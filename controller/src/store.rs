@@ -166,21 +166,47 @@ impl Stores {
     /// # Errors
     /// When the name is taken.
     pub async fn add(&self, name: &StoreName, url: &str, with: Credentials) -> Result<(), DbError> {
-        let seal = |what, secret: Option<Secret>| {
-            secret.map(|secret| self.sealer.seal(&owner(name.as_str(), url, what), &secret))
-        };
-        let row = StoreRow {
+        let mut row = StoreRow {
             name: name.to_string(),
             url: Some(url.to_owned()),
-            user: with.user,
-            domain: with.domain,
-            password: seal("password", with.password),
-            token: seal("token", with.token),
-            tls_key: with.tls_key,
+            user: None,
+            domain: None,
+            password: None,
+            token: None,
+            tls_key: None,
             created_ms: 0,
             sealed_url: None,
         };
+        self.seal_into(&mut row, url, with);
         self.db.add_store(&row).await
+    }
+
+    /// Changes what lets agents into a store on another server: the pin if one is given; user, password and token as a whole if
+    /// `replaces_secret`.
+    ///
+    /// # Errors
+    /// When the store is gone.
+    pub async fn set_credentials(
+        &self,
+        mut row: StoreRow,
+        mut with: Credentials,
+        replaces_secret: bool,
+    ) -> Result<(), DbError> {
+        with.tls_key = with.tls_key.or_else(|| row.tls_key.clone());
+        let url = self.url(&row);
+        match replaces_secret {
+            true => self.seal_into(&mut row, &url, with),
+            false => row.tls_key = with.tls_key,
+        }
+        self.db.set_store_credentials(&row).await
+    }
+
+    fn seal_into(&self, row: &mut StoreRow, url: &str, with: Credentials) {
+        let seal = |what, secret: Option<Secret>| {
+            secret.map(|secret| self.sealer.seal(&owner(&row.name, url, what), &secret))
+        };
+        (row.password, row.token) = (seal("password", with.password), seal("token", with.token));
+        (row.user, row.domain, row.tls_key) = (with.user, with.domain, with.tls_key);
     }
 
     /// Completes a job for its agent: places become URLs, with what lets the agent in. A token of the controller's own store that

@@ -9,7 +9,7 @@ use axum::response::Response;
 
 use super::ApiError;
 use crate::context::Controller;
-use crate::db::JOB_PAUSED;
+use crate::db::{CHECK_TOKEN_PREFIX, JOB_PAUSED, Writer};
 use crate::job::Job;
 use crate::names::FileName;
 use crate::secret::{Secret, is_hex};
@@ -39,6 +39,8 @@ impl Caller {
 pub(super) enum StoreCaller {
     /// Somebody with an API token, who may do everything.
     Person,
+    /// The controller itself, in a task. It may do the same.
+    Task,
     /// The agent of a job that is under way.
     Agent(Arc<Job>),
 }
@@ -47,8 +49,17 @@ impl StoreCaller {
     /// The agent's job.
     pub(super) fn job(&self) -> Option<i64> {
         match self {
-            Self::Person => None,
+            Self::Person | Self::Task => None,
             Self::Agent(job) => Some(job.id),
+        }
+    }
+
+    /// As whom the store knows it.
+    pub(super) fn writer(&self) -> Writer {
+        match self {
+            Self::Person => Writer::Person,
+            Self::Task => Writer::Task,
+            Self::Agent(job) => Writer::Job(job.id),
         }
     }
 
@@ -137,8 +148,11 @@ pub(super) async fn require_store_caller(
             StoreCaller::Agent(Arc::new(job))
         }
         None => {
-            controller.db.token_by_hash(&hash).await?.ok_or_else(unknown_token)?;
-            StoreCaller::Person
+            let token = controller.db.token_by_hash(&hash).await?.ok_or_else(unknown_token)?;
+            match token.name.starts_with(CHECK_TOKEN_PREFIX) {
+                true => StoreCaller::Task,
+                false => StoreCaller::Person,
+            }
         }
     };
     request.extensions_mut().insert(caller);

@@ -18,7 +18,7 @@ use super::auth::{Caller, StoreCaller};
 use super::range::{Wanted, wanted};
 use crate::clock::rfc3339;
 use crate::context::Controller;
-use crate::db::LOCAL;
+use crate::db::{LOCAL, UploadRow};
 use crate::names::{FileName, PARTIAL_SUFFIX, StoreName};
 use crate::store::embedded::{Entry, Opened};
 
@@ -36,11 +36,25 @@ pub struct FileView {
     pub modified: String,
     /// It is being written, or its writer was cut off.
     pub is_partial: bool,
+    /// Then: the id of its upload, by which it can be given up.
+    #[serde(default)]
+    pub upload: Option<String>,
+    /// Since when it is written.
+    #[serde(default)]
+    pub begun: Option<String>,
+    /// The job whose agent writes it, if it is one.
+    #[serde(default)]
+    pub job: Option<i64>,
 }
 
-impl From<Entry> for FileView {
-    fn from(entry: Entry) -> Self {
+impl FileView {
+    fn new(entry: Entry, uploads: &[UploadRow]) -> Self {
+        let is_of = |row: &&UploadRow| entry.is_partial && !row.published && row.file == entry.name;
+        let upload = uploads.iter().find(is_of);
         Self {
+            upload: upload.map(|row| row.upload_id.clone()),
+            begun: upload.map(|row| rfc3339(row.created_ms)),
+            job: upload.and_then(|row| row.job_id),
             name: entry.name,
             len_bytes: entry.len_bytes,
             modified: rfc3339(entry.modified_ms),
@@ -75,7 +89,8 @@ pub(super) async fn list(
 ) -> Result<Json<Vec<FileView>>, ApiError> {
     own_store(&controller, &store).await?;
     let entries = controller.stores.embedded.list().await?;
-    Ok(Json(entries.into_iter().map(FileView::from).collect()))
+    let uploads = controller.db.uploads().await?;
+    Ok(Json(entries.into_iter().map(|entry| FileView::new(entry, &uploads)).collect()))
 }
 
 /// Reads a file: whole, or one range. Its entity tag is strong. An agent reads what belongs to its job; `NAME.partial` is for its writer only.

@@ -14,7 +14,7 @@ use super::auth::Caller;
 use crate::clock::rfc3339;
 use crate::context::Controller;
 use crate::db::{CHECK_TOKEN_PREFIX, StoreRow};
-use crate::names::{ImageUrl, StoreName};
+use crate::names::{StoreName, StoreUrl};
 use crate::secret::{Secret, hex, is_hex, random_bytes};
 use crate::store::{Credentials, check, shown};
 
@@ -72,7 +72,7 @@ pub struct NewStore {
     /// Name.
     pub name: StoreName,
     /// Where it is: a folder of a server.
-    pub url: ImageUrl,
+    pub url: StoreUrl,
     /// Who agents are there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -152,6 +152,88 @@ impl NewStore {
     }
 }
 
+/// What lets agents into a store from now on. What is left out stays, but a login or a token takes the place of all that was before.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreChange {
+    /// Who agents are there. With it, or alone for the same user: `password`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The user's domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// The user's password. Never shown again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, write_only)]
+    pub password: Option<SecretText>,
+    /// A bearer token, in place of user and password. Never shown again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, write_only)]
+    pub token: Option<SecretText>,
+    /// Of an https:// store: SHA-256 of the key that the server must have, in 64 hex digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<String>,
+}
+
+impl StoreChange {
+    fn has_login(&self) -> bool {
+        self.user.is_some() || self.domain.is_some() || self.password.is_some()
+    }
+
+    fn has_secret(&self) -> bool {
+        self.has_login() || self.token.is_some()
+    }
+
+    /// The store as if it were entered now, to be checked as a whole.
+    fn applied_to(self, store: &StoreRow) -> Result<NewStore, ApiError> {
+        if !self.has_secret() && self.tls_key.is_none() {
+            return Err(ApiError::invalid(
+                "nothing is changed: give user and password, password, token or tls_key",
+            ));
+        }
+        let url = store.url.as_deref().unwrap_or_default();
+        let keeps_user = self.has_login() && self.user.is_none();
+        let domain = store.domain.clone().filter(|_| keeps_user);
+        let user = store.user.clone().filter(|_| keeps_user);
+        Ok(NewStore {
+            name: store.name.parse()?,
+            url: url.parse()?,
+            user: self.user.or(user),
+            domain: self.domain.or(domain),
+            password: self.password,
+            token: self.token,
+            tls_key: self.tls_key,
+        })
+    }
+}
+
+/// Changes what lets agents into a store; agents get it with their next work. Nothing else of a store can be changed.
+#[utoipa::path(
+    patch, path = "/v1/stores/{store}", tag = "stores", params(("store" = String, Path, description = "The store")), request_body = StoreChange,
+    responses((status = 200, description = "Changed", body = StoreView), (status = 404, description = "No such store"), (status = 409, description = "store_built_in"), (status = 422, description = "invalid"))
+)]
+pub(super) async fn change(
+    State(controller): State<Arc<Controller>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    body: Result<Json<StoreChange>, JsonRejection>,
+) -> Result<Json<StoreView>, ApiError> {
+    let Json(change) = body?;
+    let store = controller.db.store(&name).await?;
+    if store.url.is_none() {
+        return Err(ApiError::conflict(
+            "store_built_in",
+            "this is the controller's own store: it makes its tokens by itself",
+        ));
+    }
+    let replaces_secret = change.has_secret();
+    let credentials = change.applied_to(&store)?.credentials()?;
+    controller.stores.set_credentials(store, credentials, replaces_secret).await?;
+    tracing::info!(store = name, by = caller.name, "credentials of store changed");
+    let store = controller.db.store(&name).await?;
+    Ok(Json(view(&controller, store).await?))
+}
+
 /// Lists the stores.
 #[utoipa::path(get, path = "/v1/stores", tag = "stores", responses((status = 200, description = "All stores", body = Vec<StoreView>)))]
 pub(super) async fn list(
@@ -164,7 +246,7 @@ pub(super) async fn list(
     Ok(Json(views))
 }
 
-/// Enters a store. Nothing is asked of its server. To change a store, remove it and enter it again.
+/// Enters a store. Nothing is asked of its server. Later only its credentials can be changed.
 #[utoipa::path(
     post, path = "/v1/stores", tag = "stores", request_body = NewStore,
     responses((status = 201, description = "Entered", body = StoreView), (status = 409, description = "store_exists"), (status = 422, description = "invalid"))

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use agent_api::StoreAccess;
-use axum::extract::rejection::JsonRejection;
+use agent_api::{Rate, StoreAccess};
+use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
-use super::ApiError;
 use super::auth::Caller;
+use super::{ApiError, OptionalJson};
 use crate::clock::rfc3339;
 use crate::context::Controller;
 use crate::db::{CHECK_TOKEN_PREFIX, Image, LOCAL};
@@ -114,6 +114,10 @@ pub struct CopyImage {
     /// A delta image may go where its base is not.
     #[serde(default)]
     pub without_base: bool,
+    /// The most bytes a second to and from stores, such as `400M`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub limit: Option<Rate>,
 }
 
 /// How an image is checked.
@@ -122,6 +126,10 @@ pub struct CopyImage {
 pub struct VerifyImage {
     /// Decompress as well, and compare the hashes of the content.
     pub deep: bool,
+    /// The most bytes a second from stores, such as `400M`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub limit: Option<Rate>,
 }
 
 /// The URLs of places, and what lets the agent's program in there.
@@ -242,7 +250,8 @@ pub(super) async fn copy(
     let option = wish.without_base.then_some("--without-base");
     let work =
         Work::Copy { name: made.into(), store: wish.store.into(), place: target.to_string() };
-    Ok(begin(&controller, caller, image, work, reached, "copy", option))
+    let options = options(option, wish.limit);
+    Ok(begin(&controller, caller, image, work, reached, "copy", options))
 }
 
 /// Reads all of an image from the controller's machine and compares its hashes.
@@ -257,19 +266,25 @@ pub(super) async fn verify(
     State(controller): State<Arc<Controller>>,
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
-    body: Result<Json<VerifyImage>, JsonRejection>,
+    body: Result<OptionalJson<VerifyImage>, ApiError>,
 ) -> Result<(StatusCode, Json<TaskView>), ApiError> {
-    let Json(VerifyImage { deep }) = body?;
+    let OptionalJson(VerifyImage { deep, limit }) = body?;
     let _held = controller.tasks.catalogue.lock().await;
     let image = controller.db.image(&name).await?;
     controller.tasks.refuse_another()?;
     let place: Place = image.url.parse()?;
     let reached = reach(&controller, &[&place]).await?;
     let option = deep.then_some("--deep");
-    Ok(begin(&controller, caller, image, Work::Verify { deep }, reached, "verify", option))
+    let options = options(option, limit);
+    Ok(begin(&controller, caller, image, Work::Verify { deep }, reached, "verify", options))
 }
 
-/// Has the agent's program begin, with this command and option, on an image and the places that were reached.
+fn options(option: Option<&str>, limit: Option<Rate>) -> Vec<String> {
+    let limit = limit.into_iter().flat_map(|limit| ["--limit".to_owned(), limit.to_string()]);
+    option.map(str::to_owned).into_iter().chain(limit).collect()
+}
+
+/// Has the agent's program begin, with this command and options, on an image and the places that were reached.
 fn begin(
     controller: &Arc<Controller>,
     caller: Caller,
@@ -277,12 +292,12 @@ fn begin(
     work: Work,
     reached: Reached,
     command: &str,
-    option: Option<&str>,
+    options: Vec<String>,
 ) -> (StatusCode, Json<TaskView>) {
     let mut args = vec![command.to_owned()];
     args.extend(reached.urls);
     args.extend(["--expect-root".to_owned(), image.root.clone()]);
-    args.extend(option.map(str::to_owned));
+    args.extend(options);
     let task = NewTask {
         work,
         image,
@@ -317,8 +332,9 @@ pub(super) async fn list(State(controller): State<Arc<Controller>>) -> Json<Vec<
 )]
 pub(super) async fn show(
     State(controller): State<Arc<Controller>>,
-    Path(id): Path<u64>,
+    id: Result<Path<u64>, PathRejection>,
 ) -> Result<Json<TaskView>, ApiError> {
+    let Path(id) = id?;
     Ok(Json(controller.tasks.get(id)?.into()))
 }
 
@@ -329,8 +345,9 @@ pub(super) async fn show(
 )]
 pub(super) async fn cancel(
     State(controller): State<Arc<Controller>>,
-    Path(id): Path<u64>,
+    id: Result<Path<u64>, PathRejection>,
 ) -> Result<(StatusCode, Json<TaskView>), ApiError> {
+    let Path(id) = id?;
     controller.tasks.cancel(id)?;
     Ok((StatusCode::ACCEPTED, Json(controller.tasks.get(id)?.into())))
 }

@@ -111,9 +111,11 @@ pub(super) async fn begin(
     names: Names,
 ) -> Answer {
     let (file, upload_id) = target(&controller, &caller, names).await?;
-    let job = caller.job();
+    let writer = caller.writer();
     let state =
-        to_its_end(async move { controller.stores.embedded.begin(&file, &upload_id, job).await });
+        to_its_end(
+            async move { controller.stores.embedded.begin(&file, &upload_id, writer).await },
+        );
     Ok(Json(state.await?.into()))
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent_api::Rate;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -58,6 +59,9 @@ pub(super) enum ImageCommand {
         /// Copy a delta image to where its base is not
         #[arg(long)]
         without_base: bool,
+        /// Read and write no more bytes a second than this: K, M and G are powers of 1024, as in 400M
+        #[arg(long, value_name = "RATE")]
+        limit: Option<Rate>,
         #[command(flatten)]
         waiting: Waiting,
     },
@@ -68,6 +72,9 @@ pub(super) enum ImageCommand {
         /// Decompress too, and check the content hashes
         #[arg(long)]
         deep: bool,
+        /// Read and write no more bytes a second than this: K, M and G are powers of 1024, as in 400M
+        #[arg(long, value_name = "RATE")]
+        limit: Option<Rate>,
         #[command(flatten)]
         waiting: Waiting,
     },
@@ -212,19 +219,20 @@ pub(super) async fn run(client: &Client, command: ImageCommand) -> anyhow::Resul
             };
             client.done(client.request(Method::POST, "/v1/images").json(&image)).await
         }
-        ImageCommand::Copy { name, store, copy, without_base, waiting } => {
+        ImageCommand::Copy { name, store, copy, without_base, limit, waiting } => {
             let wish = CopyImage {
                 store: store.parse()?,
                 name: copy.map(|name| name.parse()).transpose()?,
                 without_base,
+                limit,
             };
             let path = format!("/v1/images/{}/copy", segment(&name)?);
             let task = client.json(client.request(Method::POST, &path).json(&wish)).await?;
             follow(client, task, &waiting).await
         }
-        ImageCommand::Verify { name, deep, waiting } => {
+        ImageCommand::Verify { name, deep, limit, waiting } => {
             let path = format!("/v1/images/{}/verify", segment(&name)?);
-            let wish = VerifyImage { deep };
+            let wish = VerifyImage { deep, limit };
             let task = client.json(client.request(Method::POST, &path).json(&wish)).await?;
             follow(client, task, &waiting).await
         }

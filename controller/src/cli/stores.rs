@@ -10,7 +10,7 @@ use reqwest::Method;
 use super::connect::{Client, segment};
 use super::table;
 use crate::api::files::FileView;
-use crate::api::stores::{NewStore, StoreView};
+use crate::api::stores::{NewStore, StoreChange, StoreView};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum StoreCommand {
@@ -46,6 +46,28 @@ pub(super) enum StoreCommand {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Change what lets agents into a store: a new password, another user, a token or a key
+    Set {
+        /// Which
+        name: String,
+        /// File with what changes: lines of user=, domain=, password=, token= or tls_key=, as for `imprint-agent --credentials`
+        #[arg(long, value_name = "FILE")]
+        credentials: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a file of the controller's own store, or with --upload one that is being written
+    RmFile {
+        /// Which file, as `imprint store files` shows it
+        file: String,
+        /// End this writing of it: what was written is removed, and its writer fails
+        #[arg(long, value_name = "UPLOAD")]
+        upload: Option<String>,
+        /// In which store
+        #[arg(long, default_value = crate::db::LOCAL)]
+        store: String,
     },
     /// Forget a store and its credentials; its files stay
     Rm {
@@ -88,6 +110,36 @@ fn first_line(path: &Path) -> anyhow::Result<SecretText> {
         "" => bail!("the first line of {} is empty", path.display()),
         line => Ok(SecretText::from(line.to_owned())),
     }
+}
+
+/// What a file of credentials says. Messages name its lines by number: what is in them may be a secret.
+fn change_of(path: &Path) -> anyhow::Result<StoreChange> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut change = StoreChange::default();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let at = format!("line {} of {}", number + 1, path.display());
+        let Some((key, value)) = line.split_once('=') else {
+            bail!("{at} is not KEY=VALUE; a file for one store has no sections");
+        };
+        let value = value.to_owned();
+        let is_new = match key.trim_end() {
+            "user" | "username" => change.user.replace(value).is_none(),
+            "domain" | "dom" => change.domain.replace(value).is_none(),
+            "password" | "pass" => change.password.replace(SecretText::from(value)).is_none(),
+            "token" => change.token.replace(SecretText::from(value)).is_none(),
+            "tls_key" => change.tls_key.replace(value).is_none(),
+            _ => bail!("{at} begins with none of user=, domain=, password=, token=, tls_key="),
+        };
+        if !is_new {
+            bail!("{at} says a second time what another line says");
+        }
+    }
+    Ok(change)
 }
 
 pub(super) async fn run(client: &Client, command: StoreCommand) -> anyhow::Result<()> {
@@ -144,10 +196,26 @@ pub(super) async fn run(client: &Client, command: StoreCommand) -> anyhow::Resul
             let row = |file: FileView| {
                 let state = if file.is_partial { "being written" } else { "finished" };
                 let size = i64::try_from(file.len_bytes).unwrap_or(i64::MAX);
-                vec![file.name, table::bytes(size), state.to_owned(), file.modified]
+                let upload = file.upload.unwrap_or_else(|| "-".to_owned());
+                let since = file.begun.unwrap_or_else(|| "-".to_owned());
+                vec![file.name, table::bytes(size), state.to_owned(), file.modified, since, upload]
             };
-            let header = ["FILE", "SIZE", "STATE", "MODIFIED"];
+            let header = ["FILE", "SIZE", "STATE", "MODIFIED", "BEGUN", "UPLOAD"];
             table::print(&header, &files.into_iter().map(row).collect::<Vec<_>>())
+        }
+        StoreCommand::Set { name, credentials, json } => {
+            let change = change_of(&credentials)?;
+            let path = format!("/v1/stores/{}", segment(&name)?);
+            let store: StoreView =
+                client.json(client.request(Method::PATCH, &path).json(&change)).await?;
+            if json { table::json(&store) } else { show(&store) }
+        }
+        StoreCommand::RmFile { file, upload, store } => {
+            let mut path = format!("/v1/stores/{}/files/{}", segment(&store)?, segment(&file)?);
+            if let Some(upload) = upload {
+                path.push_str(&format!("/uploads/{}", segment(&upload)?));
+            }
+            client.done(client.request(Method::DELETE, &path)).await
         }
         StoreCommand::Rm { name } => {
             client

@@ -86,6 +86,28 @@ impl Db {
         Ok(())
     }
 
+    /// Stores what lets agents into a store.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub async fn set_store_credentials(&self, store: &StoreRow) -> Result<()> {
+        let changed = sqlx::query(
+            "UPDATE stores SET user = ?, domain = ?, password = ?, token = ?, tls_key = ? WHERE name = ?",
+        )
+        .bind(&store.user)
+        .bind(&store.domain)
+        .bind(&store.password)
+        .bind(&store.token)
+        .bind(&store.tls_key)
+        .bind(&store.name)
+        .execute(&self.pool)
+        .await?;
+        match changed.rows_affected() {
+            0 => Err(not_found("store", &store.name)),
+            _ => Ok(()),
+        }
+    }
+
     /// With its whole URL.
     fn opened_store(&self, mut store: StoreRow) -> Result<StoreRow> {
         if let Some(sealed) = store.sealed_url.take() {

@@ -17,6 +17,32 @@ pub struct UploadRow {
     pub durable: i64,
     /// It has its name.
     pub published: bool,
+    /// When it was begun.
+    pub created_ms: i64,
+    /// A task of the controller writes it: with the controller it ends, and nobody goes on with it.
+    pub of_task: bool,
+}
+
+/// Who writes a file of the controller's own store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// The agent of a job.
+    Job(i64),
+    /// A task of the controller.
+    Task,
+    /// Somebody with an API token.
+    Person,
+}
+
+impl Writer {
+    /// The job, if it is one's agent.
+    #[must_use]
+    pub fn job(self) -> Option<i64> {
+        match self {
+            Self::Job(id) => Some(id),
+            Self::Task | Self::Person => None,
+        }
+    }
 }
 
 impl Db {
@@ -70,14 +96,15 @@ impl Db {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn begin_upload(&self, file: &str, upload_id: &str, job: Option<i64>) -> Result<()> {
+    pub async fn begin_upload(&self, file: &str, upload_id: &str, writer: Writer) -> Result<()> {
         sqlx::query(
-            "INSERT OR REPLACE INTO uploads (file, upload_id, job_id, created_ms) VALUES (?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO uploads (file, upload_id, job_id, created_ms, of_task) VALUES (?, ?, ?, ?, ?)",
         )
         .bind(file)
         .bind(upload_id)
-        .bind(job)
+        .bind(writer.job())
         .bind(now_ms())
+        .bind(writer == Writer::Task)
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -95,7 +122,7 @@ impl Db {
         durable: i64,
     ) -> Result<()> {
         sqlx::query(
-            "UPDATE uploads SET upload_id = ?, durable = ? WHERE file = ? AND upload_id = ?",
+            "UPDATE uploads SET upload_id = ?, durable = ?, of_task = 0 WHERE file = ? AND upload_id = ?",
         )
         .bind(next)
         .bind(durable)

@@ -20,4 +20,5 @@ mod same_file;
 mod secrets;
 mod stores;
 mod tickets;
+mod tidy;
 mod witness;

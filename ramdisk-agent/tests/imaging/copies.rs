@@ -183,9 +183,18 @@ fn an_image_that_a_delta_needs_stays() {
     flip(&rig.path("here/b.imgd"), 60);
     rig.agent(&["rm", "here/c.img.zst"]).refused("refused", &["b.imgd", "--force"]);
     rig.agent(&["rm", "disk"]).refused("refused", &["no image by its name"]);
+    // Only the one that is meant, unless it is damaged: then it has no root.
+    let root = rig.agent(&["inspect", "here/c.img.zst", "--json"]).json()["root"].to_string();
+    let expect = ["--force", "--expect-root", root.trim_matches('"')];
+    capture(&rig.path("disk"), &rig.path("there/other.img.zst"), &[]);
+    rig.agent(&[&["rm", "there/other.img.zst"], &expect[..]].concat())
+        .refused("refused", &["holds another image", "nothing was removed"]);
+    rig.agent(&["rm", "here/c.img.zst", "--expect-root", "x"]).refused("refused", &["64"]);
+    flip(&rig.path("there/other.img.zst"), 60);
+    assert_eq!(rig.agent(&[&["rm", "there/other.img.zst"], &expect[..]].concat()).code, 0);
     rig.agent(&["rm", "here/d.img.zst"]).refused("not_found", &["d.img.zst"]);
     assert_eq!(rig.names("here"), ["b.imgd", "c.img.zst"]);
-    assert_eq!(rig.agent(&["rm", "here/c.img.zst", "--force"]).code, 0);
+    assert_eq!(rig.agent(&[&["rm", "here/c.img.zst"], &expect[..]].concat()).code, 0);
     assert_eq!(rig.agent(&["rm", "here/b.imgd"]).code, 0);
     assert!(rig.names("here").is_empty());
 }

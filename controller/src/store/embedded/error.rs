@@ -38,7 +38,7 @@ pub enum EmbeddedError {
     Exists(String),
     /// Somebody else writes a file of this name.
     #[error(
-        "{file} is being written as upload {upload_id}: wait until it is done, or give that upload up"
+        "{file} is being written as upload {upload_id}: wait until it is done, or end it (`imprint store rm-file {file} --upload {upload_id}`); somebody's who writes with an API token gives way when nothing was heard of the writer for 10 seconds"
     )]
     BeingWritten {
         /// The file.

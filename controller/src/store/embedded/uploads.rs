@@ -14,7 +14,7 @@ use super::error::{io_error, no_upload};
 use super::files::{link, new_file, remove_if_there, reopen, sync_folder};
 use super::upload::Upload;
 use super::{Embedded, EmbeddedError, Opened, Result, blocking};
-use crate::db::UploadRow;
+use crate::db::{UploadRow, Writer};
 use crate::names::{FileName, PARTIAL_SUFFIX};
 
 /// A writer with an API token that was not heard of for so long is gone: one that has nothing to send asks how far it is more often.
@@ -87,9 +87,10 @@ impl Embedded {
         &self,
         file: &FileName,
         upload_id: &str,
-        job: Option<i64>,
+        writer: Writer,
     ) -> Result<UploadState> {
         let _changing = self.changing.lock().await;
+        let job = writer.job();
         let row = self.db.upload(file.as_str()).await?;
         if let Some(row) = row.clone().filter(|row| row.upload_id == upload_id) {
             if row.published {
@@ -117,7 +118,7 @@ impl Embedded {
             }
         })
         .await?;
-        self.db.begin_upload(file.as_str(), upload_id, job).await?;
+        self.db.begin_upload(file.as_str(), upload_id, writer).await?;
         let begun = Upload::new(name, upload_id.to_owned(), job, created, 0, Instant::now());
         let upload = Arc::new(begun);
         self.uploads().insert(file.to_string(), Arc::clone(&upload));
@@ -389,12 +390,12 @@ impl Embedded {
         Ok(self.db.forget_upload(file.as_str(), upload_id).await?)
     }
 
-    /// Removes what writers left behind whose job is over, and partial names of files that were published. What people left stays: they may
-    /// go on with it.
+    /// Removes what writers left behind whose job is over, or, `at_start`, that were tasks of the controller before this one, and partial names of
+    /// files that were published. What people left stays: they may go on with it.
     ///
     /// # Errors
     /// When the database or the disk fails.
-    pub async fn sweep(&self) -> Result<()> {
+    pub async fn sweep(&self, at_start: bool) -> Result<()> {
         let _changing = self.changing.lock().await;
         for row in self.db.uploads().await? {
             let Ok(file) = row.file.parse::<FileName>() else { continue };
@@ -405,7 +406,7 @@ impl Embedded {
                     remove_if_there(&path).map_err(io_error("tidying up behind", &name))
                 })
                 .await?;
-            } else if self.is_of_ended_job(&row).await? {
+            } else if (at_start && row.of_task) || self.is_of_ended_job(&row).await? {
                 self.remove_partial(&file, &row.upload_id).await?;
                 tracing::info!(
                     file = file.as_str(),
