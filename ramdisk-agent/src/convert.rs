@@ -23,7 +23,7 @@ use crate::foreign::{self, Access, ForeignImage, Limit, Opened};
 use crate::image::{DiskImage, Fetch, open as image_of_ours};
 use crate::progress::{Progress, millis};
 use crate::run::{parse_url, size, store_options};
-use crate::store::StoreUrl;
+use crate::store::{self, StoreUrl};
 
 /// The level of gzip streams unless another is asked for; the one of gzip itself.
 const GZIP_LEVEL: u32 = 6;
@@ -174,6 +174,15 @@ fn make(
 /// How many threads make frames of it: one where a decoder takes most of the memory that there is.
 fn workers(image: &dyn DiskImage) -> usize {
     if image.readers() == 1 { 1 } else { capture::cores() }
+}
+
+/// The stores' options, with a short queue where a decoder takes most of the memory that there is.
+fn stores(image: &dyn DiskImage, progress: &Arc<Progress>) -> store::Options {
+    let mut options = store_options(progress);
+    if image.readers() == 1 {
+        options.queue_chunks = 1;
+    }
+    options
 }
 
 /// Fetches a frame into `content`: its bytes, or nothing for a hole.

@@ -136,6 +136,8 @@ pub struct Options {
     pub requests_in_flight: usize,
     /// The largest read or write request in bytes; the server may want smaller ones.
     pub request_bytes: u32,
+    /// How many pieces of 4 MiB may wait to be written to a folder.
+    pub queue_chunks: usize,
     /// What lets the agent in.
     pub access: Arc<Access>,
     /// Hears of stalls.
@@ -154,6 +156,7 @@ impl Default for Options {
             http_connections: 4,
             requests_in_flight: 16,
             request_bytes: 1 << 20,
+            queue_chunks: file::QUEUE_CHUNKS,
             access: Arc::default(),
             observer: None,
             limiter: None,
@@ -220,7 +223,7 @@ pub fn limited(file: Box<dyn ImageFile>, options: &Options) -> Box<dyn ImageFile
 /// `image_id` tells this writer's file from another's after a cut-off.
 pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<dyn StoreWriter>> {
     let writer = match url {
-        StoreUrl::File(path) => file::create(path, On::Machine),
+        StoreUrl::File(path) => file::create(path, On::Machine, options.queue_chunks),
         StoreUrl::Nfs(nfs) => nfs::create(nfs, image_id, options),
         StoreUrl::Nfs4(nfs) => nfs4::create(nfs, options),
         StoreUrl::Http(http) => http::create(http, options),

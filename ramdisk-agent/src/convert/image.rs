@@ -17,7 +17,6 @@ use crate::extents::{Extent, Extents};
 use crate::image::DiskImage;
 use crate::pipeline;
 use crate::progress::Progress;
-use crate::run::store_options;
 use crate::store::{self, StoreUrl, StoreWriter};
 
 /// What the image that is made keeps and says.
@@ -77,7 +76,7 @@ pub fn write(
 ) -> Result<ConvertSummary> {
     let header =
         Header::new(Uuid::new_v4(), format!("imprint-agent {}", env!("CARGO_PKG_VERSION")));
-    let mut writer = store::create(target, header.image_id, &store_options(progress))?;
+    let mut writer = store::create(target, header.image_id, &super::stores(image, progress))?;
     let written = match write_frames(image, &mut *writer, made, &header, level, progress) {
         Ok(written) => written,
         Err(error) => {

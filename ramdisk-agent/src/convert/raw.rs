@@ -12,7 +12,6 @@ use crate::foreign::Source;
 use crate::image::DiskImage;
 use crate::pipeline;
 use crate::progress::Progress;
-use crate::run::store_options;
 use crate::store::{self, StoreUrl, StoreWriter};
 
 /// What is written at once for a hole.
@@ -107,7 +106,7 @@ pub fn write(
     encode: &impl Encode,
     progress: &Arc<Progress>,
 ) -> Result<ConvertSummary> {
-    let mut writer = store::create(target, Uuid::new_v4(), &store_options(progress))?;
+    let mut writer = store::create(target, Uuid::new_v4(), &super::stores(image, progress))?;
     let checked = write_frames(image, &mut *writer, encode, progress)
         .and_then(|(hash, data_bytes)| Ok((check(&mut *writer, hash, progress)?, data_bytes)));
     let (stored_bytes, data_bytes) = match checked {

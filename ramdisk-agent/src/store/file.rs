@@ -31,7 +31,7 @@ pub(super) use left_over::left_over;
 /// What one write call takes: enough that a disk is kept busy by one call at a time.
 const CHUNK_BYTES: usize = 4 << 20;
 /// Chunks that may wait for the write thread.
-const QUEUE_CHUNKS: usize = 4;
+pub(super) const QUEUE_CHUNKS: usize = 4;
 /// After how much written data write-back is started.
 const WRITEBACK_STEP_BYTES: u64 = 16 << 20;
 
@@ -75,8 +75,8 @@ pub(super) fn open(path: &Path, on: On) -> Result<Box<dyn ImageFile>> {
 }
 
 /// Starts to write an image.
-pub(super) fn create(path: &Path, on: On) -> Result<Box<dyn StoreWriter>> {
-    Ok(Box::new(FileWriter::create(path, on)?))
+pub(super) fn create(path: &Path, on: On, queue_chunks: usize) -> Result<Box<dyn StoreWriter>> {
+    Ok(Box::new(FileWriter::create(path, on, queue_chunks)?))
 }
 
 /// Lists a folder's regular files.
@@ -210,14 +210,21 @@ struct FileWriter {
 }
 
 impl FileWriter {
-    fn create(path: &Path, on: On) -> Result<Self> {
+    fn create(path: &Path, on: On, queue_chunks: usize) -> Result<Self> {
         let partial = partial_of(path)?;
         let file = create_partial(&partial, on)?;
-        Self::behind(path, partial, file, on, 0)
+        Self::behind(path, partial, file, on, 0, queue_chunks)
     }
 
     /// Goes on with a partial file that is ours, behind its first `len_bytes`, which are all that it has.
-    fn behind(path: &Path, partial: PathBuf, file: File, on: On, len_bytes: u64) -> Result<Self> {
+    fn behind(
+        path: &Path,
+        partial: PathBuf,
+        file: File,
+        on: On,
+        len_bytes: u64,
+        queue_chunks: usize,
+    ) -> Result<Self> {
         let failed = |source| StoreError::local("creating", path.display(), source);
         // Direct writes begin at a sector: what stands in the last one already is written once more.
         let mut chunk = Chunk::new();
@@ -227,7 +234,7 @@ impl FileWriter {
         FileExt::read_exact_at(&file, &mut last, start).map_err(failed)?;
         chunk.fill(&last);
         let file = Arc::new(file);
-        let (jobs, queue) = sync_channel(QUEUE_CHUNKS);
+        let (jobs, queue) = sync_channel(queue_chunks);
         let (give_back, spare) = channel();
         let thread = std::thread::Builder::new()
             .name("store-file".to_owned())
@@ -578,6 +585,10 @@ mod tests {
         let mut names: Vec<_> = list(folder).unwrap().into_iter().map(|entry| entry.name).collect();
         names.sort();
         names
+    }
+
+    fn create(path: &Path, on: On) -> Result<Box<dyn StoreWriter>> {
+        super::create(path, on, QUEUE_CHUNKS)
     }
 
     #[test]

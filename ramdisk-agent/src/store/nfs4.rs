@@ -28,7 +28,8 @@ pub(super) fn open(url: &Nfs4Url, options: &Options) -> Result<Box<dyn ImageFile
 /// Starts to write an image.
 pub(super) fn create(url: &Nfs4Url, options: &Options) -> Result<Box<dyn StoreWriter>> {
     let (share, name) = share_of(url, options)?;
-    let writer = share.run(move |root| file::create(&root.join(name), On::OwnShare))?;
+    let writer =
+        share.run(move |root| file::create(&root.join(name), On::OwnShare, file::QUEUE_CHUNKS))?;
     Ok(files::writer(share, writer, url))
 }
 

@@ -63,6 +63,6 @@ impl LeftOver for FileLeftOver {
             return Err(StoreError::Replaced { url: partial.display().to_string() });
         }
         file.set_len(len_bytes).map_err(failed)?;
-        Ok(Box::new(FileWriter::behind(&path, partial, file, on, len_bytes)?))
+        Ok(Box::new(FileWriter::behind(&path, partial, file, on, len_bytes, super::QUEUE_CHUNKS)?))
     }
 }
