@@ -73,6 +73,19 @@ impl Client<'_> {
     }
 }
 
+/// A request's body, and where to put what is in it, on a connection that stays while nothing comes.
+pub fn fed_body() -> (tokio::io::DuplexStream, reqwest::Body) {
+    use tokio::io::AsyncReadExt;
+    let (feed, body) = tokio::io::duplex(1 << 16);
+    let stream = futures_util::stream::try_unfold(body, async |mut body| {
+        let mut chunk = vec![0; 1 << 16];
+        let n = body.read(&mut chunk).await?;
+        chunk.truncate(n);
+        Ok::<_, std::io::Error>((n > 0).then_some((chunk, body)))
+    });
+    (feed, reqwest::Body::wrap_stream(stream))
+}
+
 pub fn received(view: &Value) -> (u64, u64) {
     (view["received_bytes"].as_u64().unwrap(), view["durable_bytes"].as_u64().unwrap())
 }
@@ -286,19 +299,12 @@ async fn a_newer_request_takes_over_from_one_that_hangs() {
     let file = "a.img.zst";
     client.upload(Method::PUT, file, ID, "").await;
     // A body that stops in the middle, on a connection that stays.
-    let (mut feed, body) = tokio::io::duplex(1 << 16);
-    let stream = futures_util::stream::try_unfold(body, async |mut body| {
-        use tokio::io::AsyncReadExt;
-        let mut chunk = vec![0; 1 << 16];
-        let n = body.read(&mut chunk).await?;
-        chunk.truncate(n);
-        Ok::<_, std::io::Error>((n > 0).then_some((chunk, body)))
-    });
+    let (mut feed, body) = fed_body();
     let hanging = client
         .request(Method::PATCH, &format!("/{file}/uploads/{ID}"))
         .header("upload-offset", "0")
         .header(CONTENT_LENGTH, data.len().to_string())
-        .body(reqwest::Body::wrap_stream(stream))
+        .body(body)
         .send();
     let hanging = async { answer(hanging.await.unwrap()).await };
     let others = async {

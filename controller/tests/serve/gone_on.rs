@@ -13,12 +13,12 @@ use ramdisk_agent::store::{self, Options, ReadAt, StoreError};
 use reqwest::Method;
 use reqwest::header::CONTENT_LENGTH;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
 use crate::agent_store::{Store, blocking, content, work, worker_on};
 use crate::agents::Agent;
-use crate::files::{Client, ID, OTHER_ID, of_job, received};
+use crate::files::{Client, ID, OTHER_ID, fed_body, of_job, received};
 use crate::rig::{Served, answer, wait};
 
 const FILE: &str = "debian.img.zst";
@@ -159,18 +159,12 @@ async fn a_write_that_is_under_way_does_not_come_behind_the_cut() {
     let client = of_job(&served, &agent.work().await);
     let data = content(8_000_000, 3);
     client.upload(Method::PUT, FILE, ID, "").await;
-    let (mut feed, body) = tokio::io::duplex(1 << 16);
-    let stream = futures_util::stream::try_unfold(body, async |mut body| {
-        let mut chunk = vec![0; 1 << 16];
-        let n = body.read(&mut chunk).await?;
-        chunk.truncate(n);
-        Ok::<_, std::io::Error>((n > 0).then_some((chunk, body)))
-    });
+    let (mut feed, body) = fed_body();
     let hanging = client
         .request(Method::PATCH, &format!("/{FILE}/uploads/{ID}"))
         .header("upload-offset", "0")
         .header(CONTENT_LENGTH, data.len().to_string())
-        .body(reqwest::Body::wrap_stream(stream))
+        .body(body)
         .send();
     let hanging = async { answer(hanging.await.unwrap()).await };
     let others = async {
