@@ -48,6 +48,8 @@ fn a_job_outlives_the_image_store_and_the_controller() {
     let lab = &mut rack.lab;
     lab.controller.ask(&lab.network, &["host", "set", TARGET, "--finish", "kexec"]).unwrap();
     let (other, root) = ("by-version-3", job["summary"]["root"].as_str().unwrap());
+    // A file has one entry in the catalogue: the one with the other address takes the place of the first.
+    lab.controller.ask(&lab.network, &["image", "rm", "--keep-file", IMAGE]).unwrap();
     let add = ["image", "add", other, &other_url, "--root", root];
     lab.controller.ask(&lab.network, &add).unwrap();
     lab.start_job(&["restore", TARGET, other]).unwrap();
