@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Advice, fadvise};
 
 use super::super::{ImageFile, LeftOver, Result, StoreError, StoreWriter};
-use super::{FileImage, FileWriter, On, direct, is_at, lock_partial, partial_of};
+use super::partial::{is_at, lock_partial, partial_of};
+use super::writer::FileWriter;
+use super::{FileImage, On, direct};
 
 /// What a writer of the image at `path` has left behind.
 pub(in crate::store) fn left_over(path: &Path, on: On) -> Result<Option<Box<dyn LeftOver>>> {

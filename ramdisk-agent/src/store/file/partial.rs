@@ -1,0 +1,136 @@
+//! The partial file of a folder: what it is called, who holds it, and how it gets its name.
+//!
+//! It is created exclusively and locked (flock) for as long as its writer lives, so that a left-over of a dead run can be told from the
+//! file of a live one. It gets its name by `renameat2(RENAME_NOREPLACE)`, or link and unlink where the file system does not know that.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use super::super::{PARTIAL_SUFFIX, Result, StoreError};
+use super::On;
+
+/// Where an image is written that will be at `path`, where nothing may be yet.
+pub(super) fn partial_of(path: &Path) -> Result<PathBuf> {
+    let failed = |source| StoreError::local("creating", path.display(), source);
+    let Some(name) = path.file_name() else {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it has no file name")));
+    };
+    let mut partial_name = name.to_owned();
+    partial_name.push(PARTIAL_SUFFIX);
+    if path.symlink_metadata().is_ok() {
+        return Err(StoreError::Exists { url: path.display().to_string() });
+    }
+    Ok(path.with_file_name(partial_name))
+}
+
+/// Opens a partial file that somebody left behind, and locks it where that is done.
+pub(super) fn lock_partial(partial: &Path, on: On) -> Result<File> {
+    let failed = |source| StoreError::local("opening", partial.display(), source);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(partial)
+        .map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "it is not a regular file",
+        )));
+    }
+    if on == On::Machine && file.try_lock().is_err() {
+        return Err(StoreError::Busy { url: partial.display().to_string() });
+    }
+    Ok(file)
+}
+
+/// Creates the partial file, and locks it where that is done, in place of a left-over that nobody holds.
+pub(super) fn create_partial(partial: &Path, on: On) -> Result<File> {
+    let failed = |source| StoreError::local("creating", partial.display(), source);
+    let busy = || StoreError::Busy { url: partial.display().to_string() };
+    let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
+    // Twice: the left-over may be in the way once.
+    for _ in 0..2 {
+        let new = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o640)
+            .custom_flags(no_follow)
+            .open(partial);
+        match new {
+            Ok(file) => {
+                // Between creation and lock another process may have taken this for a left-over.
+                let is_locked = on != On::Machine || file.try_lock().is_ok();
+                if !is_locked || !is_at(&file, partial).map_err(failed)? {
+                    return Err(busy());
+                }
+                return Ok(file);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let left_over = lock_partial(partial, on)?;
+        if is_at(&left_over, partial).map_err(failed)? {
+            fs::remove_file(partial).map_err(failed)?;
+        }
+    }
+    Err(busy())
+}
+
+/// Whether `path` still names this open file.
+pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match path.symlink_metadata() {
+        Ok(there) => Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Renames, but never over something.
+pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        // The file system (or an old kernel) does not know the flag.
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(from, to) {
+            Ok(()) => remove_if_there(from),
+            Err(error) if !is_unknown(&error) => Err(error),
+            // There are no hard links either, which leaves the moment between these two.
+            Err(_) if to.symlink_metadata().is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => fs::rename(from, to),
+        },
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether a file system, or the server behind it, does not know what it was asked for.
+fn is_unknown(error: &io::Error) -> bool {
+    // What the kernel's NFS client says (include/linux/errno.h), not meant for programs and seen by them.
+    const ENOTSUPP: i32 = 524;
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | ENOTSUPP))
+}
+
+/// Removes a name of ours, which may be gone already: a server does things twice when its answer was lost.
+pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a change of names durable.
+pub(super) fn sync_folder(path: &Path) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|source| StoreError::local("flushing", folder.display(), source))
+}
