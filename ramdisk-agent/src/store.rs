@@ -51,6 +51,9 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 /// What a writer adds to the final name while the image is not yet published.
 pub const PARTIAL_SUFFIX: &str = ".partial";
 
+/// The longest name of an image, in bytes: with what a writer adds it has the 255 bytes that file systems take.
+pub const NAME_MAX_BYTES: usize = 255 - PARTIAL_SUFFIX.len();
+
 /// An image in a store, opened for reading from any number of threads.
 ///
 /// Reads fail with a [`std::io::Error`] that holds a [`StoreError`]; [`StoreError::find`] gets it back.
@@ -222,6 +225,7 @@ pub fn limited(file: Box<dyn ImageFile>, options: &Options) -> Box<dyn ImageFile
 ///
 /// `image_id` tells this writer's file from another's after a cut-off.
 pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<dyn StoreWriter>> {
+    check_name(url, "creating")?;
     let writer = match url {
         StoreUrl::File(path) => file::create(path, On::Machine, options.queue_chunks),
         StoreUrl::Nfs(nfs) => nfs::create(nfs, image_id, options),
@@ -232,11 +236,22 @@ pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<d
     Ok(limit::writer(writer, options.limiter.as_ref()))
 }
 
+/// Refuses what has no room for a writer's suffix. A store may take less; then it says so itself.
+fn check_name(url: &StoreUrl, doing: &'static str) -> Result<()> {
+    match url.file_name() {
+        Some(name) if name.len() > NAME_MAX_BYTES => {
+            Err(StoreError::NameTooLong { doing, url: url.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What a writer of this image has left behind; `None` if there is nothing. Refuses as [`create`] does.
 ///
 /// # Errors
 /// Also [`StoreError::Unsupported`], where the store has no way to go on with it.
 pub fn left_over(url: &StoreUrl, options: &Options) -> Result<Option<Box<dyn LeftOver>>> {
+    check_name(url, "opening")?;
     let found = match url {
         StoreUrl::File(path) => file::left_over(path, On::Machine),
         StoreUrl::Nfs(nfs) => nfs::left_over(nfs, options),

@@ -127,6 +127,7 @@ impl From<EmbeddedError> for ApiError {
         match error {
             EmbeddedError::NotFound(_) => Self::not_found(text),
             EmbeddedError::NoUpload { .. } => Self::new(StatusCode::NOT_FOUND, "no_upload", text),
+            EmbeddedError::NotRegular(_) => Self::conflict("not_a_file", text),
             EmbeddedError::Exists(_) => Self::conflict("file_exists", text),
             EmbeddedError::BeingWritten { .. } => Self::conflict("being_written", text),
             EmbeddedError::Gap { .. } => Self::conflict("wrong_offset", text),

@@ -256,7 +256,7 @@ pub(super) async fn copy(
 
 /// Reads all of an image from the controller's machine and compares its hashes.
 #[utoipa::path(
-    post, path = "/v1/images/{name}/verify", tag = "images", params(("name" = String, Path, description = "The image")), request_body = VerifyImage,
+    post, path = "/v1/images/{name}/verify", tag = "images", params(("name" = String, Path, description = "The image")), request_body = Option<VerifyImage>,
     responses(
         (status = 202, description = "Begun: look at the task", body = TaskView), (status = 404, description = "No such image"),
         (status = 409, description = "too_many_tasks, secret_url"),

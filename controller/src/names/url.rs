@@ -81,6 +81,11 @@ fn option_fault(scheme: &str, query: &str) -> Option<&'static str> {
         .split('&')
         .filter(|option| !option.is_empty())
         .map(|option| option.split_once('=').unwrap_or((option, "")));
+    let mut names: Vec<&str> = options.clone().map(|(name, _)| name).collect();
+    names.sort_unstable();
+    if !scheme.starts_with("http") && names.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Some("it gives an option more than once");
+    }
     let (is_known, rule): (bool, _) = match scheme {
         "nfs" => (
             options.all(|(name, value)| match name {
@@ -166,6 +171,8 @@ mod tests {
             ("https://h/a/./x", "'..'"),
             ("nfs://h/images/x?foo=1", "mountport=PORT, uid=NUMBER"),
             ("nfs://h/images/x?uid=me", "uid=NUMBER"),
+            ("nfs://h/images/x?uid=1&uid=1", "more than once"),
+            ("smb://h/s/x?encrypt=no&encrypt=yes", "more than once"),
             ("nfs4://h/images/x?mountport=1", "uid=NUMBER and gid=NUMBER"),
             ("smb://h/guest/x?encrypt=maybe", "encrypt=yes"),
             ("smb://h/s/a\\b", "SMB share"),

@@ -127,7 +127,9 @@ async fn an_image_there_and_back() {
         first.append(b"half").unwrap();
         first.commit().unwrap();
         let second = store::create(&store.url("b"), Uuid::new_v4(), &store.options);
-        assert!(matches!(second, Err(StoreError::Busy { .. })));
+        let busy = second.err().expect("another one writes it");
+        assert!(matches!(busy, StoreError::BeingWritten { .. }), "{busy}");
+        assert!(busy.to_string().contains("`imprint store rm-file b --upload UPLOAD`"), "{busy}");
         assert!(listed(&store.options).contains(&"b.partial".to_owned()));
         drop(first);
         let third = store::create(&store.url("b"), Uuid::new_v4(), &store.options).unwrap();

@@ -176,8 +176,12 @@ async fn what_cannot_be_is_refused() {
     fs::create_dir(folder.join("folder.img.zst")).unwrap();
     nix::unistd::mkfifo(&folder.join("pipe.img.zst"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     for name in ["link.img.zst", "folder.img.zst", "pipe.img.zst"] {
-        let status = client.read(name, &[]).await.status();
-        assert!(!status.is_success(), "{name}: {status}");
+        let response = client.read(name, &[]).await;
+        assert_eq!(response.status(), 409, "{name}");
+        let problem: Value = response.json().await.unwrap();
+        assert_eq!(problem["code"], "not_a_file", "{name}: {problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(name) && detail.contains("imprint store add"), "{detail}");
     }
     assert_eq!(client.upload(Method::DELETE, file, ID, "").await.0, 204);
     assert!(!folder.join("a.img.zst.partial").exists());

@@ -43,12 +43,26 @@ pub fn read(file: Option<&Path>, images: &[&str]) -> Result<Access> {
         token: variable("IMPRINT_STORE_TOKEN")?.map(SecretText::from),
         ..StoreAccess::default()
     };
-    if access != StoreAccess::default() {
-        list.push(access);
-    }
+    say_as_well(&mut list, access);
     // What is no URL is refused where it is opened.
     let own: Vec<StoreUrl> = images.iter().filter_map(|text| text.parse().ok()).collect();
     Access::new(list, &own)
+}
+
+/// Adds what the environment says to what the lines above the first `[URL]` say; where both say something, the file counts.
+fn say_as_well(list: &mut Vec<StoreAccess>, access: StoreAccess) {
+    if access == StoreAccess::default() {
+        return;
+    }
+    match list.iter_mut().find(|own| own.prefix.is_empty()) {
+        Some(own) => {
+            own.user = own.user.take().or(access.user);
+            own.domain = own.domain.take().or(access.domain);
+            own.password = own.password.take().or(access.password);
+            own.token = own.token.take().or(access.token);
+        }
+        None => list.push(access),
+    }
 }
 
 /// A variable of the environment. One that is no text is an error, not nothing: the job would go on as somebody else.
@@ -155,6 +169,24 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(line) && !error.contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_environment_completes_what_the_file_says() {
+        let environment = StoreAccess {
+            user: Some("other".into()),
+            password: Some("pw".to_owned().into()),
+            ..StoreAccess::default()
+        };
+        let mut list = parse("user=me\n[smb://h/s]\nuser=you\n").unwrap();
+        say_as_well(&mut list, environment.clone());
+        assert_eq!(list.len(), 2);
+        assert_eq!(list[0].user.as_deref(), Some("me"));
+        assert_eq!(list[0].password, environment.password);
+        assert_eq!(list[1].password, None, "that is for its own URL only");
+        let mut list = parse("[smb://h/s]\nuser=you\n").unwrap();
+        say_as_well(&mut list, environment.clone());
+        assert_eq!(list[1], environment);
     }
 
     proptest! {

@@ -8,6 +8,7 @@ use std::io;
 use agent_api::ErrorKind;
 
 use super::url::UrlError;
+use super::{NAME_MAX_BYTES, PARTIAL_SUFFIX};
 
 /// Why an operation on a store failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +26,29 @@ pub enum StoreError {
     },
     /// Another writer holds the partial file, or a reader the image.
     #[error(
-        "{url} is in use by somebody else, who writes or reads it; wait for that job or end it"
+        "{url} is in use by somebody else, who writes or reads it: a job, or a program by hand; wait until that is done, or end it"
     )]
     Busy {
         /// The partial image.
+        url: String,
+    },
+    /// Another writer has an upload of this name in a controller's own store.
+    #[error(
+        "{url} is being written by somebody else: a job, a program by hand, or one that is gone; `imprint store files` says since when and as which upload, and `imprint store rm-file {} --upload UPLOAD` ends it. One by hand of which nothing was heard for 10 s gives way to the next by itself",
+        file_name(url)
+    )]
+    BeingWritten {
+        /// The image.
+        url: String,
+    },
+    /// The name is longer than the store takes.
+    #[error(
+        "{doing} {url}: its name is too long for the store, which has to take it with {PARTIAL_SUFFIX} behind it; choose one of at most {NAME_MAX_BYTES} bytes, or a shorter one where names are limited further"
+    )]
+    NameTooLong {
+        /// What was being done, as a gerund.
+        doing: &'static str,
+        /// The image.
         url: String,
     },
     /// Nothing of that name.
@@ -144,6 +164,14 @@ pub enum StoreError {
         /// The image.
         url: String,
     },
+    /// What a writer was writing is not there any more, or not as it left it.
+    #[error(
+        "{url} was removed, replaced or changed while it was being written, and got no image's name; see that nobody else writes or tidies up there and that the server keeps what it was sent, and start again"
+    )]
+    Lost {
+        /// The partial image.
+        url: String,
+    },
     /// A read past the end.
     #[error(
         "{url} ends at byte {len_bytes}, but bytes up to {wanted} were asked for; it is truncated"
@@ -185,6 +213,8 @@ impl StoreError {
             Self::Url(_)
             | Self::Exists { .. }
             | Self::Busy { .. }
+            | Self::BeingWritten { .. }
+            | Self::NameTooLong { .. }
             | Self::Folder { .. }
             | Self::Denied { .. }
             | Self::Untrusted { .. }
@@ -197,6 +227,7 @@ impl StoreError {
             | Self::Server { .. }
             | Self::Protocol { .. }
             | Self::Replaced { .. }
+            | Self::Lost { .. }
             | Self::KeepsForgetting { .. } => ErrorKind::Store,
             Self::Dead { .. } => ErrorKind::Internal,
         }
@@ -213,6 +244,8 @@ impl StoreError {
         match &mut self {
             Self::Exists { url }
             | Self::Busy { url }
+            | Self::BeingWritten { url }
+            | Self::NameTooLong { url, .. }
             | Self::Folder { url }
             | Self::NotFound { url }
             | Self::Denied { url, .. }
@@ -222,6 +255,7 @@ impl StoreError {
             | Self::Server { url, .. }
             | Self::Protocol { url, .. }
             | Self::Replaced { url }
+            | Self::Lost { url }
             | Self::PastEnd { url, .. }
             | Self::KeepsForgetting { url, .. }
             | Self::Dead { url } => *url = rename(url),
@@ -242,6 +276,7 @@ impl StoreError {
         match source.kind() {
             io::ErrorKind::NotFound => Self::NotFound { url },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { url },
+            io::ErrorKind::InvalidFilename => Self::NameTooLong { doing, url },
             io::ErrorKind::ReadOnlyFilesystem => denied(MOUNTED_READ_ONLY),
             io::ErrorKind::PermissionDenied => {
                 denied("this user may not; run as root or correct the folder's owner and mode")
@@ -249,6 +284,11 @@ impl StoreError {
             _ => Self::Io { doing, url, source },
         }
     }
+}
+
+/// The last component of a URL or path.
+fn file_name(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or(url)
 }
 
 /// Where somebody who misses an image finds out more.

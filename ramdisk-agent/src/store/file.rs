@@ -164,6 +164,9 @@ pub(super) fn facts(folder: &Path) -> Result<StoreFacts> {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
+    use super::super::{Options, StoreUrl};
     use super::writer::CHUNK_BYTES;
     use super::*;
 
@@ -300,6 +303,39 @@ mod tests {
         std::os::unix::fs::symlink(&victim, folder.path().join("x.partial")).unwrap();
         assert!(create(&folder.path().join("x"), On::Machine).is_err());
         assert_eq!(fs::read(&victim).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_name_without_room_for_the_suffix_is_refused_and_says_how_long_it_may_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = |len| StoreUrl::File(folder.path().join("x".repeat(len)));
+        let create = |len| crate::store::create(&url(len), Uuid::new_v4(), &Options::default());
+        create(247).unwrap().publish().unwrap();
+        // What only the file system knows is said in the same words.
+        for error in [
+            create(248).err().unwrap(),
+            super::create(&folder.path().join("y".repeat(250)), On::Machine, 1).err().unwrap(),
+        ] {
+            assert!(matches!(error, StoreError::NameTooLong { .. }), "{error:?}");
+            assert_eq!(error.kind(), agent_api::ErrorKind::Refused);
+            assert!(error.to_string().contains("at most 247 bytes"), "{error}");
+        }
+        assert_eq!(names(folder.path()).len(), 1);
+    }
+
+    #[test]
+    fn a_partial_file_that_is_gone_was_lost_to_somebody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let mut writer = create(&path, On::Machine).unwrap();
+        writer.append(b"new").unwrap();
+        writer.commit().unwrap();
+        fs::remove_file(folder.path().join("x.partial")).unwrap();
+        for error in [writer.reader().err().unwrap(), writer.publish().unwrap_err()] {
+            assert!(matches!(error, StoreError::Lost { .. }), "{error:?}");
+            assert!(error.to_string().contains("x.partial was removed"), "{error}");
+        }
+        assert!(names(folder.path()).is_empty());
     }
 
     #[test]

@@ -71,8 +71,16 @@ pub enum UrlError {
         /// What is wrong, and what would be right.
         reason: &'static str,
     },
+    /// An option that is there more than once.
+    #[error("the store URL gives the option {option} more than once; give it once")]
+    Twice {
+        /// Its name.
+        option: &'static str,
+    },
     /// An option that does not exist.
-    #[error("{option} is not an option of {scheme}:// URLs; known are {known}")]
+    #[error(
+        "{option} is not an option of {scheme}:// URLs; known are {known} (a '?' in a name is written %3F)"
+    )]
     Option {
         /// Its name.
         option: String,
@@ -340,6 +348,22 @@ fn authority(host: &str, port: Option<u16>) -> String {
     }
 }
 
+/// The option that a URL gives and that does not exist, as far as it looks like one: it may be what somebody typed behind a '?' in a password.
+fn unknown_option(option: &str, scheme: &'static str, known: &'static str) -> UrlError {
+    let is_word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    let is_shown = option.len() <= 32 && option.bytes().all(is_word);
+    let option = if is_shown { option } else { "what is behind the '?'" };
+    UrlError::Option { option: option.to_owned(), scheme, known }
+}
+
+/// Sets an option, once.
+fn set_once<T>(place: &mut Option<T>, option: &'static str, value: T) -> Result<(), UrlError> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(UrlError::Twice { option }),
+    }
+}
+
 /// Writes a decoded path so that it can be parsed again.
 fn write_path(f: &mut fmt::Formatter<'_>, path: &str) -> fmt::Result {
     for byte in path.bytes() {
@@ -414,6 +438,16 @@ mod tests {
         assert!(refused("afp://host/x").contains("afp:// is not a store of this version"));
         assert!(refused("gopher://host/x").contains("nfs://"));
         assert!(refused("nfs://host/x?mntport=1").contains("mountport, uid and gid"));
+        assert!(refused("nfs://host/x?y").contains("a '?' in a name is written %3F"));
+        for (twice, option) in [
+            ("uid=1&uid=2", "uid"),
+            ("gid=0&uid=1&gid=0", "gid"),
+            ("mountport=1&mountport=1", "mountport"),
+        ] {
+            let text = refused(&format!("nfs://host/x?{twice}"));
+            assert!(text.contains(&format!("the option {option} more than once")), "{text}");
+        }
+        assert!(!refused("nfs://user:1?secret@host/x").contains("secret"));
         assert!(refused("nfs:///x").contains("no valid host"));
         assert!(refused("nfs://host:0/x").contains("1 to 65535"));
         assert!(refused("nfs://host:+1/x").contains("1 to 65535"));

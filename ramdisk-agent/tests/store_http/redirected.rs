@@ -86,9 +86,9 @@ fn one_that_leads_to_a_refusal_is_followed_anew_only_once() {
 fn loops_and_nonsense_end() {
     for (to, kind, words) in [
         ("/x", ErrorKind::Store, "more than 5 times"),
-        ("ftp://h/x", ErrorKind::Refused, "ftp:// is not"),
+        ("ftp://h/x?5ecre7", ErrorKind::Refused, "redirects to ftp://h/x…: that is no http://"),
         ("http://user:5ecre7@h/x", ErrorKind::Refused, "user or a password"),
-        ("http://[", ErrorKind::Refused, "redirects to it"),
+        ("http://[", ErrorKind::Refused, "redirects to http://[: that is no address"),
     ] {
         let server = Scripted::start(vec![0; 10], move |_| redirect(to));
         let error = store::open_with(&server.url("/x"), &options()).err().unwrap();

@@ -217,7 +217,7 @@ fn another_file_under_the_name_is_found() {
     std::fs::write(&partial, &data).unwrap();
     server.restart();
     let error = writer.append(&data).and_then(|()| writer.commit()).unwrap_err();
-    assert!(matches!(error, StoreError::Replaced { .. }), "{error}");
+    assert!(matches!(error, StoreError::Lost { .. }), "{error}");
     drop(writer);
     assert!(partial.exists(), "what is not ours is left alone");
 }

@@ -31,6 +31,11 @@ pub enum EmbeddedError {
     /// No such file.
     #[error("there is no file {0} in the controller's store")]
     NotFound(String),
+    /// Something that somebody put into the folder, and that is not followed.
+    #[error(
+        "{0} in the controller's store is a link, a folder or a device, and none of these is followed there: put the file itself in its place, or enter the folder that it is in as a store of its own (`imprint store add`)"
+    )]
+    NotRegular(String),
     /// A finished file has this name.
     #[error(
         "the controller's store has a file {0} already: choose another name, or remove the image that it is"
@@ -93,6 +98,8 @@ pub type Result<T> = std::result::Result<T, EmbeddedError>;
 pub(super) fn io_error(doing: &'static str, file: &str) -> impl FnOnce(io::Error) -> EmbeddedError {
     let file = file.to_owned();
     move |source| match source.kind() {
+        _ if source.raw_os_error() == Some(nix::libc::ELOOP) => EmbeddedError::NotRegular(file),
+        ErrorKind::IsADirectory => EmbeddedError::NotRegular(file),
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             EmbeddedError::Full { available_bytes: 0 }
         }

@@ -17,7 +17,12 @@ use crate::names::{FileName, PARTIAL_SUFFIX};
 pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(ErrorKind::NotFound.into()) }
+    // As the kernel says it of links.
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::from_raw_os_error(nix::libc::ELOOP))
+    }
 }
 
 pub(super) fn new_file(path: &Path) -> io::Result<File> {

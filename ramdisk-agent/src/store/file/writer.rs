@@ -200,11 +200,11 @@ impl StoreWriter for FileWriter {
     }
 
     fn reader(&self) -> Result<Box<dyn ImageFile>> {
-        let file = File::open(&self.partial)
-            .map_err(|source| StoreError::local("opening", self.partial.display(), source))?;
-        if !is_at(&self.file, &self.partial).unwrap_or(false) {
-            return Err(StoreError::Replaced { url: self.partial.display().to_string() });
+        let failed = |source| StoreError::local("opening", self.partial.display(), source);
+        if !is_at(&self.file, &self.partial).map_err(failed)? {
+            return Err(StoreError::Lost { url: self.partial.display().to_string() });
         }
+        let file = File::open(&self.partial).map_err(failed)?;
         // What is clean leaves the cache, so that reads come from the disk. A file system without a disk (tmpfs) ignores it.
         let _ = fadvise(&file, 0, None, Advice::DontNeed);
         let direct = match self.on {
@@ -221,7 +221,7 @@ impl StoreWriter for FileWriter {
         self.end_thread();
         let failed = |source| StoreError::local("publishing", self.path.display(), source);
         if !is_at(&self.file, &self.partial).map_err(failed)? {
-            return Err(StoreError::Replaced { url: self.partial.display().to_string() });
+            return Err(StoreError::Lost { url: self.partial.display().to_string() });
         }
         if let Err(source) = rename_new(&self.partial, &self.path) {
             let is_taken = source.kind() == io::ErrorKind::AlreadyExists;

@@ -312,6 +312,11 @@ fn authorization(
             let both = format!("{user}:{}", password.unwrap_or_default());
             format!("Basic {}", BASE64_STANDARD.encode(both))
         }
+        (None, None) if password.is_some() => {
+            return Err(place.denied(
+                "a password was given, and no user: give that too, as user= or IMPRINT_STORE_USER, or neither",
+            ));
+        }
         (None, None) => return Ok(None),
     };
     if !place.url.is_tls && !place.url.is_loopback() {
@@ -328,7 +333,8 @@ mod tests {
 
     fn of(url: &str, token: Option<&str>, user: Option<&str>) -> Result<Option<String>> {
         let StoreUrl::Http(url) = url.parse().unwrap() else { panic!("{url}") };
-        authorization(Place { doing: "opening", url: &url }, token, user, Some("pässword"))
+        let password = (token.is_some() || user.is_some()).then_some("pässword");
+        authorization(Place { doing: "opening", url: &url }, token, user, password)
     }
 
     #[test]
@@ -351,5 +357,9 @@ mod tests {
         assert!(of("https://h/x", Some("a\r\nX: y"), None).is_err());
         assert!(of("https://h/x", Some(""), None).is_err());
         assert!(of("https://h/x", None, Some("a:b")).is_err());
+        let StoreUrl::Http(url) = "https://h/x".parse().unwrap() else { panic!() };
+        let place = Place { doing: "opening", url: &url };
+        let error = authorization(place, None, None, Some("pässword")).unwrap_err().to_string();
+        assert!(error.contains("and no user") && !error.contains("pässword"), "{error}");
     }
 }

@@ -59,8 +59,8 @@ impl Refusal {
             Self::Code(code) => match code.as_str() {
                 "no_space" => StoreError::NoSpace { url },
                 "file_exists" => StoreError::Exists { url },
-                "being_written" => StoreError::Busy { url },
-                "no_upload" => StoreError::Replaced { url },
+                "being_written" => StoreError::BeingWritten { url },
+                "no_upload" => StoreError::Lost { url },
                 "wrong_file" => {
                     place.denied("the controller lets this job do that with its own image only")
                 }
@@ -146,7 +146,7 @@ fn refusal(client: &Client, place: Place<'_>, mut answer: Answer<'_>) -> Refusal
 
 /// What is said when something else than reading is asked of a web server that is no controller.
 pub(super) fn only_read(url: &HttpUrl) -> StoreError {
-    let reason = "a web server is only read from: images are written to a folder, to a share by nfs://, or to a controller's own store";
+    let reason = "a web server is only read from, image by image: nothing is listed, written or removed there. `imprint-agent inspect` takes an image's own URL; what is to be written goes to a folder or a share of that machine (a path, nfs://, smb://) or to a controller's own store (https://HOST:8443/v1/stores/local/files/NAME)";
     StoreError::Unsupported { url: url.to_string(), reason: reason.to_owned() }
 }
 

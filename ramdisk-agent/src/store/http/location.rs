@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::super::{HttpUrl, StoreError};
+use super::super::{HttpUrl, UrlError, shown};
 use super::client::{Answer, Client, Request};
 use super::status::{Place, Trouble};
 
@@ -60,16 +60,74 @@ impl Location {
     }
 }
 
-fn redirected(place: Place<'_>, location: Option<&str>) -> Result<HttpUrl, Trouble> {
-    let to = match location {
-        Some(location) => place.url.resolve(location).map_err(StoreError::from),
-        None => Err(place.protocol("it redirects without saying where to")),
+/// An address of a server's choice as it may be shown: without what may be secret in it, and not at any length.
+fn named(location: &str) -> String {
+    const MOST: usize = 200;
+    let shown = shown(location);
+    let end = shown.find(['?', '#']);
+    let place = &shown[..end.unwrap_or(shown.len())];
+    let place = match place.rsplit_once('@') {
+        Some((_, place)) if !place.is_empty() => format!("…@{place}"),
+        _ => place.to_owned(),
     };
-    let to = to.map_err(Trouble::Final)?;
+    let cut = if place.chars().count() > MOST || end.is_some() { "…" } else { "" };
+    let place: String = place.chars().filter(|c| !c.is_control()).take(MOST).collect();
+    format!("{place}{cut}")
+}
+
+fn redirected(place: Place<'_>, location: Option<&str>) -> Result<HttpUrl, Trouble> {
+    let Some(location) = location else {
+        return Err(Trouble::Final(place.protocol("it redirects without saying where to")));
+    };
+    let to = place.url.resolve(location).map_err(|error| {
+        // What the address holds may be secret, and is the server's doing.
+        let why = match error {
+            UrlError::Scheme { .. } => "that is no http:// or https:// address, and others are not followed",
+            UrlError::Credentials => "a user or a password stands in that address, and is not taken from there",
+            _ => "that is no address that an image could have",
+        };
+        Trouble::Final(place.denied(format!(
+            "the server redirects to {}: {why}; look at its configuration, or give the URL of the image itself",
+            named(location)
+        )))
+    })?;
     if place.url.is_tls && !to.is_tls {
         return Err(Trouble::Final(place.denied(format!(
             "it redirects to {to}, where nothing protects the connection; a redirection from https to http is not followed"
         ))));
     }
     Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_api::ErrorKind;
+
+    use super::super::super::StoreUrl;
+    use super::*;
+
+    #[test]
+    fn where_a_redirection_must_not_lead_is_said_with_what_to_do() {
+        let StoreUrl::Http(url) = "https://h/a/x.img.zst".parse().unwrap() else { panic!() };
+        let place = Place { doing: "opening", url: &url };
+        assert_eq!(redirected(place, Some("../y")).unwrap().to_string(), "https://h/y");
+        for (location, words) in [
+            ("file:///etc/shadow", "redirects to file:///etc/shadow: that is no http:// or"),
+            ("nfs://nas/images/x", "redirects to nfs://nas/images/x: that is no http:// or"),
+            ("FTP://h/x?5ecre7", "redirects to FTP://h/x…: that is no http:// or"),
+            ("https://u:5ecre7@g/x", "redirects to …@g/x: a user or a password"),
+            ("//u:5ecre7@g/x?5ecre7", "redirects to …@g/x…: a user or a password"),
+            ("https://:0/x#5ecre7", "redirects to https://:0/x…: that is no address"),
+            ("http://h/x", "redirects to http://h/x, where nothing protects"),
+        ] {
+            let Trouble::Final(error) = redirected(place, Some(location)).unwrap_err() else {
+                panic!("{location}")
+            };
+            let text = error.to_string();
+            assert_eq!(error.kind(), ErrorKind::Refused, "{text}");
+            assert!(text.starts_with("opening https://h/a/x.img.zst: "), "{text}");
+            assert!(text.contains(words), "{text}");
+            assert!(!text.contains("5ecre7"), "{text}");
+        }
+    }
 }

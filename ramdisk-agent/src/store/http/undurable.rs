@@ -70,7 +70,7 @@ impl State {
             return Err(place.protocol("it claims to have bytes that it was never sent"));
         }
         if received < self.durable {
-            return Err(StoreError::Replaced { url: place.url.to_string() });
+            return Err(StoreError::Lost { url: place.url.to_string() });
         }
         if received < self.received {
             self.resent += self.received - received;

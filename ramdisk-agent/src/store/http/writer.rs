@@ -97,13 +97,13 @@ impl HttpWriter {
         let request = Request { method: "PUT", url: &upload, fields: &[], body: &[] };
         let found: Upload = call(&client, place.doing, &request).map_err(|refusal| match refusal {
             Refusal::Code(code) if matches!(code.as_str(), "not_found" | "method_not_allowed") => {
-                let reason = "it is no file of a controller's own store, and nothing else is written to over HTTP".to_owned();
+                let reason = "it is no file of a controller's own store, and nothing else is written to over HTTP; such a file's URL is https://HOST:8443/v1/stores/local/files/NAME".to_owned();
                 StoreError::Unsupported { url: url.to_string(), reason }
             }
             refusal => refusal.into_error(place),
         })?;
         if found.is_published || found.received_bytes > 0 {
-            return Err(StoreError::Busy { url: url.to_string() });
+            return Err(StoreError::BeingWritten { url: url.to_string() });
         }
         Ok(Self::behind(client, url, upload, 0, options))
     }

@@ -205,6 +205,7 @@ impl Client {
             Status::NoEnt => StoreError::NotFound { url },
             Status::Exist => StoreError::Exists { url },
             Status::NoSpc | Status::DQuot => StoreError::NoSpace { url },
+            Status::NameTooLong => StoreError::NameTooLong { doing, url },
             Status::Rofs => {
                 let reason = "the server exports it read-only to this address".to_owned();
                 StoreError::Denied { doing, url, reason }

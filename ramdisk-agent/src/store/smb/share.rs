@@ -406,6 +406,7 @@ impl Share {
             | Status::OBJECT_PATH_INVALID => denied(
                 "the server does not take this name: leave out : * ? \" < > | and a dot or blank at an end".to_owned(),
             ),
+            Status::NAME_TOO_LONG => StoreError::NameTooLong { doing, url },
             Status::FILE_IS_A_DIRECTORY => StoreError::Folder { url },
             Status::NOT_A_DIRECTORY => denied("it is not a folder".to_owned()),
             status => StoreError::Server { doing, url, status: status.to_string() },
@@ -438,7 +439,15 @@ fn account(url: &SmbUrl, options: &Options) -> Result<Account> {
             "the URL names the user {here}, the credentials {there}: name one, or the same"
         )));
     }
-    let Some(user) = url.user.as_deref().or(given) else { return Ok(Account::Anonymous) };
+    let Some(user) = url.user.as_deref().or(given) else {
+        return match access {
+            // As a guest, whoever gave it would be believed to be who they are not.
+            Some(access) if access.password.is_some() || access.domain.is_some() => Err(denied(
+                "a password or a domain was given, and no user: give that too, as user= or IMPRINT_STORE_USER, or as smb://USER@…; or neither, to come as a guest".to_owned(),
+            )),
+            _ => Ok(Account::Anonymous),
+        };
+    };
     let Some(password) = access.and_then(|access| access.password.clone()) else {
         return Err(denied(format!(
             "there is no password for the user {user}: give one with --credentials FILE or IMPRINT_STORE_PASSWORD"

@@ -132,8 +132,8 @@ impl SmbWriter {
         Place { doing: "writing", url: &self.partial_url }
     }
 
-    fn replaced(&self) -> StoreError {
-        StoreError::Replaced { url: self.partial_url.to_string() }
+    fn lost(&self) -> StoreError {
+        StoreError::Lost { url: self.partial_url.to_string() }
     }
 
     /// The connection, with the partial file's handle on it.
@@ -153,7 +153,7 @@ impl SmbWriter {
                     self.losses.note(&self.share)?;
                 }
                 Err(Failure::Status(status)) if status.is_not_found() => {
-                    return Err(self.replaced());
+                    return Err(self.lost());
                 }
                 // Also while the server has not yet noticed that our last session is gone.
                 Err(Failure::Status(status))
@@ -175,7 +175,7 @@ impl SmbWriter {
             || opened.len_bytes < durable_bytes
             || !file::begins_with(link, opened.id, &self.head[..known])?
         {
-            return Err(self.replaced().into());
+            return Err(self.lost().into());
         }
         Ok(opened.id)
     }
@@ -336,7 +336,7 @@ impl SmbWriter {
             && opened.len_bytes == self.len_bytes
             && file::begins_with(link, opened.id, &self.head)?;
         if !is_ours {
-            return Err(self.replaced().into());
+            return Err(self.lost().into());
         }
         if !named {
             file::rename(link, opened.id, &self.url)?;

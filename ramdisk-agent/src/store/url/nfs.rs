@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use super::{UrlError, authority, malformed, parse_authority, parse_path, parse_port, write_path};
+use super::{
+    UrlError, authority, malformed, parse_authority, parse_path, parse_port, set_once,
+    unknown_option, write_path,
+};
 
 /// Where the NFS program usually is.
 pub(super) const PORT: u16 = 2049;
@@ -78,22 +81,25 @@ pub(super) fn parse_as(scheme: &'static str, url: &str, rest: &str) -> Result<Nf
         return Err(malformed(url, "'#' has no meaning here: write %23 for one in a name"));
     }
     let (host, port) = parse_authority(url, authority)?;
-    let mut parsed =
-        NfsUrl { host, port, mount_port: None, path: parse_path(url, path)?, uid: 0, gid: 0 };
+    let path = parse_path(url, path)?;
+    let (mut mount_port, mut uid, mut gid) = (None, None, None);
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         match name {
-            "mountport" if scheme == "nfs" => parsed.mount_port = Some(parse_port(url, value)?),
-            "uid" => parsed.uid = parse_id(url, value)?,
-            "gid" => parsed.gid = parse_id(url, value)?,
+            "mountport" if scheme == "nfs" => {
+                set_once(&mut mount_port, "mountport", parse_port(url, value)?)?;
+            }
+            "uid" => set_once(&mut uid, "uid", parse_id(url, value)?)?,
+            "gid" => set_once(&mut gid, "gid", parse_id(url, value)?)?,
             "user" | "username" | "password" | "pass" => return Err(UrlError::Credentials),
             other => {
                 let known = if scheme == "nfs" { "mountport, uid and gid" } else { "uid and gid" };
-                return Err(UrlError::Option { option: other.to_owned(), scheme, known });
+                return Err(unknown_option(other, scheme, known));
             }
         }
     }
-    Ok(parsed)
+    let (uid, gid) = (uid.unwrap_or(0), gid.unwrap_or(0));
+    Ok(NfsUrl { host, port, mount_port, path, uid, gid })
 }
 
 fn parse_id(url: &str, text: &str) -> Result<u32, UrlError> {

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::{
-    UrlError, authority, malformed, parse_authority, parse_path, percent_decode, write_path,
+    UrlError, authority, malformed, parse_authority, parse_path, percent_decode, set_once,
+    unknown_option, write_path,
 };
 
 /// The port that SMB servers listen on.
@@ -95,24 +96,20 @@ pub(super) fn parse(url: &str, rest: &str) -> Result<SmbUrl, UrlError> {
             "names on an SMB share have no '\\': folders are separated by '/'",
         ));
     }
-    let mut parsed = SmbUrl { user, host, port, path, encrypt: false };
+    let mut encrypt = None;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         match (name, value) {
-            ("encrypt", "yes") => parsed.encrypt = true,
-            ("encrypt", "no") => parsed.encrypt = false,
+            ("encrypt", "yes") => set_once(&mut encrypt, "encrypt", true)?,
+            ("encrypt", "no") => set_once(&mut encrypt, "encrypt", false)?,
             ("encrypt", _) => return Err(malformed(url, "encrypt is yes or no")),
             ("user" | "username" | "password" | "pass", _) => return Err(UrlError::Password),
             (other, _) => {
-                return Err(UrlError::Option {
-                    option: other.to_owned(),
-                    scheme: "smb",
-                    known: "encrypt",
-                });
+                return Err(unknown_option(other, "smb", "encrypt=yes and encrypt=no"));
             }
         }
     }
-    Ok(parsed)
+    Ok(SmbUrl { user, host, port, path, encrypt: encrypt.unwrap_or(false) })
 }
 
 #[cfg(test)]
@@ -155,6 +152,13 @@ mod tests {
             ("smb://@nas/i/x", "empty"),
             ("smb://nas/i/x?seal", "known are encrypt"),
             ("smb://nas/i/x?encrypt=perhaps", "yes or no"),
+            ("smb://nas/i/x?encrypt=yes&encrypt=no", "encrypt more than once"),
+            (
+                "smb://nas/i/x?v=3&secret",
+                "v is not an option of smb:// URLs; known are encrypt=yes",
+            ),
+            ("smb://nas/i/x?secret@y", "what is behind the '?' is not an option"),
+            ("smb://user:1?secret@nas/i/x", "is not an option"),
         ] {
             let error = text.parse::<StoreUrl>().expect_err(text).to_string();
             assert!(error.contains(word), "{text}: {error}");
