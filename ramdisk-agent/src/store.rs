@@ -10,6 +10,7 @@
 //! writing in the middle, credentials in URLs. `docs/stores.md` is the user's side of this.
 
 mod access;
+mod claim;
 mod connect;
 mod error;
 mod file;

@@ -12,9 +12,11 @@ mod share;
 
 use agent_api::StoreFacts;
 
+use super::claim::Claim;
 use super::file::{self, On};
 use super::{
-    Entry, ImageFile, LeftOver, Nfs4Url, Options, Result, StoreError, StoreUrl, StoreWriter,
+    Entry, ImageFile, LeftOver, Nfs4Url, Options, PARTIAL_SUFFIX, Result, StoreError, StoreUrl,
+    StoreWriter,
 };
 use share::Share;
 
@@ -27,17 +29,19 @@ pub(super) fn open(url: &Nfs4Url, options: &Options) -> Result<Box<dyn ImageFile
 
 /// Starts to write an image.
 pub(super) fn create(url: &Nfs4Url, options: &Options) -> Result<Box<dyn StoreWriter>> {
+    let claim = claim(url)?;
     let (share, name) = share_of(url, options)?;
     let writer =
         share.run(move |root| file::create(&root.join(name), On::OwnShare, file::QUEUE_CHUNKS))?;
-    Ok(files::writer(share, writer, url))
+    Ok(files::writer(share, writer, url, claim))
 }
 
 /// What a writer of this image has left behind.
 pub(super) fn left_over(url: &Nfs4Url, options: &Options) -> Result<Option<Box<dyn LeftOver>>> {
+    let claim = claim(url)?;
     let (share, name) = share_of(url, options)?;
     let found = share.run(move |root| file::left_over(&root.join(name), On::OwnShare))?;
-    Ok(found.map(|found| files::left_over(share, found, url)))
+    Ok(found.map(|found| files::left_over(share, found, url, claim)))
 }
 
 /// What is known of the share.
@@ -66,6 +70,12 @@ pub(super) fn list(folder: &Nfs4Url, options: &Options) -> Result<Vec<Entry>> {
 pub(super) fn remove(url: &Nfs4Url, options: &Options) -> Result<()> {
     let (share, name) = share_of(url, options)?;
     share.run(move |root| file::remove(&root.join(name)))
+}
+
+/// Keeps other agents of this machine from the partial file of this image.
+fn claim(url: &Nfs4Url) -> Result<Claim> {
+    let path = format!("{}{PARTIAL_SUFFIX}", url.path);
+    Claim::of(&StoreUrl::Nfs4(Nfs4Url { path, ..url.clone() }))
 }
 
 /// The folder that an image is in, mounted, and its name there.

@@ -61,6 +61,8 @@ struct File {
     /// How much of the front a client may take as durable: written and committed under one verifier.
     committed: usize,
     verifier: [u8; 8],
+    /// How often it was changed: its time.
+    changes: u32,
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +90,17 @@ const FOLDER: u64 = 1;
 /// What no file in a folder is called.
 const ELSEWHERE: &str = "../../elsewhere.img.zst";
 
+impl State {
+    fn set_len(&mut self, id: u64, len: usize) {
+        let file = self.files.get_mut(&id).unwrap();
+        file.view.resize(len, 0);
+        file.stable.resize(len, 0);
+        file.written_under.truncate(len);
+        file.committed = file.committed.min(len);
+        file.changes += 1;
+    }
+}
+
 impl Fake {
     pub fn start(faults: Faults) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -106,6 +119,11 @@ impl Fake {
 
     pub fn url(&self, name: &str) -> ramdisk_agent::store::StoreUrl {
         format!("nfs://127.0.0.1:{0}/images/{name}?mountport={0}", self.port).parse().unwrap()
+    }
+
+    /// The same as an agent on another machine has it: what is claimed by the other URL is not claimed by this one.
+    pub fn url_elsewhere(&self, name: &str) -> ramdisk_agent::store::StoreUrl {
+        format!("nfs://localhost:{0}/images/{name}?mountport={0}", self.port).parse().unwrap()
     }
 
     /// A file as it would be after a restart.
@@ -236,11 +254,11 @@ fn id_of(state: &State, handle: &nfs_fh3) -> Result<u64, nfsstat3> {
 }
 
 fn attributes(state: &State, id: u64) -> fattr3 {
-    let (type_, size) = match state.files.get(&id) {
-        Some(file) => (ftype3::NF3REG, file.view.len()),
-        None => (ftype3::NF3DIR, 4096),
+    let (type_, size, changes) = match state.files.get(&id) {
+        Some(file) => (ftype3::NF3REG, file.view.len(), file.changes),
+        None => (ftype3::NF3DIR, 4096, 0),
     };
-    let time = nfstime3 { seconds: 1, nseconds: 2 };
+    let time = nfstime3 { seconds: 1, nseconds: changes };
     fattr3 {
         type_,
         mode: 0o640,
@@ -310,7 +328,12 @@ fn answer(state: &mut State, procedure: NFS_PROGRAM, rest: &mut &[u8], reply: &m
         NFS_PROGRAM::NFSPROC3_SETATTR => {
             let args: SETATTR3args = get(rest);
             let result = id_of(state, &args.object)
-                .map(|_| SETATTR3resok { obj_wcc: wcc_data::default() })
+                .map(|id| {
+                    if let Nfs3Option::Some(size) = args.new_attributes.size {
+                        state.set_len(id, usize::try_from(size).unwrap());
+                    }
+                    SETATTR3resok { obj_wcc: wcc_data::default() }
+                })
                 .map_err(|status| (status, SETATTR3resfail::default()));
             put(reply, result);
         }
@@ -485,6 +508,7 @@ fn write(state: &mut State, args: &WRITE3args<'_>) -> Result<WRITE3resok, nfssta
     let verifier = state.verifier;
     let file = state.files.get_mut(&id).unwrap();
     assert_eq!(file.id, id);
+    file.changes += 1;
     let offset = usize::try_from(args.offset).unwrap();
     let count = if short { args.data.len().div_ceil(2) } else { args.data.len() };
     state.bytes_written += count;

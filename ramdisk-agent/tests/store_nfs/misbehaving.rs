@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use agent_api::ErrorKind;
 use nfs3_types::nfs3::{NFS_PROGRAM, nfsstat3};
-use ramdisk_agent::store::{self, Options, ReadAt as _, Result, StoreError, StoreUrl};
+use ramdisk_agent::store::{
+    self, LeftOver, Options, ReadAt as _, Result, StoreError, StoreUrl, StoreWriter,
+};
 use uuid::Uuid;
 
 use crate::fake::{Fake, Faults};
@@ -174,9 +176,9 @@ fn a_writer_that_lost_its_file_does_not_publish_anothers() {
     let mut first = store::create(&url, Uuid::new_v4(), &options()).unwrap();
     first.append(b"first").unwrap();
     first.commit().unwrap();
-    let mut second = store::create(&url, Uuid::new_v4(), &options()).unwrap();
+    let mut second = store::create(&server.url_elsewhere("x"), Uuid::new_v4(), &options()).unwrap();
     second.append(b"second").unwrap();
-    assert!(matches!(first.publish(), Err(StoreError::Replaced { .. })));
+    assert!(matches!(first.publish(), Err(StoreError::Lost { .. })));
     second.publish().unwrap();
     assert_eq!(server.stable("x").unwrap(), b"second");
 }
@@ -194,13 +196,14 @@ fn a_writer_does_not_take_a_new_file_of_the_same_number_for_its_own() {
         if first_committed {
             first.commit().unwrap();
         }
-        let mut second = store::create(&url, Uuid::new_v4(), &options()).unwrap();
+        let mut second =
+            store::create(&server.url_elsewhere("x"), Uuid::new_v4(), &options()).unwrap();
         if second_wrote {
             second.append(&data(2)).unwrap();
             second.commit().unwrap();
         }
         let lost = first.append(&data(1)).and_then(|()| first.commit()).unwrap_err();
-        assert!(matches!(lost, StoreError::Replaced { .. }), "{lost}");
+        assert!(matches!(lost, StoreError::Lost { .. }), "{lost}");
         // Tidies up, and leaves the other one's file.
         drop(first);
         if !second_wrote {
@@ -209,6 +212,110 @@ fn a_writer_does_not_take_a_new_file_of_the_same_number_for_its_own() {
         second.publish().unwrap();
         assert!(server.stable("x").unwrap() == data(2), "{first_committed} {second_wrote}");
         assert_eq!(server.names(), ["x"]);
+    }
+}
+
+#[test]
+fn a_second_writer_on_the_same_machine_is_refused() {
+    let server = Fake::start(Faults::default());
+    let url = server.url("x");
+    let refused = || {
+        let created = store::create(&url, Uuid::new_v4(), &options()).err();
+        let left = store::left_over(&url, &options()).err();
+        for error in [created, left] {
+            let error = error.expect("somebody writes it");
+            assert!(matches!(error, StoreError::Busy { .. }), "{error}");
+            assert!(error.to_string().contains("x.partial"), "{error}");
+        }
+    };
+    let data = pattern(3_000_000, 6);
+    let mut writer = store::create(&url, Uuid::new_v4(), &options()).unwrap();
+    writer.append(&data[..2_000_000]).unwrap();
+    refused();
+    writer.commit().unwrap();
+    writer.keep().unwrap();
+    let left = store::left_over(&url, &options()).unwrap().unwrap();
+    refused();
+    let mut writer = left.go_on(1_000_000).unwrap();
+    refused();
+    writer.append(&data[1_000_000..]).unwrap();
+    writer.commit().unwrap();
+    assert_eq!(writer.reader().unwrap().len_bytes(), 3_000_000);
+    writer.publish().unwrap();
+    assert!(server.stable("x").unwrap() == data);
+    store::remove(&url, &options()).unwrap();
+    assert!(store::left_over(&url, &options()).unwrap().is_none());
+    store::create(&url, Uuid::new_v4(), &options()).unwrap().abort().unwrap();
+}
+
+/// Writes `data` as far as byte `len` and makes it durable; somebody elsewhere then looks at it.
+fn begun_and_found(
+    server: &Fake,
+    data: &[u8],
+    len: usize,
+) -> (Box<dyn StoreWriter>, Box<dyn LeftOver>) {
+    let mut first = store::create(&server.url("x"), Uuid::new_v4(), &options()).unwrap();
+    first.append(&data[..len]).unwrap();
+    first.commit().unwrap();
+    let left = store::left_over(&server.url_elsewhere("x"), &options()).unwrap().unwrap();
+    let mut back = vec![0; len];
+    left.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
+    assert!(back == data[..len]);
+    (first, left)
+}
+
+#[test]
+fn a_file_that_still_changes_is_not_gone_on_with() {
+    let server = Fake::start(Faults::default());
+    let data = pattern(3_000_000, 7);
+    let (mut first, left) = begun_and_found(&server, &data, 2_000_000);
+    first.append(&data[2_000_000..]).unwrap();
+    first.commit().unwrap();
+    let error = left.go_on(1_000_000).err().expect("its writer lives");
+    assert!(matches!(error, StoreError::Busy { .. }), "{error}");
+    first.publish().unwrap();
+    assert!(server.stable("x").unwrap() == data);
+}
+
+/// A writer that was silent while somebody elsewhere looked at its file, and then is not: neither publishes what it has not read.
+#[test]
+fn of_two_writers_of_one_file_none_publishes_what_it_did_not_read() {
+    let server = Fake::start(Faults::default());
+    let data = pattern(2_000_000, 8);
+    // The first one has read all of it again when the other goes on, with the same bytes or with others.
+    for rest in [data[1_000_000..].to_vec(), pattern(1_000_000, 9)] {
+        let (first, left) = begun_and_found(&server, &data, 2_000_000);
+        let mut back = vec![0; 2_000_000];
+        first.reader().unwrap().read_exact_at(&mut back, 0).unwrap();
+        assert!(back == data);
+        let mut second = left.go_on(1_000_000).unwrap();
+        second.append(&rest).unwrap();
+        second.commit().unwrap();
+        let error = first.publish().unwrap_err();
+        assert!(matches!(error, StoreError::Lost { .. }), "{error}");
+        assert_eq!(server.names(), ["x.partial"], "the other's is left alone");
+        second.publish().unwrap();
+        assert!(server.stable("x").unwrap() == [&data[..1_000_000], &rest].concat());
+        store::remove(&server.url("x"), &options()).unwrap();
+    }
+
+    // The first one wakes up: what it writes lies behind the other one's end, and after that one has read everything again.
+    for read_again in [false, true] {
+        let (mut first, left) = begun_and_found(&server, &data, 1_500_000);
+        let mut second = left.go_on(1_000_000).unwrap();
+        let rest = if read_again { 1_000_000 } else { 3 };
+        second.append(&data[1_000_000..][..rest]).unwrap();
+        second.commit().unwrap();
+        if read_again {
+            second.reader().unwrap();
+        }
+        first.append(&data[1_500_000..]).unwrap();
+        first.commit().unwrap();
+        let error = second.publish().unwrap_err();
+        assert!(matches!(error, StoreError::Lost { .. }), "{error}");
+        // It had not read again; its bytes and those of the other are the same here.
+        first.abort().unwrap();
+        assert!(server.names().is_empty(), "{:?}", server.names());
     }
 }
 
@@ -235,16 +342,59 @@ fn errors_have_their_kind_and_leave_nothing() {
             Faults { create_error: Some(nfsstat3::NFS3ERR_ROFS), ..Faults::default() },
             ErrorKind::Refused,
         ),
+        (
+            Faults { create_error: Some(nfsstat3::NFS3ERR_NAMETOOLONG), ..Faults::default() },
+            ErrorKind::Refused,
+        ),
     ];
     for (faults, kind) in cases {
         let server = Fake::start(faults.clone());
         let error = write(&server.url("x"), &pattern(2_000_000, 1), &options()).unwrap_err();
         assert_eq!(error.kind(), kind, "{faults:?}: {error}");
         assert!(server.names().is_empty(), "{faults:?}: {:?}", server.names());
-        if faults.create_error.is_some() {
-            assert!(error.to_string().contains("exports it read-only to this address"), "{error}");
-        }
+        let words = match faults.create_error {
+            Some(nfsstat3::NFS3ERR_ROFS) => "exports it read-only to this address",
+            Some(_) => "choose one of at most 247 bytes",
+            None => "",
+        };
+        assert!(error.to_string().contains(words), "{error}");
     }
+}
+
+#[test]
+fn a_name_that_has_no_room_for_the_suffix_is_refused_before_anything_is_written() {
+    let server = Fake::start(Faults::default());
+    write(&server.url(&"x".repeat(247)), &pattern(1000, 1), &options()).unwrap();
+    let url = server.url(&"y".repeat(248));
+    let refused = [
+        store::create(&url, Uuid::new_v4(), &options()).err().unwrap(),
+        store::left_over(&url, &options()).err().unwrap(),
+    ];
+    for error in refused {
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert!(error.to_string().contains("choose one of at most 247 bytes"), "{error}");
+    }
+    assert_eq!(server.names().len(), 1);
+}
+
+#[test]
+fn a_writer_whose_file_was_removed_says_so() {
+    let lost = |error: StoreError| {
+        assert!(matches!(error, StoreError::Lost { .. }), "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::Store);
+        let text = error.to_string();
+        assert!(text.contains("x.partial") && text.contains("was removed, replaced"), "{text}");
+    };
+    let server = Fake::start(Faults::default());
+    let url = server.url("x");
+    let partial = format!("nfs://127.0.0.1:{0}/images/x.partial?mountport={0}", server.port);
+    let mut writer = store::create(&url, Uuid::new_v4(), &options()).unwrap();
+    writer.append(&pattern(100_000, 1)).unwrap();
+    writer.commit().unwrap();
+    store::remove(&partial.parse().unwrap(), &options()).unwrap();
+    lost(writer.reader().err().unwrap());
+    lost(writer.publish().unwrap_err());
+    assert!(server.names().is_empty());
 }
 
 #[test]

@@ -77,7 +77,8 @@ fn what_a_writer_leaves_is_gone_on_with() {
     writer.commit().unwrap();
     writer.keep().unwrap();
     let left = store::left_over(&url, &options()).unwrap().unwrap();
-    let other = store::create(&url, Uuid::new_v4(), &options()).unwrap();
+    let elsewhere = "nfs://localhost/images/x.img.zst".parse().unwrap();
+    let other = store::create(&elsewhere, Uuid::new_v4(), &options()).unwrap();
     assert!(matches!(left.go_on(2 << 20), Err(StoreError::Replaced { .. })));
     other.abort().unwrap();
 }

@@ -53,6 +53,12 @@ impl Identity {
         self.head.truncate(usize::try_from(len_bytes).unwrap_or(usize::MAX));
     }
 
+    /// Whether somebody has written to the file since it was found.
+    pub(super) fn has_changed(&self, now: &Found) -> bool {
+        let was = &self.attributes;
+        now.attributes.len_bytes != was.len_bytes || now.attributes.modified > was.modified
+    }
+
     /// Whether that is our file, of which so many bytes are durable.
     pub(super) fn is(
         &self,

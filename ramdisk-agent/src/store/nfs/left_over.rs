@@ -1,13 +1,15 @@
 //! Going on with a partial file that a writer has left on an NFS share.
 //!
 //! Whoever wrote it may have had its last data acknowledged and not committed, and a server may have forgotten those since. So all of it is
-//! committed before anything is read: what the caller then finds is what stays. NFSv3 has no locks here; two writers of one name are told
-//! apart by what the file then holds, as in [`writer`](super::writer).
+//! committed before anything is read: what the caller then finds is what stays. NFSv3 has no locks here: another agent of this
+//! machine is known by its [`Claim`], and one elsewhere shows when the file changes while it is looked at. One that was silent all the time is
+//! told apart by what the file then holds, as in [`writer`](super::writer).
 
 use std::sync::Arc;
 
+use super::super::claim::Claim;
 use super::super::{
-    ImageFile, LeftOver, NfsUrl, Options, PARTIAL_SUFFIX, Result, StoreError, StoreWriter,
+    ImageFile, LeftOver, NfsUrl, Options, PARTIAL_SUFFIX, Result, StoreError, StoreUrl, StoreWriter,
 };
 use super::client::Place;
 use super::identity::Identity;
@@ -28,8 +30,10 @@ pub(super) fn find(
         return Err(StoreError::Exists { url: url.to_string() });
     }
     let partial_url = partial_url(url);
+    let partial = format!("{name}{PARTIAL_SUFFIX}");
     let place = Place { doing: "opening", url: &partial_url };
-    let Some(found) = session.find(place, &format!("{name}{PARTIAL_SUFFIX}"))? else {
+    let claim = Claim::of(&StoreUrl::Nfs(partial_url.clone()))?;
+    let Some(found) = session.find(place, &partial)? else {
         return Ok(None);
     };
     if found.attributes.kind != FileKind::Regular {
@@ -41,6 +45,8 @@ pub(super) fn find(
     };
     let committed = session.client.call(place, proto::COMMIT, arguments, proto::read_committed)?.0;
     committed.map_err(|status| session.client.refused(place, status))?;
+    // As it is now that everything of it is durable.
+    let found = session.find_file(place, &partial)?;
     let ours = Identity::of(&session, place, &found)?;
     Ok(Some(Box::new(NfsLeftOver {
         session,
@@ -48,6 +54,7 @@ pub(super) fn find(
         partial_url,
         name: name.to_owned(),
         ours,
+        claim,
         options: options.clone(),
     })))
 }
@@ -58,6 +65,7 @@ struct NfsLeftOver {
     partial_url: NfsUrl,
     name: String,
     ours: Identity,
+    claim: Claim,
     options: Options,
 }
 
@@ -74,7 +82,7 @@ impl LeftOver for NfsLeftOver {
     }
 
     fn go_on(self: Box<Self>, len_bytes: u64) -> Result<Box<dyn StoreWriter>> {
-        let Self { session, url, partial_url, name, mut ours, options } = *self;
+        let Self { session, url, partial_url, name, mut ours, claim, options } = *self;
         let place = Place { doing: "cutting off", url: &partial_url };
         let partial = format!("{name}{PARTIAL_SUFFIX}");
         // Looked up anew: reading it may have taken hours.
@@ -83,11 +91,15 @@ impl LeftOver for NfsLeftOver {
         if !is_ours || now.attributes.len_bytes < len_bytes {
             return Err(StoreError::Replaced { url: partial_url.to_string() });
         }
+        // Whoever began it is still at it.
+        if ours.has_changed(&now) {
+            return Err(StoreError::Busy { url: partial_url.to_string() });
+        }
         let arguments = |call: &mut Encoder| proto::put_len(call, &now.handle, len_bytes);
         let cut = session.client.call(place, proto::SETATTR, arguments, |_| Ok(()))?.0;
         cut.map_err(|status| session.client.refused(place, status))?;
         ours.handle = now.handle;
         ours.cut_off(len_bytes);
-        Ok(Box::new(NfsWriter::behind(session, &url, &name, ours, len_bytes, &options)))
+        Ok(Box::new(NfsWriter::behind(session, &url, &name, ours, claim, len_bytes, &options)))
     }
 }

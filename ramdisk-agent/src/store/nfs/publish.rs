@@ -8,6 +8,7 @@ use super::super::{Result, StoreError};
 use super::client::Place;
 use super::proto::Status;
 use super::session::{Found, Session};
+use super::writer::partial_url;
 
 /// Renames `partial` to `name`, if that is the file that `is_ours` says.
 pub(super) fn publish(
@@ -21,11 +22,11 @@ pub(super) fn publish(
         session.find(place, name)?.map(|found| is_ours(&found)).transpose()
     };
     let exists = || StoreError::Exists { url: place.url.to_string() };
-    let replaced = || StoreError::Replaced { url: place.url.to_string() };
+    let lost = || StoreError::Lost { url: partial_url(place.url).to_string() };
 
     let file = match session.find(place, partial)? {
         Some(found) if is_ours(&found)? => found,
-        _ => return Err(replaced()),
+        _ => return Err(lost()),
     };
     match session.link(place, &file.handle, name)? {
         Ok(()) => {}
@@ -59,7 +60,7 @@ fn rename(
         Ok(()) => Ok(()),
         // Carried out before, its answer lost.
         Err(Status::NoEnt) if ours(name)? == Some(true) => Ok(()),
-        Err(Status::NoEnt) => Err(StoreError::Replaced { url: place.url.to_string() }),
+        Err(Status::NoEnt) => Err(StoreError::Lost { url: partial_url(place.url).to_string() }),
         Err(status) => Err(session.client.refused(place, status)),
     }
 }

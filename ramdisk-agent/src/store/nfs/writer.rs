@@ -3,20 +3,25 @@
 //! Data go out as UNSTABLE writes, many in flight, and stay in memory until a COMMIT has shown them durable; [`Window`] knows
 //! when. COMMITs are sent by themselves as the window fills, and writing goes on meanwhile. Committed bytes are never sent again.
 //!
-//! The partial file is told from others as [`Identity`] says. A left-over of a dead run is removed; a live writer that loses its
-//! file that way finds out at once (stale handle) or when it publishes, and leaves alone what has its name now.
+//! The partial file is told from others as [`Identity`] says. Other agents of this machine are kept from it by a [`Claim`]; from
+//! elsewhere a left-over of a dead run is removed or gone on with, and a live writer that loses its file that way finds out by a stale
+//! handle, or when it publishes: the file must be as it was when it was read again. Then it leaves alone what has its name now.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::super::claim::Claim;
 use super::super::watch::Patience;
 use super::super::window::{Payload, Window, WindowError, bytes};
-use super::super::{ImageFile, NfsUrl, Options, PARTIAL_SUFFIX, Result, StoreError, StoreWriter};
+use super::super::{
+    ImageFile, NfsUrl, Options, PARTIAL_SUFFIX, Result, StoreError, StoreUrl, StoreWriter,
+};
 use super::client::Place;
 use super::identity::Identity;
 use super::lane::Answer;
-use super::proto::{self, FileKind, Status};
+use super::proto::{self, Attributes, FileKind, Status};
 use super::publish::publish;
 use super::reader::NfsImage;
 use super::session::{Found, Session};
@@ -30,6 +35,8 @@ const COMMIT_STEP_BYTES: u64 = 16 << 20;
 const MAX_PIECES: usize = 1024;
 /// How long tidying up after a failure may take.
 const TIDY_BUDGET: Duration = Duration::from_secs(10);
+/// So long a server may take to carry out a WRITE that was sent on a connection which is no more.
+const LATE_AFTER: Duration = Duration::from_secs(120);
 /// The tag of a COMMIT. Writes are tagged with their piece's number and, above this many bits, with the handle's number.
 const COMMIT_TAG: u64 = u64::MAX;
 const NUMBER_BITS: u32 = 48;
@@ -55,6 +62,12 @@ pub(super) struct NfsWriter {
     sender: Sender<Answer>,
     answers: Receiver<Answer>,
     dead: bool,
+    /// When an answer came to a WRITE that went out more than once.
+    resent_at: Option<Instant>,
+    /// The file as it was when it was last opened to be read again, where that tells something.
+    read_as: Cell<Option<Attributes>>,
+    /// No other agent of this machine writes the partial file meanwhile.
+    _claim: Claim,
     /// Published, or removed: nothing to tidy up.
     settled: bool,
 }
@@ -73,6 +86,7 @@ impl NfsWriter {
         }
         let partial = format!("{name}{PARTIAL_SUFFIX}");
         let partial_url = partial_url(url);
+        let claim = Claim::of(&StoreUrl::Nfs(partial_url.clone()))?;
         let place = Place { doing: "creating", url: &partial_url };
         if let Some(left_over) = session.find(place, &partial)? {
             if left_over.attributes.kind != FileKind::Regular {
@@ -82,7 +96,7 @@ impl NfsWriter {
         }
         let verifier = image_id.as_bytes()[..8].try_into().expect("half of sixteen bytes");
         let ours = Identity::new(session.create(place, &partial, verifier)?);
-        Ok(Self::behind(session, url, name, ours, 0, options))
+        Ok(Self::behind(session, url, name, ours, claim, 0, options))
     }
 
     /// Goes on with a partial file behind its first `len_bytes`, which are durable and all that it has.
@@ -91,6 +105,7 @@ impl NfsWriter {
         url: &NfsUrl,
         name: &str,
         ours: Identity,
+        claim: Claim,
         len_bytes: u64,
         options: &Options,
     ) -> Self {
@@ -116,6 +131,9 @@ impl NfsWriter {
             sender,
             answers,
             dead: false,
+            resent_at: None,
+            read_as: Cell::default(),
+            _claim: claim,
             settled: false,
         }
     }
@@ -127,7 +145,13 @@ impl NfsWriter {
         }
         let done = step(self);
         self.dead = done.is_err();
+        self.leave_if_lost(&done);
         done
+    }
+
+    /// What somebody else goes on with is not removed, even if it is the same file.
+    fn leave_if_lost<T>(&mut self, done: &Result<T>) {
+        self.settled |= matches!(done, Err(StoreError::Lost { .. }));
     }
 
     /// Sends the piece that was being filled, when its turn comes.
@@ -174,6 +198,9 @@ impl NfsWriter {
             }
         } else {
             let number = answer.tag & ((1 << NUMBER_BITS) - 1);
+            if answer.resent {
+                self.resent_at = Some(Instant::now());
+            }
             match client.results(place, answer, proto::read_written)? {
                 Ok(written) => {
                     client.calm(&mut self.patience);
@@ -219,8 +246,24 @@ impl NfsWriter {
                 self.lookups = self.lookups.wrapping_add(1);
                 Ok(())
             }
-            _ => Err(StoreError::Replaced { url: self.partial_url.to_string() }),
+            _ => Err(self.lost()),
         }
+    }
+
+    fn lost(&self) -> StoreError {
+        StoreError::Lost { url: self.partial_url.to_string() }
+    }
+
+    /// Whether nobody else has written to our file, as far as its length and times tell.
+    fn is_untouched(&self, now: &Attributes) -> bool {
+        let as_read =
+            |then: Attributes| then.len_bytes != self.len_bytes || now.modified <= then.modified;
+        now.len_bytes == self.len_bytes && self.read_as.get().is_none_or(as_read)
+    }
+
+    /// Whether our file could be so long: one that somebody has cut off or written on is theirs by now.
+    fn may_be(&self, now: &Attributes) -> bool {
+        (self.window.durable_bytes()..=self.len_bytes).contains(&now.len_bytes)
     }
 
     fn is_ours(&self, place: Place<'_>, found: &Found) -> Result<bool> {
@@ -257,7 +300,7 @@ impl NfsWriter {
         self.session.client.set_budget(self.options.budget.min(TIDY_BUDGET));
         let place = Place { doing: "removing", url: &self.partial_url };
         match self.session.find(place, &self.partial)? {
-            Some(found) if self.is_ours(place, &found)? => {
+            Some(found) if self.is_ours(place, &found)? && self.may_be(&found.attributes) => {
                 self.session.remove(place, &self.partial).map(drop)
             }
             // Somebody else's by now, or nobody's.
@@ -304,10 +347,13 @@ impl StoreWriter for NfsWriter {
     fn reader(&self) -> Result<Box<dyn ImageFile>> {
         let place = Place { doing: "reading", url: &self.partial_url };
         let session = Session::open(super::folder_of(&self.partial_url)?.0, &self.options)?;
-        let found = session.find_file(place, &self.partial)?;
+        let found = session.find(place, &self.partial)?.ok_or_else(|| self.lost())?;
         if !self.ours.is(&session, place, &found, self.window.durable_bytes())? {
-            return Err(StoreError::Replaced { url: self.partial_url.to_string() });
+            return Err(self.lost());
         }
+        // A WRITE that was sent twice may be carried out twice, the second time late: that is not somebody else's.
+        let is_quiet = self.resent_at.is_none_or(|at| at.elapsed() > LATE_AFTER);
+        self.read_as.set(Some(found.attributes).filter(|_| is_quiet));
         let url = self.partial_url.clone();
         Ok(Box::new(NfsImage::new(Arc::new(session), url, self.partial.clone(), found)))
     }
@@ -315,11 +361,12 @@ impl StoreWriter for NfsWriter {
     fn publish(mut self: Box<Self>) -> Result<()> {
         self.alive(Self::commit_all)?;
         let place = Place { doing: "publishing", url: &self.url };
-        publish(&self.session, place, &self.partial, &self.name, &|found| {
-            self.is_ours(place, found)
-        })?;
-        self.settled = true;
-        Ok(())
+        let published = publish(&self.session, place, &self.partial, &self.name, &|found| {
+            Ok(self.is_ours(place, found)? && self.is_untouched(&found.attributes))
+        });
+        self.leave_if_lost(&published);
+        self.settled |= published.is_ok();
+        published
     }
 
     fn abort(mut self: Box<Self>) -> Result<()> {

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::super::claim::Claim;
 use super::super::{ImageFile, LeftOver, Nfs4Url, ReadAt, Result, StoreError, StoreWriter};
 use super::share::Share;
 
@@ -20,19 +21,21 @@ pub(super) fn writer(
     share: Share,
     writer: Box<dyn StoreWriter>,
     url: &Nfs4Url,
+    claim: Claim,
 ) -> Box<dyn StoreWriter> {
     let len_bytes = writer.len();
     let held = Held { share, held: Mutex::new(Some(writer)), url: url.to_string() };
-    Box::new(Nfs4Writer { held, len_bytes, durable_bytes: len_bytes })
+    Box::new(Nfs4Writer { held, len_bytes, durable_bytes: len_bytes, _claim: claim })
 }
 
 pub(super) fn left_over(
     share: Share,
     found: Box<dyn LeftOver>,
     url: &Nfs4Url,
+    claim: Claim,
 ) -> Box<dyn LeftOver> {
     let held = Held { share, held: Mutex::new(Some(found)), url: url.to_string() };
-    Box::new(Nfs4LeftOver { held, url: url.clone() })
+    Box::new(Nfs4LeftOver { held, url: url.clone(), claim })
 }
 
 /// An open image.
@@ -129,6 +132,8 @@ struct Nfs4Writer {
     held: Held<dyn StoreWriter>,
     len_bytes: u64,
     durable_bytes: u64,
+    /// No other agent of this machine writes the partial file meanwhile.
+    _claim: Claim,
 }
 
 impl StoreWriter for Nfs4Writer {
@@ -173,6 +178,7 @@ impl StoreWriter for Nfs4Writer {
 struct Nfs4LeftOver {
     held: Held<dyn LeftOver>,
     url: Nfs4Url,
+    claim: Claim,
 }
 
 impl LeftOver for Nfs4LeftOver {
@@ -182,7 +188,8 @@ impl LeftOver for Nfs4LeftOver {
     }
 
     fn go_on(self: Box<Self>, len_bytes: u64) -> Result<Box<dyn StoreWriter>> {
-        let inner = self.held.finish(move |found| found.go_on(len_bytes))?;
-        Ok(writer(self.held.share.clone(), inner, &self.url))
+        let Self { held, url, claim } = *self;
+        let inner = held.finish(move |found| found.go_on(len_bytes))?;
+        Ok(writer(held.share.clone(), inner, &url, claim))
     }
 }
