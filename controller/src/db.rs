@@ -134,6 +134,8 @@ impl Db {
         let pool =
             SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_with(options).await?;
         sqlx::migrate!().run(&pool).await?;
+        // What a migration has removed is not to be read in the journal.
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&pool).await?;
         let db = Self { pool, sealer: Arc::new(sealer) };
         db.seal_what_is_not().await?;
         Ok(db)

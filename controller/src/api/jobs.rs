@@ -24,7 +24,7 @@ use crate::db::{BmcRow, Event, Host, Idempotency, JobFilter, NewJobOutcome, Powe
 use crate::job::{Action, Job, NewJob, Options, Shutdown, State as JobState};
 use crate::names::{DiskSelector, FreeText, HostName, ImageName, ImageUrl, StoreName};
 use crate::reconcile;
-use crate::secret::{is_hex, sha256};
+use crate::secret::is_hex;
 use crate::store::{DELTA_SUFFIX, IMAGE_SUFFIX, Place, Places};
 
 /// Longest list of jobs in one answer.
@@ -296,9 +296,8 @@ pub(super) async fn create(
     if key.is_some_and(|key| key.is_empty() || key.len() > KEY_MAX) {
         return Err(ApiError::invalid("Idempotency-Key must be 1 to 255 printable characters"));
     }
-    let body_hash = sha256(&serde_json::to_vec(&request).expect("a request is plain data"));
-    let idempotency =
-        key.map(|key| Idempotency { token_id: caller.token_id, key, body_hash: &body_hash });
+    let body = serde_json::to_string(&request).expect("a request is plain data");
+    let idempotency = key.map(|key| Idempotency { token_id: caller.token_id, key, body: &body });
     let (status, id) = match create_once(&controller, &caller, request, idempotency).await? {
         NewJobOutcome::Repeated(id) => (StatusCode::OK, id),
         NewJobOutcome::Created(id) => (StatusCode::ACCEPTED, id),

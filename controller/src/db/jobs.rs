@@ -58,8 +58,8 @@ pub struct Idempotency<'a> {
     pub token_id: i64,
     /// The key.
     pub key: &'a str,
-    /// SHA-256 of the body.
-    pub body_hash: &'a [u8],
+    /// The request, as text. It may hold passwords, so that only a keyed hash of it is stored.
+    pub body: &'a str,
 }
 
 impl Db {
@@ -73,24 +73,10 @@ impl Db {
         idempotency: Option<Idempotency<'_>>,
     ) -> Result<NewJobOutcome> {
         let mut tx = self.write().await?;
-        if let Some(Idempotency { token_id, key, body_hash }) = idempotency {
-            let before: Option<(Vec<u8>, i64)> = sqlx::query_as(
-                "SELECT body_hash, job_id FROM idempotency_keys WHERE token_id = ? AND key = ?",
-            )
-            .bind(token_id)
-            .bind(key)
-            .fetch_optional(&mut *tx)
-            .await?;
-            match before {
-                Some((hash, id)) if hash == body_hash => return Ok(NewJobOutcome::Repeated(id)),
-                Some(_) => {
-                    return Err(conflict(
-                        "idempotency_key_reused",
-                        "this Idempotency-Key was used with another request",
-                    ));
-                }
-                None => {}
-            }
+        if let Some(idempotency) = idempotency
+            && let Some(id) = self.made_before(&mut *tx, idempotency).await?
+        {
+            return Ok(NewJobOutcome::Repeated(id));
         }
         let action = job.options.action();
         let taken: Option<i64> = sqlx::query_scalar("SELECT id FROM images WHERE name = ?")
@@ -163,13 +149,13 @@ impl Db {
             "asked for",
         )
         .await?;
-        if let Some(Idempotency { token_id, key, body_hash }) = idempotency {
+        if let Some(Idempotency { token_id, key, body }) = idempotency {
             sqlx::query(
                 "INSERT INTO idempotency_keys (token_id, key, body_hash, job_id, created_ms) VALUES (?, ?, ?, ?, ?)",
             )
             .bind(token_id)
             .bind(key)
-            .bind(body_hash)
+            .bind(self.body_hash(body))
             .bind(id)
             .bind(now)
             .execute(&mut *tx)
@@ -184,15 +170,23 @@ impl Db {
     /// # Errors
     /// When the key was used for another body.
     pub async fn job_of_key(&self, idempotency: Idempotency<'_>) -> Result<Option<i64>> {
+        self.made_before(&self.pool, idempotency).await
+    }
+
+    async fn made_before(
+        &self,
+        at: impl sqlx::SqliteExecutor<'_>,
+        Idempotency { token_id, key, body }: Idempotency<'_>,
+    ) -> Result<Option<i64>> {
         let before: Option<(Vec<u8>, i64)> = sqlx::query_as(
             "SELECT body_hash, job_id FROM idempotency_keys WHERE token_id = ? AND key = ?",
         )
-        .bind(idempotency.token_id)
-        .bind(idempotency.key)
-        .fetch_optional(&self.pool)
+        .bind(token_id)
+        .bind(key)
+        .fetch_optional(at)
         .await?;
         match before {
-            Some((hash, id)) if hash == idempotency.body_hash => Ok(Some(id)),
+            Some((hash, id)) if hash == self.body_hash(body) => Ok(Some(id)),
             Some(_) => Err(conflict(
                 "idempotency_key_reused",
                 "this Idempotency-Key was used with another request",

@@ -37,6 +37,12 @@ impl Db {
         }
     }
 
+    /// What a request is compared with when it is repeated.
+    pub(super) fn body_hash(&self, body: &str) -> Vec<u8> {
+        // No query of a URL begins so.
+        self.sealer.keyed_hash(&format!("request\n{body}")).into_bytes()
+    }
+
     /// The URL of an image or a store, sealed, if there is something in it that is not in the column.
     pub(super) fn seal_url(&self, of: &str, name: &str, url: &str) -> Option<Vec<u8>> {
         (shown(url) != url)
@@ -144,7 +150,7 @@ mod tests {
     use agent_api::{CloudInitSeed, Content, Customisation, RestoreOptions};
 
     use super::*;
-    use crate::db::{BmcRow, DbError, NewHost, NewImage, NewJobOutcome, StoreRow};
+    use crate::db::{BmcRow, DbError, Idempotency, NewHost, NewImage, NewJobOutcome, StoreRow};
     use crate::host::{Finish, Firmware};
     use crate::job::{NewJob, Options, Shutdown};
     use crate::secret::{KEY_LEN, Sealer};
@@ -223,6 +229,47 @@ mod tests {
         match db.create_job(&job, None).await.unwrap() {
             NewJobOutcome::Created(id) | NewJobOutcome::Repeated(id) => (id, options),
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_request_is_compared_with_cannot_be_guessed_from_the_database() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let holds = |needle: &[u8]| {
+            let files = std::fs::read_dir(folder.path()).unwrap();
+            let files = files.map(|file| std::fs::read(file.unwrap().path()).unwrap());
+            files.into_iter().any(|file| file.windows(needle.len()).any(|part| part == needle))
+        };
+        let db = Db::open(&path, sealer(7)).await.unwrap();
+        let (id, _) = fill(&db).await;
+        db.add_token("t", &Secret::random().hash()).await.unwrap();
+        let token_id = db.tokens().await.unwrap()[0].id;
+        let body = r#"{"password":"guessable"}"#;
+        let plain = crate::secret::sha256(body.as_bytes());
+        let remember = async |db: &Db, key: &str, hash: Vec<u8>| {
+            let row = "INSERT INTO idempotency_keys (token_id, key, body_hash, job_id, created_ms) VALUES (?, ?, ?, ?, 0)";
+            let row = sqlx::query(row).bind(token_id).bind(key).bind(hash).bind(id);
+            row.execute(&db.pool).await.unwrap();
+        };
+        let ask =
+            async |db: &Db, key, body| db.job_of_key(Idempotency { token_id, key, body }).await;
+        remember(&db, "new", db.body_hash(body)).await;
+        assert_eq!(ask(&db, "new", body).await.unwrap(), Some(id));
+        assert!(matches!(ask(&db, "new", "{}").await, Err(DbError::Conflict { .. })));
+        assert!(!holds(&plain) && db.body_hash(body) != plain);
+        assert_ne!(db.body_hash(body), sealer(8).keyed_hash(body).into_bytes());
+
+        // As a version before left it: gone with the next start, from the journal too.
+        remember(&db, "old", plain.clone()).await;
+        sqlx::query("DELETE FROM _sqlx_migrations WHERE version = 8")
+            .execute(&db.pool)
+            .await
+            .unwrap();
+        assert!(holds(&plain), "as versions before had it");
+        // Killed: the journal is not merged into the database.
+        let db = Db::open(&path, sealer(7)).await.unwrap();
+        assert!(!holds(&plain));
+        assert_eq!(ask(&db, "old", body).await.unwrap(), None);
     }
 
     /// All is read as it was written, and found by what it is.
