@@ -200,13 +200,16 @@ fn steps() -> Vec<Step> {
     let nextest = has("nextest");
     let tests = |what: &str| {
         match (nextest, what) {
-        (true, "lab") => "nextest run -p tests --test lab".to_owned(),
-        (true, "maps") => "nextest run -p ramdisk-agent --test used_block_maps".to_owned(),
-        (true, _) => "nextest run --workspace -E not(binary_id(tests::lab)+binary_id(ramdisk-agent::used_block_maps))".to_owned(),
-        // Without nextest each test of a machine would run beside the others.
-        (false, "lab") => "test -p tests --test lab -- --test-threads=1".to_owned(),
-        (false, _) => "test --workspace --lib --bins".to_owned(),
-    }
+            (true, "lab") => "nextest run -p tests --test lab".to_owned(),
+            (true, "maps") => "nextest run -p ramdisk-agent --test used_block_maps".to_owned(),
+            (true, _) => format!(
+                "nextest run --workspace -j {} -E not(binary_id(tests::lab)+binary_id(ramdisk-agent::used_block_maps))",
+                waiting_threads()
+            ),
+            // Without nextest each test of a machine would run beside the others.
+            (false, "lab") => "test -p tests --test lab -- --test-threads=1".to_owned(),
+            (false, _) => "test --workspace --lib --bins".to_owned(),
+        }
     };
     let mut steps = vec![
         step(Part::Checks, "fmt --check"),
@@ -236,6 +239,12 @@ fn steps() -> Vec<Step> {
     steps.push(step(Part::Unit, "test --workspace --doc --quiet"));
     steps.push(step(Part::Lab, &tests("lab")));
     steps
+}
+
+/// How many tests run at once where they wait for disks, servers and each other's silence for half of their time.
+fn waiting_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores + cores.div_ceil(2)
 }
 
 /// A tmpfs that most machines have, and how much of it has to be free: twice what the maps' tests need.
