@@ -213,7 +213,10 @@ pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Vo
     }
     match probe::covering(src, len_bytes)? {
         Some((found, label)) if found.kind == FsKind::Lvm2 => {
-            lvm2::map(src, len_bytes, found, label)
+            match probe::member(src, len_bytes)? {
+                Some((member, _)) => Ok(without_map(member, len_bytes)),
+                None => lvm2::map(src, len_bytes, found, label),
+            }
         }
         _ => without_lvm(src, len_bytes),
     }
@@ -221,6 +224,18 @@ pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Vo
 
 /// The same, where a physical volume has no map: in one.
 fn without_lvm(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<VolumeMap> {
+    let map = alone(src, len_bytes)?;
+    // In a member of a RAID a filesystem's map may fit what the first stripe shows, and is of the whole array. One that reaches over
+    // the RAID's metadata was made after it.
+    match probe::member(src, len_bytes)? {
+        Some((_, start)) if map.taken == Taken::Map && map.fs_bytes > start => Ok(map),
+        Some((member, _)) => Ok(without_map(member, len_bytes)),
+        None => Ok(map),
+    }
+}
+
+/// What fills a volume, unless that is a member of a RAID.
+fn alone(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<VolumeMap> {
     // A bitmap that an earlier filesystem left behind would drop what a RAID or a pool has written since.
     if let Some((found, _)) = probe::covering(src, len_bytes)? {
         return Ok(without_map(found, len_bytes));

@@ -250,6 +250,23 @@ pub(crate) fn covering(
     Ok(hit.map(|hit| (hit.found, hit.at)))
 }
 
+/// A member of a software RAID whose metadata are near its end, and where they begin. What is before them begins as what the array
+/// holds does, and is the whole of it in a mirror only.
+pub(crate) fn member(
+    src: &mut (impl Read + Seek),
+    len_bytes: u64,
+) -> io::Result<Option<(Found, u64)>> {
+    let member = raid::md_member(&mut Part::new(src, 0, len_bytes))?;
+    Ok(member.map(|member| (member.hit.found, member.hit.at.start)))
+}
+
+/// Whether a whole disk is such a member, and of something else than a mirror: the partitions that it shows are the array's.
+pub(crate) fn is_striped(src: &mut (impl Read + Seek), len_bytes: u64) -> bool {
+    // Where the end of a disk cannot be read, the copy of its GPT is missed first: that is for the table to say.
+    let member = raid::md_member(&mut Part::new(src, 0, len_bytes)).unwrap_or(None);
+    member.is_some_and(|member| member.fills && !member.is_mirror)
+}
+
 /// The name of a filesystem that has no map and may leave an older one's superblock, and with it a map of what was there before.
 pub(crate) fn stranger(
     src: &mut (impl Read + Seek),

@@ -278,7 +278,7 @@ pub fn read_table(
         extended: None,
         new_signature: None,
     };
-    if sector.count == 0 {
+    if sector.count == 0 || probe::is_striped(src, disk_bytes) {
         return Ok(TableOutcome::Table(nothing()));
     }
     let lba0 = sector.read(src, 0, 1)?;

@@ -209,13 +209,17 @@ fn an_lvm_physical_volume() {
 
 /// A superblock of Linux's software RAID, which mdadm makes only where the kernel has the driver.
 fn md_1(offset: u64) -> [u8; 256] {
+    md_1_of_level(offset, 1)
+}
+
+fn md_1_of_level(offset: u64, level: u32) -> [u8; 256] {
     let mut bytes = [0; 256];
     let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
     put(0, &0xa92b_4efc_u32.to_le_bytes());
     put(4, &1_u32.to_le_bytes());
     put(16, &[0x5a; 16]);
     put(32, b"host:0");
-    put(72, &1_u32.to_le_bytes());
+    put(72, &level.to_le_bytes());
     put(144, &(offset / 512).to_le_bytes());
     let words = bytes.chunks_exact(4).map(|w| u64::from(le32(w, 0).unwrap())).sum::<u64>();
     let sum = u32::try_from((words & 0xffff_ffff) + (words >> 32)).unwrap();
@@ -249,14 +253,101 @@ fn a_member_of_a_software_raid() {
             }
         }
     }
-    // The superblock at the end leaves the filesystem readable from the start; it is a member all the same for whoever writes.
+    // One whose checksum is wrong says nothing of what lies before it; who writes to the volume is told of it.
     let volume = empty(folder.path(), "mirror");
     MAKERS[1].make(&volume);
-    let offset = (VOLUME_BYTES / 512 - 16) * 512;
+    let mut wrong = md_1(MD_1_AT);
+    wrong[200] ^= 1;
     let file = File::options().write(true).open(&volume).unwrap();
-    file.write_all_at(&md_1(offset), offset).unwrap();
+    file.write_all_at(&wrong, MD_1_AT).unwrap();
+    assert_eq!(look(&volume).taken, Taken::Map);
     let all = listed(&volume);
     assert!(all.iter().any(|s| s.kind == SignatureKind::Volume(FsKind::MdRaid)), "{all:?}");
+}
+
+const MD_1_AT: u64 = (VOLUME_BYTES / 512 - 16) * 512;
+const MD_0_AT: u64 = VOLUME_BYTES - (64 << 10);
+
+/// A superblock of version 0.90, of a RAID 10 on disks of so many bytes.
+fn md_0(size_bytes: u64, is_little: bool) -> Vec<u8> {
+    let mut words = [0_u32; 1024];
+    words[0] = 0xa92b_4efc;
+    words[2] = 90;
+    words[5] = 0x5a5a_5a5a;
+    words[7] = 10;
+    words[8] = u32::try_from(size_bytes >> 10).unwrap();
+    words[10] = 2;
+    words[65] = 512 << 10;
+    let sum = words.iter().map(|word| u64::from(*word)).sum::<u64>();
+    words[38] = u32::try_from((sum & 0xffff_ffff) + (sum >> 32)).unwrap();
+    let bytes = |word: &u32| if is_little { word.to_le_bytes() } else { word.to_be_bytes() };
+    words.iter().flat_map(bytes).collect()
+}
+
+/// A filesystem in the first stripe of an array may pass every check, and its map is not one of this disk.
+#[test]
+fn a_member_that_is_told_by_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let superblocks = [
+        (MD_1_AT, md_1(MD_1_AT).to_vec()),
+        (MD_0_AT, md_0(MD_0_AT, true)),
+        (MD_0_AT, md_0(MD_0_AT, false)),
+    ];
+    let volume = folder.path().join("member");
+    for (at, superblock) in &superblocks {
+        for maker in MAKERS.iter().filter(|maker| maker.kind != FsKind::Unknown) {
+            let volume = empty(folder.path(), "member");
+            let file = File::options().read(true).write(true).open(&volume).unwrap();
+            file.write_all_at(superblock, *at).unwrap();
+            maker.make(&volume);
+            let mut there = vec![0; superblock.len()];
+            file.read_exact_at(&mut there, *at).unwrap();
+            let map = look(&volume);
+            // Some makers clear it, and some filesystems reach over it.
+            if there == *superblock && map.kind == FsKind::MdRaid {
+                assert_eq!(map.used.total_bytes(), VOLUME_BYTES);
+            } else {
+                assert_eq!(map.kind, maker.kind, "{} over md at {at}", maker.command);
+                assert_eq!(map.taken == Taken::Map, has_map(maker.kind), "{}", maker.command);
+            }
+        }
+        // A filesystem that ends before it.
+        let file = File::create(&volume).unwrap();
+        file.set_len(VOLUME_BYTES).unwrap();
+        let blocks = (*at / 4096).to_string();
+        tool(
+            "e2fsprogs",
+            &["mkfs.ext4", "-q", "-F", "-b", "4096", volume.to_str().unwrap(), &blocks],
+            "",
+        );
+        file.write_all_at(superblock, *at).unwrap();
+        let map = agrees_with_blkid(&volume, FsKind::MdRaid, "linux_raid_member");
+        assert_eq!(map.used.total_bytes(), VOLUME_BYTES);
+    }
+}
+
+/// The table in the first stripe of an array is not one of this disk.
+#[test]
+fn a_disk_that_is_a_member_has_no_partitions() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    let table = |superblock: &[u8], at: u64| {
+        let file = File::create(&disk).unwrap();
+        file.set_len(VOLUME_BYTES).unwrap();
+        tool("fdisk", &["sfdisk", "-q", disk.to_str().unwrap()], "label: dos\nstart=2048\n");
+        let file = File::options().read(true).write(true).open(&disk).unwrap();
+        file.write_all_at(superblock, at).unwrap();
+        match table::read_table(&mut &file, VOLUME_BYTES, 512).unwrap() {
+            TableOutcome::Table(table) => table.partitions.len(),
+            TableOutcome::Refused(refusal) => panic!("{refusal}"),
+        }
+    };
+    assert_eq!(table(&md_1_of_level(MD_1_AT, 10), MD_1_AT), 0);
+    assert_eq!(table(&md_1(MD_1_AT), MD_1_AT), 1, "a mirror's table is that of each disk");
+    assert_eq!(table(&md_0(MD_0_AT, true), MD_0_AT), 0);
+    // This one is of the partition, which ends with the disk.
+    assert_eq!(table(&md_0(MD_0_AT - (1 << 20), true), MD_0_AT), 1);
+    assert_eq!(table(&[0; 256], MD_1_AT), 1);
 }
 
 /// ReFS, APFS and VMFS may leave the superblock and the bitmaps of what was there before.
