@@ -330,15 +330,18 @@ impl Disk {
         if self.is_block {
             // Without the right to do so, O_DIRECT reads still pass the cache by.
             let _ = sys::block::drop_cache(&self.file);
+            self.drop_backing_cache();
         } else {
-            let _ = nix::fcntl::posix_fadvise(
-                &self.file,
-                0,
-                0,
-                nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
-            );
+            drop_file_cache(&self.file);
         }
     }
+}
+
+/// Forgets what is cached of a file and was written to it.
+fn drop_file_cache(file: &File) {
+    // It fails for what has no cache.
+    let _ =
+        nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
 fn open_error(path: &Path, doing: &str, error: std::io::Error) -> Error {

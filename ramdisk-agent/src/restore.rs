@@ -179,6 +179,12 @@ impl Work<'_> {
         let verify_ms = millis(started);
 
         let mut changes = self.plan.changes.clone();
+        changes.extend(self.target.lasting_backing_cache().map(|file| {
+            format!(
+                "what was read back may have come from the cache of {}, which cannot be reached here",
+                file.display()
+            )
+        }));
         let (bare, partitions): (Vec<&Growth>, Vec<&Growth>) =
             self.plan.growths.iter().partition(|growth| growth.number.is_none());
         self.grow(&partitions, &mut changes)?;

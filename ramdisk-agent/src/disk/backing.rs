@@ -2,13 +2,15 @@
 //!
 //! A loop device without direct I/O copies everything through that cache, by a single thread: a restore takes about twice as
 //! long, and its read-back sees the cache and not the disk. While a restore writes, direct I/O is on; afterwards the device is as it
-//! was. Left alone: files that a server or another program answers for.
+//! was. Not so where a server or another program answers for the file: a FUSE file was seen to read back old bytes by direct I/O after it
+//! had been written by it. There the file's cached pages are dropped before each read-back.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::inventory::{read_text, sysfs_dir};
-use super::{Disk, users};
+use super::{Disk, drop_file_cache, users};
 use crate::sys;
 
 /// Direct I/O of a loop device, until this is dropped.
@@ -28,11 +30,39 @@ impl Disk {
     /// have none.
     #[must_use]
     pub fn direct_backing(&self) -> Option<DirectBacking<'_>> {
-        let dir = sysfs_dir(self.file.metadata().ok()?.rdev())?.join("loop");
-        let is_off = read_text(&dir.join("dio"))? == "0";
-        let backing = read_text(&dir.join("backing_file"))?;
-        let wanted = is_off && users::is_of_kernel(Path::new(&backing));
+        let backing = self.cached_backing()?;
+        let wanted = users::is_of_kernel(&backing);
         (wanted && sys::loops::set_direct(&self.file, true).is_ok()).then(|| DirectBacking(self))
+    }
+
+    /// The file beneath a loop device that goes through its page cache.
+    fn cached_backing(&self) -> Option<PathBuf> {
+        let dir = sysfs_dir(self.file.metadata().ok()?.rdev())?.join("loop");
+        let is_cached = read_text(&dir.join("dio"))? == "0";
+        is_cached.then(|| read_text(&dir.join("backing_file")).map(PathBuf::from))?
+    }
+
+    /// Forgets what is cached of the file beneath, as far as it can be found.
+    pub(super) fn drop_backing_cache(&self) {
+        if let Some(file) = self.cached_backing().and_then(|path| self.open_backing(&path)) {
+            drop_file_cache(&file);
+        }
+    }
+
+    /// The file beneath, if it is read through a cache that cannot be dropped: what is read back may come from there. A file in memory has
+    /// nothing beneath.
+    #[must_use]
+    pub fn lasting_backing_cache(&self) -> Option<PathBuf> {
+        self.cached_backing().filter(|path| self.open_backing(path).is_none())
+    }
+
+    /// Opens it by its path, which is all that is known of a removed file or of one in another mount namespace: the inode tells whether it is
+    /// the file.
+    fn open_backing(&self, path: &Path) -> Option<File> {
+        let file = File::open(path).ok()?;
+        let found = file.metadata().ok()?;
+        let is_it = sys::loops::backing(&self.file).ok()? == (found.dev(), found.ino());
+        is_it.then_some(file)
     }
 }
 

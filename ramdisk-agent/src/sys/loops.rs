@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 
 mod ioctl {
     nix::ioctl_none_bad!(ctl_get_free, 0x4C82);
+    nix::ioctl_read_bad!(get_status, 0x4C05, super::LoopInfo);
     nix::ioctl_write_int_bad!(set_direct_io, 0x4C08);
     nix::ioctl_write_ptr_bad!(configure, 0x4C0A, super::LoopConfig);
 }
@@ -27,6 +28,26 @@ struct LoopInfo {
     crypt_name: [u8; 64],
     encrypt_key: [u8; 32],
     init: [u64; 2],
+}
+
+impl LoopInfo {
+    fn of(offset: u64, size_limit: u64, flags: u32) -> Self {
+        Self {
+            device: 0,
+            inode: 0,
+            rdevice: 0,
+            offset,
+            size_limit,
+            number: 0,
+            encrypt_type: 0,
+            encrypt_key_size: 0,
+            flags,
+            file_name: [0; 64],
+            crypt_name: [0; 64],
+            encrypt_key: [0; 32],
+            init: [0; 2],
+        }
+    }
 }
 
 /// `struct loop_config` of `linux/loop.h`.
@@ -56,6 +77,16 @@ pub fn set_direct(device: &File, on: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// The device number and the inode of the file behind a loop device (`LOOP_GET_STATUS64`).
+pub fn backing(device: &File) -> io::Result<(u64, u64)> {
+    let mut info = LoopInfo::of(0, 0, 0);
+    // SAFETY: LOOP_GET_STATUS64 writes one struct loop_info64 through the pointer, which lives until the call returns and whose
+    // layout is that of linux/loop.h; any bytes are a valid value of it.
+    unsafe { ioctl::get_status(device.as_raw_fd(), &raw mut info) }?;
+    // The kernel's own encoding of device numbers is that of the C library's.
+    Ok((info.device, info.inode))
+}
+
 /// Puts `len` bytes of `backing`, from `offset` on, behind a loop device (`LOOP_CONFIGURE`, Linux 5.8). `EBUSY` if somebody else was
 /// faster.
 pub fn configure(
@@ -68,21 +99,7 @@ pub fn configure(
     let config = LoopConfig {
         fd: u32::try_from(backing.as_raw_fd()).expect("a descriptor is not negative"),
         block_bytes,
-        info: LoopInfo {
-            device: 0,
-            inode: 0,
-            rdevice: 0,
-            offset,
-            size_limit: len,
-            number: 0,
-            encrypt_type: 0,
-            encrypt_key_size: 0,
-            flags: AUTOCLEAR,
-            file_name: [0; 64],
-            crypt_name: [0; 64],
-            encrypt_key: [0; 32],
-            init: [0; 2],
-        },
+        info: LoopInfo::of(offset, len, AUTOCLEAR),
         reserved: [0; 8],
     };
     // SAFETY: LOOP_CONFIGURE reads one struct loop_config through the pointer, which lives until the call returns and whose layout

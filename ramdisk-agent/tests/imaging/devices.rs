@@ -161,6 +161,33 @@ fn the_cache_beneath_a_loop_device_is_out_of_the_way_for_a_while() {
     assert!(Disk::open_target(&file).unwrap().direct_backing().is_none());
 }
 
+/// Where direct I/O is not switched on.
+#[test]
+fn what_is_cached_beneath_a_loop_device_is_dropped() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = dir.path().join("t");
+    disks::noise_file(&file, 4 << 20, 1);
+    let device = Loop::new(&file, &["--direct-io=off"]);
+    let disk = Disk::open_target(&device.0).unwrap();
+    let cached = || {
+        let args = ["--noheadings", "--output", "PAGES", file.to_str().unwrap()];
+        run("util-linux", "fincore", &args).trim().parse::<u64>().unwrap()
+    };
+    fs::read(&device.0).unwrap();
+    disk.flush().unwrap();
+    assert_eq!(cached(), 1024);
+    disk.drop_cache();
+    assert_eq!(cached(), 0);
+    assert_eq!(disk.lasting_backing_cache(), None);
+    // Another file of that name is not it.
+    fs::rename(&file, dir.path().join("moved")).unwrap();
+    assert_eq!(disk.lasting_backing_cache(), None);
+    fs::remove_file(dir.path().join("moved")).unwrap();
+    assert!(disk.lasting_backing_cache().is_some());
+    fs::write(&file, "another").unwrap();
+    assert!(disk.lasting_backing_cache().is_some());
+}
+
 #[test]
 fn one_partition_of_a_disk() {
     let dir = tempfile::tempdir().unwrap();

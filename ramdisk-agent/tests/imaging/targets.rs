@@ -185,7 +185,8 @@ fn a_disk_that_hangs_is_told_and_the_job_goes_on_when_it_answers() {
     let expected = format!("{device} does not answer: writing at LBA ");
     assert!(job.says.starts_with(&expected), "{}", job.says);
     job.disk.signal(Signal::SIGCONT);
-    assert_eq!(job.outcome()["result"], "succeeded");
+    let outcome = job.outcome();
+    assert_eq!(outcome["result"], "succeeded", "{outcome}");
     drop(job);
     assert!(fs::read(&source).unwrap() == fs::read(&target).unwrap());
 }
