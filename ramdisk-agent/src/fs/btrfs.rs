@@ -11,6 +11,7 @@
 //! Kept beside the extents: the first MiB, which btrfs leaves to boot loaders, and all superblocks. Taken raw: several devices,
 //! seeds, zoned devices, checksums other than CRC-32C, and the second extent tree format.
 
+mod checksum;
 mod chunks;
 mod superblock;
 mod tree;

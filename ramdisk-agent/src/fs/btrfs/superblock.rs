@@ -3,8 +3,9 @@
 use std::io::{Read, Seek};
 use std::ops::RangeInclusive;
 
+use super::checksum::Checksum;
 use super::tree::Root;
-use crate::fs::bytes::{CRC32C, is_size, le16, le32, le64, read};
+use crate::fs::bytes::{is_size, le16, le32, le64, read};
 use crate::fs::failure::{Failure, doubt};
 
 /// Where the first superblock is.
@@ -13,10 +14,10 @@ const OFFSET: u64 = 64 << 10;
 pub const LEN: u64 = 4096;
 const COPIES: [u64; 3] = [64 << 20, 256 << 30, 1 << 50];
 const MAGIC: &[u8] = b"_BHRfS_M";
-const CRC_LEN: usize = 32;
 
-/// Written, and its flag for relocation; not among them: seeds, dumps of metadata, and a change of identity that was cut off.
-const FLAGS_KNOWN: u64 = 0x3;
+/// Written, its flag for relocation, and that others grow out of it (a seed); not among them: dumps of metadata, and a change of identity
+/// that was cut off.
+const FLAGS_KNOWN: u64 = 0x1_0000_0003;
 /// Back references, default subvolume, mixed groups, compression, large nodes and links, RAID levels of chunks, short metadata
 /// items, no holes, an identity of metadata, simple quotas. Not among them: zones, the second extent tree, the stripe tree.
 const INCOMPAT_KNOWN: u64 = 0x1_0FFF;
@@ -33,6 +34,7 @@ const SYSTEM_CHUNKS_LEN: usize = 2048;
 /// A superblock whose numbers make sense.
 #[derive(Debug, Clone)]
 pub struct Superblock {
+    pub checksum: Checksum,
     pub device: u64,
     /// At most the volume's length.
     pub device_bytes: u64,
@@ -48,11 +50,6 @@ pub struct Superblock {
     pub has_free_space_tree: bool,
     /// The chunks that lead to the chunk tree: keys and items.
     pub system_chunks: Vec<u8>,
-}
-
-/// Whether the CRC-32C of what follows the place for checksums is the one that stands there.
-pub fn is_sound(bytes: &[u8]) -> bool {
-    CRC32C.checksum(&bytes[CRC_LEN..]).to_le_bytes() == bytes[..4]
 }
 
 /// Where superblocks are on a device.
@@ -71,10 +68,10 @@ impl Superblock {
             return Err(doubt("its superblock is another one's"));
         }
         let kind = le16(&bytes, 196);
-        if kind != 0 {
-            return Err(doubt(format!("its checksums are of type {kind}, not CRC-32C")));
-        }
-        if !is_sound(&bytes) {
+        let checksum = Checksum::of_type(kind).ok_or_else(|| {
+            doubt(format!("its checksums are of type {kind}, which is not known here"))
+        })?;
+        if !checksum.is_right(&bytes) {
             return Err(doubt("the checksum of the superblock is wrong"));
         }
         check_features(&bytes)?;
@@ -85,6 +82,7 @@ impl Superblock {
         let at = if le64(&bytes, 188) & INCOMPAT_METADATA_UUID != 0 { 571 } else { 32 };
         let system_len = usize::try_from(le32(&bytes, 160)).unwrap_or(usize::MAX);
         let sb = Self {
+            checksum,
             device: le64(&bytes, 201),
             device_bytes: le64(&bytes, 209),
             used_bytes: le64(&bytes, 120),

@@ -3,7 +3,7 @@
 use std::io::{Read, Seek};
 
 use super::chunks::Chunks;
-use super::superblock::{Superblock, is_sound};
+use super::superblock::Superblock;
 use crate::extents::Extent;
 use crate::fs::bytes::{le32, le64, read};
 use crate::fs::failure::{Failure, doubt};
@@ -131,7 +131,7 @@ impl<'a> Trees<'a> {
         let mut wrong = doubt(format!("the node at {address} crosses chunks"));
         for place in places.iter().filter(|place| place.len == len) {
             let bytes = read(src, place.start, len)?;
-            let right = is_sound(&bytes)
+            let right = self.sb.checksum.is_right(&bytes)
                 && bytes[32..48] == self.sb.identity
                 && le64(&bytes, 48) == address
                 && le64(&bytes, 80) == generation
