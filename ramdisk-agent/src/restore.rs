@@ -110,8 +110,8 @@ pub fn run(
             })?;
         compared.compared_bytes = difference.compared_bytes;
         compared.compare_ms = millis(start);
-        // An image that is there already may still have to be changed.
-        if difference.is_empty() && plan.customises.is_none() {
+        // An image that is there already may still have to be changed, or to grow where it was cut off.
+        if difference.is_empty() && plan.customises.is_none() && plan.growths.is_empty() {
             return Ok(finished(compared, start, progress));
         }
         work.difference = Some(difference);

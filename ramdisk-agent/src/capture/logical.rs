@@ -89,7 +89,7 @@ impl PlannedLogicalVolume {
 
 impl fmt::Display for PlannedLogicalVolume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let label = self.label.as_deref().unwrap_or("-");
+        let label = self.label.as_deref().unwrap_or("-").escape_debug().to_string();
         write!(
             f,
             "{:>12}  {:8} {label:13} {:>12} of {:>12} kept",

@@ -413,7 +413,7 @@ impl fmt::Display for CapturePlan {
         )?;
         for v in &self.volumes {
             let name = v.number.map_or_else(|| "whole".into(), |n| n.to_string());
-            let label = v.label.as_deref().unwrap_or("-");
+            let label = v.label.as_deref().unwrap_or("-").escape_debug().to_string();
             write!(
                 f,
                 "{name:>9}  {:8} {label:16} {:>12} of {:>12} kept",

@@ -4,8 +4,11 @@
 //! nodes nor a kernel that knows the table are needed. Nothing outside the partition can be reached by what this gives: every access is
 //! counted from its first byte and ends at its last.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use serde::Serialize;
 
+use super::inventory::sysfs_dir;
 use super::{Disk, Window};
 use crate::error::{Error, IoContext, Result};
 use crate::table::{self, Partition, Table, TableOutcome};
@@ -71,6 +74,13 @@ impl Disk {
     #[must_use]
     pub fn part_of(&self) -> Option<PartOf> {
         self.part_of
+    }
+
+    /// Whether it is the node of a partition.
+    #[must_use]
+    pub fn is_partition(&self) -> bool {
+        let dir = self.file.metadata().ok().and_then(|meta| sysfs_dir(meta.rdev()));
+        dir.is_some_and(|dir| dir.join("partition").exists())
     }
 
     /// Where its first byte is in [`Disk::file`].

@@ -76,6 +76,10 @@ pub fn make(
     image.check_index()?;
     let sector = sector_of(assembly, target);
     plan::check_target(target)?;
+    if target.is_partition() {
+        let text = format!("{} is a partition, and a layout is of a whole disk", target.name());
+        return Err(refused(text));
+    }
     let damaged = damaged(assembly, options)?;
     let table_kind = match layout.table {
         LayoutTable::Gpt => TableKind::Gpt,

@@ -204,11 +204,16 @@ fn source(
 ) -> Result<Option<Slot>> {
     let path = target.name();
     let slots = table.slots();
+    let gets_volume = target.part_of().is_some() || target.is_partition();
     let Some(number) = options.partition else {
-        if target.part_of().is_some() && table.kind != TableKind::None {
+        if table.kind == TableKind::None {
+            refuse_partitions(target)?;
+            return Ok(None);
+        }
+        if gets_volume {
             return Err(Error::refused(format!(
-                "the image is of a disk with a partition table, and {path} is to get a volume: name one of its \
-                 partitions with --partition ({}); nothing was written",
+                "the image is of a disk with a partition table, and {path} is a partition, which gets a volume: name one of \
+                 the image's partitions with --partition ({}), or the whole disk; nothing was written",
                 disk::list_of(table)
             )));
         }
@@ -221,16 +226,22 @@ fn source(
             disk::list_of(table)
         )));
     };
-    // A table that is damaged is nothing to keep.
-    if let (None, TableOutcome::Table(held)) = (target.part_of(), target.table()?)
-        && !held.partitions.is_empty()
-    {
-        return Err(Error::refused(format!(
-            "{path} is a disk with partitions, which a single volume would replace: say which partition is meant with \
-             --into-partition, or erase the table first with wipefs; nothing was written"
-        )));
-    }
+    refuse_partitions(target)?;
     Ok(Some(slot))
+}
+
+/// Refuses a disk with partitions, which is to get a volume. A table that is damaged is nothing to keep.
+fn refuse_partitions(target: &Disk) -> Result<()> {
+    match (target.part_of(), target.table()?) {
+        (None, TableOutcome::Table(held)) if !held.partitions.is_empty() => {
+            Err(Error::refused(format!(
+                "{} is a disk with partitions, which a single volume would replace: say which partition is meant with \
+                 --into-partition, or erase the table first with wipefs; nothing was written",
+                target.name()
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The safety rules about the target itself.
@@ -270,7 +281,8 @@ pub fn described_volume(image: &dyn DiskImage, partition: Option<&Partition>) ->
     let filesystem = volume.and_then(|v| v.filesystem.as_deref()).unwrap_or("unknown");
     let name = partition.and_then(|p| p.name.as_deref());
     let label = volume.and_then(|v| v.fs_label.as_deref()).or(name).unwrap_or_default();
-    format!("{filesystem} {label}").trim_end().to_owned()
+    // They come from images and go to terminals, where a line's end would make lines of its own.
+    format!("{} {}", filesystem.escape_debug(), label.escape_debug()).trim_end().to_owned()
 }
 
 fn planned_partitions(

@@ -149,6 +149,7 @@ fn a_partition_device_and_one_that_is_larger() {
     let device = Loop::new(&other, &[]);
     device.find_partitions();
     let node = PathBuf::from(format!("{}p2", device.text()));
+    try_restore(&bench.image, &node, &[]).refused("refused", &["is a partition", "--partition ("]);
     restore(&bench.image, &node, &["--partition", "2"]);
     run("e2fsprogs", "e2fsck", &["-fn", node.to_str().unwrap()]);
     run("util-linux", "partx", &["--delete", device.text()]);
@@ -172,7 +173,7 @@ fn what_does_not_fit_or_is_not_there_is_refused_before_the_first_write() {
         &volume,
         &[],
     );
-    let cases: [(&Path, &Path, &[&str], &[&str]); 9] = [
+    let cases: [(&Path, &Path, &[&str], &[&str]); 10] = [
         (
             &bench.image,
             &bare,
@@ -183,6 +184,7 @@ fn what_does_not_fit_or_is_not_there_is_refused_before_the_first_write() {
         (&bench.image, &bare, &["--into-partition", "1"], &["has no partition 1"]),
         (&bench.image, &disk.path, &["--partition", "2"], &["--into-partition", "wipefs"]),
         (&bench.image, &disk.path, &["--into-partition", "2"], &["--partition"]),
+        (&volume, &disk.path, &[], &["--into-partition", "wipefs"]),
         (
             &bench.image,
             &disk.path,
