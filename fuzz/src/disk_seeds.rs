@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -109,10 +110,24 @@ fn volume(len: u64, make: impl FnOnce(&str, &str)) -> Vec<u8> {
 
 fn ext(options: &str) -> Vec<u8> {
     volume(0, |path, tree| {
-        let mut args = vec!["mke2fs", "-q", "-F", "-N", "16", "-L", "seed", "-d", tree];
+        holes(Path::new(tree)).expect("the folder is new");
+        let mut args = vec!["mke2fs", "-q", "-F", "-N", "32", "-L", "seed", "-d", tree];
         args.extend(options.split(' ').map(|option| if option == "@" { path } else { option }));
         tool("e2fsprogs", &args, "");
     })
+}
+
+/// Files whose maps need blocks of their own: of three levels, and of an extent tree; and a link that is one.
+fn holes(tree: &Path) -> std::io::Result<()> {
+    let far = fs::File::create(tree.join("far"))?;
+    for block in [11, 12, 12 + 256, 12 + 256 + 65536] {
+        far.write_all_at(b"far", block << 10)?;
+    }
+    let comb = fs::File::create(tree.join("comb"))?;
+    for tooth in 0..9 {
+        comb.write_all_at(b"tooth", tooth << 14)?;
+    }
+    std::os::unix::fs::symlink("y/".repeat(50), tree.join("link"))
 }
 
 /// With a transaction in the journal, which has no checksums.

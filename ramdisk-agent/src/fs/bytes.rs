@@ -31,6 +31,15 @@ pub fn bits(bytes: &[u8]) -> impl Iterator<Item = bool> {
     bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1))
 }
 
+/// How many of the first `count` bits are set, counted as [`bits`] does.
+pub fn count_set(bytes: &[u8], count: u64) -> u64 {
+    let whole = usize::try_from(count / 8).expect("within the bytes");
+    let full: u64 = bytes[..whole].iter().map(|byte| u64::from(byte.count_ones())).sum();
+    let rest = count % 8;
+    let last = if rest == 0 { 0 } else { bytes[whole] & ((1 << rest) - 1) };
+    full + u64::from(last.count_ones())
+}
+
 pub fn le16(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
 }

@@ -3,30 +3,34 @@
 //! Follows the kernel's `Documentation/filesystems/ext4/` (super.rst, group_descr.rst, bitmaps.rst, blockgroup.rst) and, for
 //! groups whose bitmap was never written (`BLOCK_UNINIT`), `fs/ext4/balloc.c`. The map is checked against everything else that
 //! the filesystem says: the checksums of superblock, descriptors and bitmaps where it has them, the free count of each group
-//! against its bitmap and of the superblock against all groups, the padding of the last bitmap, and that every superblock copy,
-//! descriptor, bitmap and inode table is marked as used. Any doubt means raw. Where the journal needs
-//! recovery it is replayed in memory; the same checks must hold afterwards, but for the superblock's free count, and what is used
-//! before or afterwards is kept. If the journal cannot be replayed here the filesystem is reported as not clean.
+//! against its bitmap and of the superblock against all groups, the padding of the last bitmap, that every superblock copy,
+//! descriptor, bitmap and inode table is marked as used, and, where bitmaps have no checksum, every block of every inode. Any doubt
+//! means raw. Where the journal needs recovery it is replayed in memory; the same checks must hold afterwards, but for the
+//! superblock's free count, and what is used before or afterwards is kept. If the journal cannot be replayed here the filesystem is
+//! reported as not clean.
 
 mod bitmap;
+mod descriptors;
 mod inode;
+mod inodes;
 mod journal;
 mod overlay;
+mod owned;
 mod superblock;
 
 use std::io::{self, Read, Seek};
 
 use crate::extents::{Extent, Extents, MAX_PIECES};
-use crate::fs::bytes::{read, read_at};
+use crate::fs::bytes::read_at;
 use crate::fs::failure::{Failure, doubt};
 use crate::fs::{Clean, FsKind, Taken, VolumeMap};
 use crate::probe::Found;
 use bitmap::Bitmap;
+use descriptors::Descriptors;
+use inodes::Orphans;
 use overlay::Overlay;
 use superblock::{Descriptor, Superblock};
 
-/// Descriptors are read in pieces of this size.
-const DESCRIPTOR_READ_LEN: u64 = 1 << 20;
 /// More groups than any filesystem that fits a disk of today; a bound on the work that a hostile superblock can cause.
 const MAX_GROUPS: u64 = 1 << 24;
 
@@ -65,18 +69,17 @@ pub fn map(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option<Vo
             Err(Failure::Read(error)) => return Err(error),
         }
     }
-    let found =
-        found.map_or_else(|| used(src, &sb, len_bytes, Claim::Exact), |used| Ok(Ok(used)))?;
     let found = match found {
-        Ok(used) => at_rest(src, &sb, &used, &mut map.clean)?.map(|()| used),
-        Err(doubt) => Err(doubt),
+        Some(used) => Ok(used),
+        None => by_bitmaps(src, &sb, len_bytes, &mut map.clean),
     };
     match found {
         Ok(used) => {
             map.used_bytes_claimed = map.fs_bytes - used.free_bytes;
             map.used = used.extents;
         }
-        Err(reason) => map.take_whole(len_bytes, reason),
+        Err(Failure::Doubt(reason)) => map.take_whole(len_bytes, reason),
+        Err(Failure::Read(error)) => return Err(error),
     }
     Ok(Some(map))
 }
@@ -90,29 +93,45 @@ fn superblock(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Option
     Ok(Superblock::parse(&bytes))
 }
 
+/// What is in use by the bitmaps as they are.
+fn by_bitmaps(
+    src: &mut (impl Read + Seek),
+    sb: &Superblock,
+    len_bytes: u64,
+    clean: &mut Clean,
+) -> Result<Used, Failure> {
+    let used = used(src, sb, len_bytes, Claim::Exact)?;
+    at_rest(src, sb, &used, clean)?;
+    // Of one that is not clean no map is used.
+    if *clean == Clean::Clean && sb.bitmap_seed().is_none() {
+        inodes::check(src, sb, &used.extents, Orphans::None)?;
+    }
+    Ok(used)
+}
+
 /// A journal that needs no recovery must be empty, and lie in blocks that are used. One that cannot be found says nothing.
 fn at_rest(
     src: &mut (impl Read + Seek),
     sb: &Superblock,
     used: &Used,
     clean: &mut Clean,
-) -> io::Result<Result<(), Doubt>> {
+) -> Result<(), Failure> {
     if sb.has_incompat(superblock::INCOMPAT_RECOVER)
         || !sb.has_compat(superblock::COMPAT_HAS_JOURNAL)
     {
-        return Ok(Ok(()));
+        return Ok(());
     }
     match journal::at_rest(src, sb) {
         Ok((_, own)) if !own.subtract(&used.extents).is_empty() => {
-            Ok(Err("blocks of the journal are marked as free".into()))
+            Err(doubt("blocks of the journal are marked as free"))
         }
         Ok((true, _)) if *clean == Clean::Clean => {
             let reason = "the journal holds transactions, of which the superblock says nothing; it needs e2fsck";
             *clean = Clean::NotClean { reason: reason.into() };
-            Ok(Ok(()))
+            Ok(())
         }
-        Ok(_) | Err(Failure::Doubt(_)) => Ok(Ok(())),
-        Err(Failure::Read(error)) => Err(error),
+        Ok(_) | Err(Failure::Doubt(_)) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -144,9 +163,12 @@ fn recovered(
         return Err(doubt("a replay changes the filesystem's size"));
     }
     // The superblock's count is brought up to date at an unmount only.
-    let used = used(&mut after, &replayed, len_bytes, Claim::OfGroups)?.map_err(doubt)?;
+    let used = used(&mut after, &replayed, len_bytes, Claim::OfGroups)?;
     if !replay.own.subtract(&used.extents).is_empty() {
         return Err(doubt("blocks of the journal are marked as free"));
+    }
+    if sb.bitmap_seed().is_none() {
+        inodes::check(&mut after, &replayed, &used.extents, Orphans::MayBe)?;
     }
     let before = marked(src, sb)?;
     let tail = marked(&mut Overlay::new(src, &replay.tail, sb.block_bytes), sb)?;
@@ -161,16 +183,11 @@ fn recovered(
 fn marked(src: &mut (impl Read + Seek), sb: &Superblock) -> Result<Extents, Failure> {
     let mut marked = Extents::new();
     let mut bits = Bitmap::new(sb);
-    let mut table = Vec::new();
+    let mut descriptors = Descriptors::default();
     for group in 0..sb.groups() {
-        let index = group % sb.descriptors_per_read();
-        if index == 0 {
-            let count = sb.descriptors_per_read().min(sb.groups() - group);
-            read_descriptors(src, sb, group, count, &mut table)?.map_err(doubt)?;
-        }
         let clusters = sb.clusters_in_group(group);
         let base = sb.group_start(group) * sb.block_bytes;
-        match Descriptor::parse(sb, group, descriptor_bytes(sb, &table, index)) {
+        match Descriptor::parse(sb, group, descriptors.bytes(src, sb, group)?) {
             Ok(descriptor) if descriptor.block_uninit => {}
             Ok(descriptor) => {
                 read_at(src, descriptor.block_bitmap * sb.block_bytes, bits.bytes_mut())?;
@@ -210,8 +227,6 @@ fn clean(sb: &Superblock) -> Clean {
     Clean::NotClean { reason: reason.into() }
 }
 
-type Doubt = String;
-
 /// The bytes in use.
 struct Used {
     extents: Extents,
@@ -232,55 +247,44 @@ fn used(
     sb: &Superblock,
     len_bytes: u64,
     claim: Claim,
-) -> io::Result<Result<Used, Doubt>> {
-    if let Err(doubt) = sb.check(len_bytes) {
-        return Ok(Err(doubt));
-    }
+) -> Result<Used, Failure> {
+    sb.check(len_bytes).map_err(doubt)?;
     if sb.groups() > MAX_GROUPS {
-        return Ok(Err(format!("it claims {} block groups", sb.groups())));
+        return Err(doubt(format!("it claims {} block groups", sb.groups())));
     }
     let mut used = Extents::new();
     // The boot block belongs to no group when blocks are 1 KiB.
     used.push(0, superblock::OFFSET);
     let mut metadata = Extents::new();
+    if let Some(block) = sb.mmp_block() {
+        metadata.insert(block * sb.block_bytes, sb.block_bytes);
+    }
     // What copies of descriptors say of groups without a written bitmap.
     let mut by_copies = Extents::new();
     let mut free_clusters = 0_u64;
     let mut bits = Bitmap::new(sb);
-    let mut table = Vec::new();
+    let mut descriptors = Descriptors::default();
     for group in 0..sb.groups() {
-        let index = group % sb.descriptors_per_read();
-        if index == 0 {
-            let count = sb.descriptors_per_read().min(sb.groups() - group);
-            if let Err(doubt) = read_descriptors(src, sb, group, count, &mut table)? {
-                return Ok(Err(doubt));
-            }
-        }
-        let descriptor = match Descriptor::parse(sb, group, descriptor_bytes(sb, &table, index)) {
-            Ok(descriptor) => descriptor,
-            Err(doubt) => return Ok(Err(doubt)),
-        };
+        let descriptor = descriptors.next(src, sb, group)?;
         add_metadata(sb, group, &descriptor, &mut metadata);
         if metadata.len() > MAX_PIECES {
-            return Ok(Err(format!("its structures lie in more than {MAX_PIECES} pieces")));
+            return Err(doubt(format!("its structures lie in more than {MAX_PIECES} pieces")));
         }
         if descriptor.block_uninit {
             bits.clear();
             bits.set_own_metadata(sb, group, &descriptor);
             // No bitmap contradicts a descriptor that points to the wrong place.
-            if let Some(copy) = descriptor_copy(src, sb, group)? {
+            if let Some(copy) = descriptors::copy(src, sb, group)? {
                 add_metadata(sb, group, &copy, &mut by_copies);
             }
         } else {
             read_at(src, descriptor.block_bitmap * sb.block_bytes, bits.bytes_mut())?;
-            if let Err(doubt) = bits.check(sb, group, &descriptor) {
-                return Ok(Err(doubt));
-            }
+            bits.check(sb, group, &descriptor).map_err(doubt)?;
         }
         let clusters = sb.clusters_in_group(group);
         let free = clusters - bits.count_set(clusters);
         if free != descriptor.free_clusters {
-            return Ok(Err(format!(
+            return Err(doubt(format!(
                 "the bitmap of group {group} has {free} free clusters, its descriptor says {}",
                 descriptor.free_clusters
             )));
@@ -293,13 +297,13 @@ fn used(
     }
     let free_blocks = free_clusters * sb.cluster_blocks;
     if claim == Claim::Exact && free_blocks != sb.free_blocks {
-        return Ok(Err(format!(
+        return Err(doubt(format!(
             "the groups have {free_blocks} free blocks, the superblock says {}",
             sb.free_blocks
         )));
     }
     if let Some(lost) = metadata.subtract(&used).iter().next() {
-        return Ok(Err(format!(
+        return Err(doubt(format!(
             "the filesystem's own structures at byte {} are marked as free",
             lost.start
         )));
@@ -312,50 +316,7 @@ fn used(
     let beyond = used.subtract(&Extents::single(0, len_bytes));
     // The last cluster may reach beyond the last block.
     let free_bytes = (free_blocks * sb.block_bytes).min(fs_bytes);
-    Ok(Ok(Used { extents: used.subtract(&beyond), free_bytes }))
-}
-
-/// Reads `count` descriptors from `group` on: one contiguous table, or a block in each meta group.
-fn read_descriptors(
-    src: &mut (impl Read + Seek),
-    sb: &Superblock,
-    group: u64,
-    count: u64,
-    table: &mut Vec<u8>,
-) -> io::Result<Result<(), Doubt>> {
-    let per_block = sb.block_bytes / sb.descriptor_bytes;
-    let first = group / per_block;
-    let blocks = (group + count).div_ceil(per_block) - first;
-    table.resize(usize::try_from(blocks * sb.block_bytes).expect("at most a few MiB"), 0);
-    let block_len = usize::try_from(sb.block_bytes).expect("at most 64 KiB");
-    for (i, chunk) in (first..).zip(table.chunks_mut(block_len)) {
-        let at = sb.descriptor_block(i);
-        if at >= sb.blocks {
-            return Ok(Err(format!("descriptor block {i} lies outside the filesystem")));
-        }
-        read_at(src, at * sb.block_bytes, chunk)?;
-    }
-    Ok(Ok(()))
-}
-
-fn descriptor_bytes<'a>(sb: &Superblock, table: &'a [u8], index: u64) -> &'a [u8] {
-    let start = usize::try_from(index * sb.descriptor_bytes).expect("within the table");
-    &table[start..start + usize::try_from(sb.descriptor_bytes).expect("at most a block")]
-}
-
-/// The copy of a group's descriptor, if there is one that can be read. Kernels do not keep the counts in it up to date, but where
-/// bitmaps and inode table are does not change.
-fn descriptor_copy(
-    src: &mut (impl Read + Seek),
-    sb: &Superblock,
-    group: u64,
-) -> io::Result<Option<Descriptor>> {
-    let per_block = sb.block_bytes / sb.descriptor_bytes;
-    let block = sb.descriptor_block_copy(group / per_block).filter(|block| *block < sb.blocks);
-    let Some(block) = block else { return Ok(None) };
-    let at = block * sb.block_bytes + group % per_block * sb.descriptor_bytes;
-    let bytes = read(src, at, sb.descriptor_bytes)?;
-    Ok(Descriptor::parse(sb, group, &bytes).ok())
+    Ok(Used { extents: used.subtract(&beyond), free_bytes })
 }
 
 /// The blocks that a group's superblock copy, descriptor copies, bitmaps and inode table take.
@@ -369,12 +330,6 @@ fn add_metadata(sb: &Superblock, group: u64, descriptor: &Descriptor, metadata: 
 }
 
 impl Superblock {
-    fn descriptors_per_read(&self) -> u64 {
-        // A multiple of the descriptors in a block, so that every read starts at a block.
-        let per_block = self.block_bytes / self.descriptor_bytes;
-        per_block * (DESCRIPTOR_READ_LEN / self.block_bytes).max(1)
-    }
-
     fn kind(&self) -> FsKind {
         let ext4 = self.has_incompat(superblock::INCOMPAT_EXT4)
             || self.has_ro_compat(superblock::RO_COMPAT_EXT4);

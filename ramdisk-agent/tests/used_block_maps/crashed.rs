@@ -195,7 +195,7 @@ pub fn journal_at(ext: &Ext) -> u64 {
 }
 
 /// Has debugfs write to the journal: a file's blocks, then a revoke of the first, and the second again; a replay changes data only.
-fn journal_by_debugfs(ext: &Ext, options: &str, noise: &mut Noise) {
+pub fn journal_by_debugfs(ext: &Ext, options: &str, noise: &mut Noise) {
     let folder = tempfile::tempdir().unwrap();
     let (data, script) = (folder.path().join("data"), folder.path().join("script"));
     // Two blocks at least, also of 4 KiB.

@@ -129,11 +129,12 @@ impl Ext {
         Self { folder, volume, what, block: recipe.block, kind: recipe.kind, files }
     }
 
-    fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         self.volume.to_str().unwrap()
     }
 
-    fn debugfs(&self, commands: &str) {
+    /// Has debugfs run these commands.
+    pub fn debugfs(&self, commands: &str) {
         let script = self.folder.path().join("script");
         fs::write(&script, commands).unwrap();
         e2fs("debugfs", &["-w", "-f", script.to_str().unwrap(), self.path()]);
@@ -157,7 +158,8 @@ impl Ext {
         self.repair();
     }
 
-    fn repair(&self) {
+    /// Makes right what debugfs leaves.
+    pub fn repair(&self) {
         let output = crate::tools::status("e2fsprogs", "e2fsck", &["-fy", self.path()]);
         assert!(
             matches!(output.status.code(), Some(0 | 1)),
@@ -222,7 +224,8 @@ impl Ext {
         map
     }
 
-    fn free_by_tool(&self) -> Extents {
+    /// What dumpe2fs calls free.
+    pub fn free_by_tool(&self) -> Extents {
         let report = e2fs("dumpe2fs", &[self.path()]);
         // With bigalloc a range ends with the first block of its last cluster.
         let cluster = report.lines().find_map(|line| line.strip_prefix("Cluster size:"));

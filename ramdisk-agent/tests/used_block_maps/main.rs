@@ -16,6 +16,7 @@ mod btrfs;
 mod crashed;
 mod device;
 mod driven;
+mod exchanged;
 mod exfat;
 mod ext;
 mod fat;

@@ -29,7 +29,8 @@ pub const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 /// No mutation may take longer: the volumes have a few MiB, and a debug build maps them in milliseconds.
 const LONGEST: Duration = Duration::from_secs(20);
 
-fn look(bytes: &[u8]) -> VolumeMap {
+/// The map of a volume, which may not take long.
+pub fn look(bytes: &[u8]) -> VolumeMap {
     let start = Instant::now();
     let map = map_volume(&mut Cursor::new(bytes), bytes.len() as u64).unwrap();
     assert!(start.elapsed() < LONGEST, "took {:?}", start.elapsed());
@@ -75,12 +76,14 @@ struct Target {
     seal: Option<u64>,
     /// Makes other checksums right.
     reseal: Option<Reseal>,
+    /// Bytes and words are also changed to such as have as many bits set.
+    same_count: bool,
 }
 
 impl Target {
     /// Bits of a range of which there is no copy.
     fn bits(range: Range<u64>) -> Self {
-        Self { range, field: 0, copy: None, seal: None, reseal: None }
+        Self { range, field: 0, copy: None, seal: None, reseal: None, same_count: false }
     }
 
     /// Changes bytes, or changes them back.
@@ -102,14 +105,41 @@ impl Target {
     }
 
     /// A place in the range and a change to make there.
-    fn pick(&self, noise: &mut Noise) -> (u64, Vec<u8>) {
+    fn pick(&self, bytes: &[u8], noise: &mut Noise) -> (u64, Vec<u8>) {
         let len = self.range.end - self.range.start;
+        if self.same_count && noise.chance(2) {
+            let range = &bytes[self.range.start as usize..self.range.end as usize];
+            if let Some(change) = turned(range, noise) {
+                return change;
+            }
+        }
         if self.field > 0 && noise.chance(2) {
             (noise.below(len / self.field) * self.field, noise.bytes(self.field as usize))
         } else {
             (noise.below(len), vec![1 << noise.below(8)])
         }
     }
+}
+
+/// A byte or a word in which the bits are turned round, so that as many are set; `None` where all are the same.
+fn turned(bytes: &[u8], noise: &mut Noise) -> Option<(u64, Vec<u8>)> {
+    let width = *noise.pick(&[1, 4]);
+    let mixed: Vec<usize> = (0..bytes.len() / width)
+        .map(|index| index * width)
+        .filter(|at| bytes[*at..*at + width].iter().any(|byte| ![0, 0xFF].contains(byte)))
+        .collect();
+    let at = *mixed.get(noise.below(mixed.len().max(1) as u64) as usize)?;
+    let by = 1 + noise.below(width as u64 * 8 - 1) as u32;
+    let old = &bytes[at..at + width];
+    let new = match *old {
+        [byte] => vec![byte.rotate_left(by)],
+        _ => {
+            let word = u32::from_le_bytes(old.try_into().unwrap());
+            word.rotate_left(by).to_le_bytes().to_vec()
+        }
+    };
+    let change = new.iter().zip(old).map(|(new, old)| new ^ old).collect();
+    Some((at as u64, change))
 }
 
 fn mutate(bytes: &mut [u8], targets: &[Target], noise: &mut Noise, what: &str) {
@@ -134,7 +164,7 @@ fn mutate(bytes: &mut [u8], targets: &[Target], noise: &mut Noise, what: &str) {
     let mut ends = Ends::default();
     for target in targets {
         for _ in 0..changes {
-            let (at, change) = target.pick(noise);
+            let (at, change) = target.pick(bytes, noise);
             target.apply(bytes, at, &change);
             if !ends.add(bytes, &held) {
                 silent.push((target.range.start + at, change.clone()));

@@ -1,6 +1,7 @@
 //! A group's block bitmap: one bit a cluster, set when it is in use, least significant bit first.
 
 use super::superblock::{Descriptor, Superblock, crc32c};
+use crate::fs::bytes::count_set;
 
 /// One block of bits, reused from group to group.
 #[derive(Debug)]
@@ -65,11 +66,7 @@ impl Bitmap {
 
     /// How many of the first `clusters` are in use.
     pub fn count_set(&self, clusters: u64) -> u64 {
-        let whole = usize::try_from(clusters / 8).expect("within the bitmap");
-        let full: u64 = self.bytes[..whole].iter().map(|b| u64::from(b.count_ones())).sum();
-        let rest = clusters % 8;
-        let last = if rest == 0 { 0 } else { self.bytes[whole] & ((1 << rest) - 1) };
-        full + u64::from(last.count_ones())
+        count_set(&self.bytes, clusters)
     }
 
     /// The runs of used clusters among the first `clusters`: (first, count).

@@ -8,15 +8,15 @@ use super::superblock::{Descriptor, Superblock};
 use crate::fs::bytes::{le16, le32, read};
 use crate::fs::failure::{Failure, doubt};
 
-const FLAG_EXTENTS: u32 = 0x8_0000;
-const BLOCK_MAP_AT: usize = 0x28;
-const BLOCK_MAP_LEN: usize = 60;
-const DIRECT: usize = 12;
-const EXTENT_MAGIC: u16 = 0xF30A;
-const EXTENT_LEN: usize = 12;
-const MAX_DEPTH: u16 = 5;
+pub const FLAG_EXTENTS: u32 = 0x8_0000;
+pub const BLOCK_MAP_AT: usize = 0x28;
+pub const BLOCK_MAP_LEN: usize = 60;
+pub const DIRECT: usize = 12;
+pub const EXTENT_MAGIC: u16 = 0xF30A;
+pub const EXTENT_LEN: usize = 12;
+pub const MAX_DEPTH: u16 = 5;
 /// An extent that was never written is longer than this.
-const MAX_EXTENT_BLOCKS: u16 = 0x8000;
+pub const MAX_EXTENT_BLOCKS: u16 = 0x8000;
 /// 4 GiB of blocks of 1 KiB; mke2fs makes at most 1 GiB.
 const MAX_JOURNAL_BLOCKS: u64 = 1 << 22;
 

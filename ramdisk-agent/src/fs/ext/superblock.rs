@@ -2,7 +2,7 @@
 
 use crc::{Algorithm, CRC_16_MODBUS, Crc, Table};
 
-use crate::fs::bytes::{le16, le32};
+use crate::fs::bytes::{le16, le32, le64};
 
 /// Where the superblock is, in bytes.
 pub const OFFSET: u64 = 1024;
@@ -66,7 +66,11 @@ const RO_COMPAT_KNOWN: u32 = 0x1_FF7F & !0x800;
 pub const RO_COMPAT_EXT4: u32 =
     !(RO_COMPAT_SPARSE_SUPER | RO_COMPAT_LARGE_FILE | RO_COMPAT_BTREE_DIR);
 
+const DESCRIPTOR_INODE_UNINIT: u16 = 1;
 const DESCRIPTOR_BLOCK_UNINIT: u16 = 2;
+/// The first inode that is not reserved in the first revision.
+const FIRST_INODE: u64 = 11;
+const CREATOR_HURD: u32 = 1;
 
 /// CRC-32C without the final inversion, as the kernel's `crc32c()` computes it.
 const CRC32C: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&Algorithm {
@@ -108,6 +112,10 @@ pub struct Superblock {
     /// 0 if the journal is on another device.
     pub journal_inode: u32,
     pub journal_device: u32,
+    /// The first that is not reserved.
+    pub first_inode: u64,
+    creator_os: u32,
+    mmp_block: u64,
     reserved_gdt_blocks: u64,
     first_meta_bg: u64,
     backup_bgs: [u64; 2],
@@ -160,6 +168,9 @@ impl Superblock {
             last_orphan: if dynamic { le32(bytes, 0xE8) } else { 0 },
             journal_inode: if dynamic { le32(bytes, 0xE0) } else { 0 },
             journal_device: if dynamic { le32(bytes, 0xE4) } else { 0 },
+            first_inode: if dynamic { u64::from(le32(bytes, 0x54)) } else { FIRST_INODE },
+            creator_os: le32(bytes, 0x48),
+            mmp_block: le64(bytes, 0x168),
             reserved_gdt_blocks: if dynamic { u64::from(le16(bytes, 0xCE)) } else { 0 },
             first_meta_bg: u64::from(le32(bytes, 0x104)),
             backup_bgs: [u64::from(le32(bytes, 0x24C)), u64::from(le32(bytes, 0x250))],
@@ -200,6 +211,7 @@ impl Superblock {
                 == u64::from(self.block_bytes == 1024 && self.cluster_blocks == 1)
             && self.first_data_block < self.blocks
             && self.free_blocks <= self.blocks
+            && self.mmp_block().is_none_or(|block| block < self.blocks)
             && self.inodes_per_group > 0
             && self.inodes_per_group <= self.block_bytes * 8
             && (128..=self.block_bytes).contains(&self.inode_bytes)
@@ -238,6 +250,20 @@ impl Superblock {
 
     pub fn has_ro_compat(&self, bits: u32) -> bool {
         self.ro_compat & bits != 0
+    }
+
+    /// Whether block numbers may be longer than 32 bits.
+    pub fn is_wide(&self) -> bool {
+        self.has_incompat(INCOMPAT_64BIT)
+    }
+
+    pub fn is_of_hurd(&self) -> bool {
+        self.creator_os == CREATOR_HURD
+    }
+
+    /// The block by which systems that share the disk keep each other from mounting it.
+    pub fn mmp_block(&self) -> Option<u64> {
+        self.has_incompat(INCOMPAT_MMP).then_some(self.mmp_block)
     }
 
     pub fn uuid(&self) -> Option<String> {
@@ -360,7 +386,12 @@ pub struct Descriptor {
     pub inode_bitmap: u64,
     pub inode_table: u64,
     pub free_clusters: u64,
-    /// The bitmap was never written: nothing but the group's own metadata is used.
+    pub free_inodes: u64,
+    /// How many at the end of the inode table were never used.
+    pub unused_inodes: u64,
+    /// The inode bitmap was never written: no inode is used.
+    pub inode_uninit: bool,
+    /// The block bitmap was never written: nothing but the group's own metadata is used.
     pub block_uninit: bool,
     /// Checksum of the block bitmap, and how many of its bits are stored.
     pub bitmap_checksum: (u32, u32),
@@ -371,16 +402,21 @@ impl Descriptor {
         let wide = sb.descriptor_bytes >= 64;
         let high32 = |at| if wide { u64::from(le32(bytes, at)) << 32 } else { 0 };
         let high16 = |at| if wide { u32::from(le16(bytes, at)) << 16 } else { 0 };
+        let count = |low, high| u64::from(u32::from(le16(bytes, low)) | high16(high));
         let checksummed = sb.has_ro_compat(RO_COMPAT_GDT_CSUM | RO_COMPAT_METADATA_CSUM);
         if checksummed && le16(bytes, 0x1E) != checksum(sb, group, bytes) {
             return Err(format!("the checksum of the descriptor of group {group} is wrong"));
         }
+        let flag = |flag| checksummed && le16(bytes, 0x12) & flag != 0;
         let descriptor = Self {
             block_bitmap: u64::from(le32(bytes, 0)) | high32(0x20),
             inode_bitmap: u64::from(le32(bytes, 4)) | high32(0x24),
             inode_table: u64::from(le32(bytes, 8)) | high32(0x28),
-            free_clusters: u64::from(u32::from(le16(bytes, 0xC)) | high16(0x2C)),
-            block_uninit: checksummed && le16(bytes, 0x12) & DESCRIPTOR_BLOCK_UNINIT != 0,
+            free_clusters: count(0xC, 0x2C),
+            free_inodes: count(0xE, 0x2E),
+            unused_inodes: if checksummed { count(0x1C, 0x32) } else { 0 },
+            inode_uninit: flag(DESCRIPTOR_INODE_UNINIT),
+            block_uninit: flag(DESCRIPTOR_BLOCK_UNINIT),
             bitmap_checksum: (
                 u32::from(le16(bytes, 0x18)) | high16(0x38),
                 if wide { 32 } else { 16 },

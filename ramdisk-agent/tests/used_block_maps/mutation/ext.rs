@@ -17,7 +17,10 @@ const GROUPS: [Recipe; 3] = [
     ext4(1024, "-b 1024 -g 1024 -O ^64bit,metadata_csum_seed"),
 ];
 
-/// Superblock, descriptors and block bitmaps, by what dumpe2fs says of them.
+/// Checksums of descriptors only.
+const UNSEALED: Recipe = ext4(1024, "-b 1024 -g 2048 -O ^64bit,^metadata_csum,uninit_bg");
+
+/// Superblock, descriptors and bitmaps, by what dumpe2fs says of them.
 fn ext_targets(ext: &Ext, checksums: bool) -> Vec<Target> {
     let field = 4;
     let mut targets = vec![Target { field, ..Target::bits(1024..2048) }];
@@ -26,15 +29,31 @@ fn ext_targets(ext: &Ext, checksums: bool) -> Vec<Target> {
         digits.parse::<u64>().unwrap() * ext.block
     };
     let report = e2fs("dumpe2fs", &[ext.volume.to_str().unwrap()]);
-    let bitmaps: Vec<_> =
-        report.lines().filter_map(|line| line.split_once("Block bitmap at ")).collect();
-    for (_, bitmap) in bitmaps.iter().take(4) {
-        let at = block_at(bitmap);
-        // Without checksums a changed word may have as many bits set as before, which nothing but all inodes would tell.
-        targets.push(Target {
-            field: if checksums { field } else { 0 },
-            ..Target::bits(at..at + ext.block)
-        });
+    let places = |what: &str| -> Vec<u64> {
+        report
+            .lines()
+            .filter_map(|line| line.split_once(what))
+            .map(|(_, at)| block_at(at))
+            .collect()
+    };
+    let bitmaps = places("Block bitmap at ");
+    for at in bitmaps.iter().take(4) {
+        let range = *at..at + ext.block;
+        targets.push(Target { field, same_count: true, ..Target::bits(range) });
+    }
+    if !checksums {
+        for at in places("Inode bitmap at ").iter().take(1) {
+            // Few of its bits are ever used.
+            targets.push(Target { field, same_count: true, ..Target::bits(*at..at + 64) });
+        }
+        for at in places("Inode table at ").iter().take(1) {
+            targets.push(Target { field, ..Target::bits(*at..at + 16 * ext.block) });
+        }
+        let said = e2fs("debugfs", &["-R", "stat new1", ext.volume.to_str().unwrap()]);
+        if let Some((_, at)) = said.split_once("(IND):") {
+            let at = block_at(at);
+            targets.push(Target { field, ..Target::bits(at..at + 64) });
+        }
     }
     for (_, table) in
         report.lines().filter_map(|line| line.split_once("Group descriptors at ")).take(1)
@@ -92,7 +111,7 @@ fn damaged_groups_of_ext_are_never_mapped_short() {
 
 #[test]
 fn damaged_ext_without_checksums_is_never_mapped_short() {
-    mutate_ext(&EXT2[..2], false);
+    mutate_ext(EXT2[..2].iter().chain([&UNSEALED]), false);
 }
 
 /// Superblock, descriptors and the journal, but not its other structures: a filesystem that was cut off has older bitmaps on the disk,
