@@ -15,6 +15,7 @@ mod error;
 pub mod folder;
 mod image;
 mod kept;
+mod others;
 pub mod partclone;
 mod plan;
 pub mod qcow2;
@@ -29,6 +30,7 @@ mod walk;
 
 use std::fmt;
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt as _;
 use std::sync::Arc;
 
 use agent_api::{CaptureOptions, ErrorKind};
@@ -38,10 +40,11 @@ use uuid::Uuid;
 pub(crate) use assembled::swap_header;
 pub use error::{ForeignError, Result};
 pub use image::ForeignImage;
+pub use others::Other;
 pub use plan::{by_maps, by_survey};
 pub use source::{Source, Stream};
 pub use spans::{Body, Limit, SPAN_LEN, Span, Spans};
-pub use stream::{Codec, not_a_disk};
+pub use stream::Codec;
 pub use survey::Survey;
 pub use walk::{Piece, RandomDisk, RandomWalk, ReadWalk, Stretch, Walk};
 
@@ -169,7 +172,12 @@ pub fn open(url: &StoreUrl, options: &store::Options) -> EngineResult<Opened> {
     if image_format::is_image(&head) {
         return Ok(Opened::Imprint(file));
     }
-    let source = Source::new(vec![Arc::new(file)]).map_err(reading)?;
+    let mut source = Source::new(vec![Arc::new(file)]).map_err(reading)?;
+    if let StoreUrl::File(path) = url
+        && std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
+    {
+        source = source.of_device();
+    }
     let beside = |name: &str| {
         let folder = url.parent().ok_or_else(|| {
             ForeignError::refused("VMDK", "the files that it lists cannot be found from its URL")
@@ -209,10 +217,10 @@ fn open_folder(url: &StoreUrl, options: &store::Options) -> Option<EngineResult<
 fn volume_of(source: Source) -> Result<ForeignDisk> {
     let head = source.head(HEAD_LEN).map_err(ForeignError::read("foreign"))?;
     match Codec::detect(&head) {
-        None if !partclone::is_partclone(&head) && not_a_disk(&head).is_some() => {
-            let what = not_a_disk(&head).unwrap_or_default();
-            Err(ForeignError::refused("volume", format!("{what} is not read")))
-        }
+        None if !partclone::is_partclone(&head) => match Other::by_head(&head) {
+            Some(other) => Err(other.refused()),
+            None => stream_of(None, source),
+        },
         codec => stream_of(codec, source),
     }
 }
@@ -222,7 +230,7 @@ fn volume_of(source: Source) -> Result<ForeignDisk> {
 pub fn detect(source: Source, name: &str, beside: &vmdk::Beside<'_>) -> Result<ForeignDisk> {
     let head = &source.head(HEAD_LEN).map_err(ForeignError::read("foreign"))?;
     if let Some(codec) = Codec::detect(head) {
-        return stream_of(Some(codec), source);
+        return Ok(end_checked(stream_of(Some(codec), source)?, codec.name()));
     }
     if partclone::is_partclone(head) {
         return stream_of(None, source);
@@ -239,16 +247,18 @@ pub fn detect(source: Source, name: &str, beside: &vmdk::Beside<'_>) -> Result<F
         let (disk, files) = vmdk::open_descriptor(&source, beside)?;
         return Ok(ForeignDisk::random("VMDK image", files, disk));
     }
-    if let Some(what) = not_a_disk(head) {
-        return Err(ForeignError::refused(
-            "raw disk",
-            format!("this is {what}, which is not read"),
-        ));
+    if let Some(other) = Other::by_head(head) {
+        return Err(other.refused());
+    }
+    let tail = source.tail(others::TAIL_LEN).map_err(ForeignError::read("raw"))?;
+    if let Some(other) = Other::by_tail(&tail).filter(|_| !source.is_device()) {
+        return Err(other.refused());
     }
     // A stream whose first bytes are damaged must not become a disk.
-    const SUFFIXES: [&str; 14] = [
-        ".gz", ".xz", ".bz2", ".zst", ".zstd", ".lz4", ".lzo", ".qcow2", ".vmdk", ".vhd", ".vhdx",
-        ".vdi", ".tar", ".imgd",
+    const SUFFIXES: [&str; 30] = [
+        ".gz", ".xz", ".bz2", ".zst", ".zstd", ".lz4", ".lzo", ".lz", ".lzma", ".lrz", ".qcow2",
+        ".qed", ".vmdk", ".vhd", ".vhdx", ".vdi", ".vma", ".tar", ".zip", ".7z", ".rar", ".wim",
+        ".esd", ".ffu", ".e01", ".aff", ".gho", ".tib", ".fsa", ".imgd",
     ];
     let lower = name.to_ascii_lowercase();
     if let Some(suffix) = SUFFIXES.iter().find(|suffix| lower.ends_with(**suffix)) {
@@ -299,9 +309,8 @@ fn stream_of(codec: Option<Codec>, source: Source) -> Result<ForeignDisk> {
         let reason = "an Imprint image is in this stream: unpack it first";
         return Err(ForeignError::refused(name, reason));
     }
-    if let Some(what) = not_a_disk(&head) {
-        let reason = format!("{what} is in this stream, not a disk: unpack it first");
-        return Err(ForeignError::refused(name, reason));
+    if let Some(other) = Other::by_head(&head) {
+        return Err(other.refused_in(name));
     }
     let start = move || -> Result<Box<dyn Walk>> {
         Ok(Box::new(ReadWalk::new(decoded(codec, &inner)?, name)))
@@ -315,6 +324,18 @@ fn stream_of(codec: Option<Codec>, source: Source) -> Result<ForeignDisk> {
         window_bytes,
         access: Access::Stream(Arc::new(start)),
     })
+}
+
+/// Looks at the last bytes of a stream's disk as well: some formats have their mark there.
+fn end_checked(mut disk: ForeignDisk, stream: &'static str) -> ForeignDisk {
+    // A partclone image says how long its volume is.
+    if let (Access::Stream(start), None) = (&disk.access, disk.declared_len) {
+        let start = Arc::clone(start);
+        disk.access = Access::Stream(Arc::new(move || {
+            Ok(Box::new(others::EndChecked::new(start()?, stream)))
+        }));
+    }
+    disk
 }
 
 /// Refuses what cannot be a disk.

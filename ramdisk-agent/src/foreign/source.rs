@@ -22,6 +22,7 @@ pub struct Source {
     files: Arc<[(u64, Arc<dyn ReadAt>)]>,
     len: u64,
     fetched: Arc<AtomicU64>,
+    device: bool,
 }
 
 impl std::fmt::Debug for Source {
@@ -40,7 +41,7 @@ impl Source {
             placed.push((len, file));
             len = len.checked_add(file_len).ok_or(io::ErrorKind::FileTooLarge)?;
         }
-        Ok(Self { files: placed.into(), len, fetched: Arc::default() })
+        Ok(Self { files: placed.into(), len, fetched: Arc::default(), device: false })
     }
 
     /// Bytes that are in memory.
@@ -48,7 +49,19 @@ impl Source {
     pub fn of_bytes(bytes: Vec<u8>) -> Self {
         let len = bytes.len() as u64;
         let file: Arc<dyn ReadAt> = Arc::new(bytes);
-        Self { files: Arc::new([(0, file)]), len, fetched: Arc::default() }
+        Self { files: Arc::new([(0, file)]), len, fetched: Arc::default(), device: false }
+    }
+
+    /// The same bytes, said to be a device and not a file.
+    #[must_use]
+    pub fn of_device(self) -> Self {
+        Self { device: true, ..self }
+    }
+
+    /// Whether it is a device: its last sector is a disk's, not the end of a file's format.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.device
     }
 
     /// The length of all files together.
@@ -74,6 +87,14 @@ impl Source {
         let mut head = vec![0; usize::try_from(self.len).unwrap_or(max).min(max)];
         self.read_exact_at(&mut head, 0)?;
         Ok(head)
+    }
+
+    /// Up to `max` bytes at the end.
+    pub fn tail(&self, max: usize) -> io::Result<Vec<u8>> {
+        let len = usize::try_from(self.len).unwrap_or(max).min(max);
+        let mut tail = vec![0; len];
+        self.read_exact_at(&mut tail, self.len - len as u64)?;
+        Ok(tail)
     }
 
     /// Reads all of it in order.

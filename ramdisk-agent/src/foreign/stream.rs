@@ -92,35 +92,3 @@ impl Codec {
         })
     }
 }
-
-/// What a file is that is not read here, told by its first bytes: it must not be taken for a raw disk.
-#[must_use]
-pub fn not_a_disk(head: &[u8]) -> Option<&'static str> {
-    const KINDS: [(&[u8], &str); 13] = [
-        (b"QFI\xfb", "a qcow2 image"),
-        (b"KDMV", "a VMDK image"),
-        (b"# Disk DescriptorFile", "a VMDK descriptor"),
-        (b"COWD", "a VMDK image of an ESX redo log"),
-        (b"vhdxfile", "a VHDX image"),
-        (b"conectix", "a VHD image"),
-        (b"<<< ", "a VDI image"),
-        (b"partclone-image", "a partclone image"),
-        (b"\x04\x22\x4d\x18", "an lz4 stream"),
-        (b"LZIP", "an lzip stream"),
-        (b"\x89LZO", "an lzop stream"),
-        (b"PK\x03\x04", "a zip archive"),
-        (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    ];
-    if let Some(codec) = Codec::detect(head) {
-        return Some(match codec {
-            Codec::Gzip => "a gzip stream",
-            Codec::Xz => "an xz stream",
-            Codec::Bzip2 => "a bzip2 stream",
-            Codec::Zstd => "a zstd stream",
-        });
-    }
-    if head.get(257..262) == Some(b"ustar") {
-        return Some("a tar archive");
-    }
-    KINDS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, name)| *name)
-}

@@ -10,6 +10,9 @@
 #[path = "../imaging/agent.rs"]
 mod agent;
 #[allow(dead_code, reason = "as above")]
+#[path = "../used_block_maps/device.rs"]
+mod device;
+#[allow(dead_code, reason = "as above")]
 #[path = "../imaging/disks.rs"]
 mod disks;
 mod folders;

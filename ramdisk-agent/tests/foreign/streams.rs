@@ -10,6 +10,7 @@ use image_format::{FrameKind, ReadAt};
 use ramdisk_agent::image::DiskImage;
 
 use crate::agent::{agent, capture, peak, restore, try_restore};
+use crate::device::Device;
 use crate::disks::{dump, identity, judge, noise, noise_file, system, take};
 use crate::support::{
     convert, cuts, folder_with_disk, refused_when_cut, same, same_both_ways, survey_bytes,
@@ -169,9 +170,9 @@ fn what_is_no_disk_is_named() {
         ("odd", raw[..raw.len() - 1].to_vec(), "whole number of sectors"),
         ("empty", Vec::new(), "whole number of sectors"),
         ("renamed.gz", raw.clone(), "does not begin as one"),
-        ("old.vhd", [b"conectix", &raw[8..]].concat(), "a VHD image"),
-        ("new.vhdx", [b"vhdxfile", &raw[8..]].concat(), "a VHDX image"),
         ("a.zip", [b"PK\x03\x04", &raw[4..]].concat(), "a zip archive"),
+        ("a.e01", [b"EVF\x09\x0d\x0a\xff\0", &raw[8..]].concat(), "ewfexport"),
+        ("a.simg", [b"\x3a\xff\x26\xed", &raw[4..]].concat(), "simg2img"),
     ] {
         let error = survey_bytes(name, bytes, LEN).unwrap_err();
         assert!(error.chain().contains(words), "{name}: {}", error.chain());
@@ -179,6 +180,60 @@ fn what_is_no_disk_is_named() {
     make("gzip", dir.path(), "gzip -c disk.raw | gzip > twice.gz");
     let error = survey_bytes("twice.gz", fs::read(dir.path().join("twice.gz")).unwrap(), LEN);
     assert!(error.unwrap_err().chain().contains("unpack it first"));
+}
+
+/// Each made by the tool that owns it, padded to whole sectors where it is not, so that only its marks tell that it is no disk.
+#[test]
+fn what_other_tools_make_is_named_and_not_restored() {
+    let (dir, disk) = folder_with_disk(5 << 20);
+    let target = dir.path().join("target");
+    noise_file(&target, 6 << 20, 3);
+    let before = fs::read(&target).unwrap();
+    let qemu = "qemu-img convert -q -f raw -O";
+    for (package, name, command, words) in [
+        ("qemu-utils", "a.vhd", "vpc -o subformat=dynamic,force_size disk.raw", "a VHD image"),
+        ("qemu-utils", "fixed.vhd", "vpc -o subformat=fixed,force_size disk.raw", "-f vpc"),
+        ("qemu-utils", "fixed.img", "vpc -o subformat=fixed disk.raw", "a fixed VHD image"),
+        ("qemu-utils", "a.vhdx", "vhdx disk.raw", "a VHDX image"),
+        ("qemu-utils", "a.vdi", "vdi disk.raw", "a VDI image"),
+        ("qemu-utils", "a.qed", "qed disk.raw", "`qemu-img convert -O qcow2`"),
+        ("qemu-utils", "a.hdd", "parallels disk.raw", "a Parallels image"),
+        ("xz-utils", "a.lzma", "xz --format=lzma -0 -c disk.raw > a.lzma", "an lzma stream"),
+        ("xz-utils", "b.lzma", "xz --format=lzma -9 -c < disk.raw > b.lzma", "an lzma stream"),
+        ("zstd", "a.vhd.zst", "zstd -q fixed.vhd -o a.vhd.zst", "a fixed VHD image is in this"),
+        ("gzip", "a.vhd.gz", "gzip -c fixed.vhd > a.vhd.gz", "a fixed VHD image is in this"),
+        ("xz-utils", "a.qed.xz", "xz -0 -c a.qed > a.qed.xz", "then make an image of it"),
+        (
+            "ntfs-3g",
+            "a.ntfsclone",
+            "truncate -s 5M ntfs; mkntfs -qFf ntfs > /dev/null 2>&1; \
+             ntfsclone -q --save-image -o a.ntfsclone ntfs",
+            "an ntfsclone image",
+        ),
+    ] {
+        let path = dir.path().join(name);
+        if package == "qemu-utils" {
+            make(package, dir.path(), &format!("{qemu} {command} {name}"));
+        } else {
+            make(package, dir.path(), command);
+        }
+        let padded = fs::metadata(&path).unwrap().len().next_multiple_of(512);
+        if !name.ends_with("z") && !name.ends_with("zst") {
+            File::options().write(true).open(&path).unwrap().set_len(padded).unwrap();
+        }
+        try_restore(&path, &target, &[]).refused("refused", &[words]);
+        assert!(fs::read(&target).unwrap() == before, "{name}: something was written");
+    }
+    // What the last sector of a device holds is the disk's; the same bytes in a file are a fixed VHD.
+    let mut raw = fs::read(&disk).unwrap();
+    let end = raw.len() - 512;
+    raw[end..end + 8].copy_from_slice(b"conectix");
+    fs::write(&disk, &raw).unwrap();
+    try_restore(&disk, &target, &[]).refused("refused", &["-f vpc"]);
+    let device = Device::new(&disk, 512);
+    let copy = dir.path().join("copy.raw");
+    assert_eq!(convert(Path::new(device.path()), &copy, &[]).code, 0);
+    assert!(same(&copy, &disk));
 }
 
 #[test]
