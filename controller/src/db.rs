@@ -9,6 +9,8 @@ mod hosts;
 mod images;
 mod jobs;
 mod power;
+#[cfg(test)]
+pub(crate) mod samples;
 mod sealed;
 mod sessions;
 mod stores;

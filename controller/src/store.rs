@@ -166,17 +166,7 @@ impl Stores {
     /// # Errors
     /// When the name is taken.
     pub async fn add(&self, name: &StoreName, url: &str, with: Credentials) -> Result<(), DbError> {
-        let mut row = StoreRow {
-            name: name.to_string(),
-            url: Some(url.to_owned()),
-            user: None,
-            domain: None,
-            password: None,
-            token: None,
-            tls_key: None,
-            created_ms: 0,
-            sealed_url: None,
-        };
+        let mut row = StoreRow::open_to_all(name.as_str(), url);
         self.seal_into(&mut row, url, with);
         self.db.add_store(&row).await
     }

@@ -150,8 +150,7 @@ mod tests {
     use agent_api::{CloudInitSeed, Content, Customisation, RestoreOptions};
 
     use super::*;
-    use crate::db::{BmcRow, DbError, Idempotency, NewHost, NewImage, NewJobOutcome, StoreRow};
-    use crate::host::{Finish, Firmware};
+    use crate::db::{DbError, Idempotency, NewImage, NewJobOutcome, StoreRow, samples};
     use crate::job::{NewJob, Options, Shutdown};
     use crate::secret::{KEY_LEN, Sealer};
 
@@ -182,30 +181,8 @@ mod tests {
             ..NewImage::default()
         };
         db.add_image(&image).await.unwrap();
-        let store = StoreRow {
-            name: "s".into(),
-            url: Some(STORE.into()),
-            user: None,
-            domain: None,
-            password: None,
-            token: None,
-            tls_key: None,
-            created_ms: 0,
-            sealed_url: None,
-        };
-        db.add_store(&store).await.unwrap();
-        let host = NewHost {
-            name: "node7".into(),
-            macs: vec!["52:54:00:77:00:01".parse().unwrap()],
-            ip: None,
-            firmware: Firmware::Bios,
-            finish: Finish::Disk,
-            kernel_args: String::new(),
-            notes: String::new(),
-            uuid: None,
-            bmc: BmcRow::Manual,
-        };
-        let host_id = db.add_host(&host).await.unwrap();
+        db.add_store(&StoreRow::open_to_all("s", STORE)).await.unwrap();
+        let host_id = db.add_host(&samples::host()).await.unwrap();
         let seed =
             CloudInitSeed { user_data: USER_DATA.to_vec().into(), ..CloudInitSeed::default() };
         let customise = Customisation { cloud_init_seed: Some(seed), ..Customisation::default() };

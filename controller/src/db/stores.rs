@@ -30,6 +30,23 @@ pub struct StoreRow {
     pub sealed_url: Option<Vec<u8>>,
 }
 
+impl StoreRow {
+    /// A store at this URL that lets everybody in.
+    pub(crate) fn open_to_all(name: &str, url: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            url: Some(url.to_owned()),
+            user: None,
+            domain: None,
+            password: None,
+            token: None,
+            tls_key: None,
+            created_ms: 0,
+            sealed_url: None,
+        }
+    }
+}
+
 impl std::fmt::Debug for StoreRow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StoreRow")
