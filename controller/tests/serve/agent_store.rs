@@ -122,6 +122,10 @@ async fn an_image_there_and_back() {
         let kind = |result: Result<u64, StoreError>| result.unwrap_err().kind();
         assert_eq!(kind(store.write("a.img.zst", b"x")), ErrorKind::Refused, "it exists");
 
+        let odd = store::create(&store.url("a%20b"), Uuid::new_v4(), &store.options).err().unwrap();
+        assert_eq!(odd.kind(), ErrorKind::Refused, "{odd}");
+        assert!(odd.to_string().contains("does not take this name: it has 1 to 128"), "{odd}");
+
         // Of two writers the second one is refused; a writer that goes leaves nothing.
         let mut first = store::create(&store.url("b"), Uuid::new_v4(), &store.options).unwrap();
         first.append(b"half").unwrap();

@@ -173,4 +173,24 @@ fn secrets_of_refused_urls_do_not_show() {
             assert!(!text(&output).is_empty());
         }
     }
+    // Wherever a URL may stand.
+    for url in ["smb://user:5ecre7@nas/images/x.img.zst", "http://user:5ecre7@h/x.img.zst"] {
+        for args in [
+            &["capture", "/dev/null", url][..],
+            &["capture", "/dev/null", "/nonexistent/x.img.zst", "--base", url],
+            &["plan", "restore", url, "/nonexistent"],
+            &["restore", "/nonexistent", "/nonexistent", "--yes", "--also", url],
+            &["verify", "/nonexistent", "--base", url],
+            &["copy", url, "/nonexistent/x.img.zst"],
+            &["copy", "/nonexistent", url],
+            &["convert", "/nonexistent", url],
+            &["flatten", url, "/nonexistent/x.img.zst"],
+            &["rm", url],
+            &["store-check", url],
+        ] {
+            let output = agent(args, &[]);
+            assert!(!output.status.success(), "{args:?}");
+            assert!(!text(&output).is_empty());
+        }
+    }
 }

@@ -151,6 +151,8 @@ fn credentials_that_are_none_are_refused_and_never_quoted() {
         (b"hunter2\n".as_slice(), "line 1"),
         (b"user=me\npassword=hunter2\n[https://me:hunter2@nas/x]\ntoken=hunter2\n", "no URL"),
         (b"[smb://me:a/hunter2@nas/x]\nuser=me\n", "no URL"),
+        (b"password=hunter2\n", "and no user"),
+        (b"domain=HOME\n", "and no user"),
         (b"password=\xff\xfehunter2\n", "UTF-8"),
         (b"\xff\xfeh\0u\0n\0", "UTF-8"),
         (&[b'#'; 70_000], "longer than"),
@@ -161,6 +163,22 @@ fn credentials_that_are_none_are_refused_and_never_quoted() {
     let (done, text) =
         agent(&["verify", "smb://127.0.0.1:1/i/x", "--credentials", path(folder.path())], &[]);
     assert!(!done && text.contains("directory"), "{text}");
+
+    // Nor does a password without a user make a guest, wherever it is from; what the file says, the environment completes.
+    std::fs::write(&file, "user=me\n").unwrap();
+    let environment = [("IMPRINT_STORE_PASSWORD", "hunter2")];
+    let asked = ["verify", "smb://no-such-host.invalid/i/x"];
+    let (done, text) = agent(&asked, &environment);
+    assert!(!done && text.contains("and no user") && text.contains("[refused]"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+    let both = [("IMPRINT_STORE_PASSWORD", "hunter2"), ("IMPRINT_STORE_USER", "me")];
+    for text in [
+        agent(&[&asked[..], &["--credentials", path(&file)]].concat(), &environment).1,
+        agent(&asked, &both).1,
+    ] {
+        // It comes as far as looking for the server.
+        assert!(text.contains("[network]") && !text.contains("hunter2"), "{text}");
+    }
 
     // A variable that is no text is not taken for none, which would be a guest.
     let odd = std::ffi::OsString::from_vec(b"hunter2\xff".to_vec());

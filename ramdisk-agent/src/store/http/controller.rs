@@ -64,6 +64,10 @@ impl Refusal {
                 "wrong_file" => {
                     place.denied("the controller lets this job do that with its own image only")
                 }
+                // Nothing else of these requests is somebody's choice.
+                "invalid" => place.denied(
+                    "the controller does not take this name: it has 1 to 128 letters, digits, '.', '_' and '-', and begins with a letter or a digit",
+                ),
                 "upload_broken" => place.server(
                     "the controller's disk failed to keep what it was sent: look at its log",
                 ),
