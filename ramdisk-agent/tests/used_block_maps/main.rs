@@ -16,6 +16,7 @@ mod btrfs;
 mod crashed;
 mod device;
 mod driven;
+mod elsewhere;
 mod exchanged;
 mod exfat;
 mod ext;

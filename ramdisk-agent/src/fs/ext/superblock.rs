@@ -22,6 +22,7 @@ pub const COMPAT_FAST_COMMIT: u32 = 0x400;
 
 const INCOMPAT_FILETYPE: u32 = 0x2;
 pub const INCOMPAT_RECOVER: u32 = 0x4;
+const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
 const INCOMPAT_META_BG: u32 = 0x10;
 const INCOMPAT_EXTENTS: u32 = 0x40;
 const INCOMPAT_64BIT: u32 = 0x80;
@@ -187,6 +188,9 @@ impl Superblock {
 
     /// Whether the geometry makes sense for a volume of `len_bytes`; after this no arithmetic on it overflows.
     pub fn check(&self, len_bytes: u64) -> Result<(), String> {
+        if self.incompat & INCOMPAT_JOURNAL_DEV != 0 {
+            return Err("it is the journal of another filesystem".into());
+        }
         let unknown = self.incompat & !INCOMPAT_KNOWN;
         if unknown != 0 {
             return Err(format!(
