@@ -61,7 +61,14 @@ pub fn arrange(
     let grow = options.grow.map(|grow| layout::chosen(&partitions, grow)).transpose()?;
     let room_end =
         retargeting.as_ref().map_or_else(|| table.room_end(target_bytes), |r| r.room_end);
-    let slots = layout::places(&partitions, room_end, grow)?;
+    // A table that has no room to be made anew comes back as it is, onto everything that holds its disk.
+    let stays = retargeting.is_none()
+        && target_bytes >= disk_bytes
+        && layout::end_of(&partitions) > room_end;
+    let slots = match stays {
+        true => table.slots(),
+        false => layout::places(&partitions, room_end, grow)?,
+    };
     let mut notes = retargeting.as_ref().map(|r| r.notes.clone()).unwrap_or_default();
     notes.extend(layout::notes(&partitions, &slots));
     let mut growths = Vec::new();
@@ -86,7 +93,11 @@ pub fn arrange(
             ));
         }
     }
-    notes.extend(space_note(table, &partitions, &slots, grow, disk_bytes, target_bytes));
+    if stays && target_bytes != disk_bytes && table.kind == TableKind::Gpt {
+        notes.push(BACKUP_STAYS.into());
+    } else {
+        notes.extend(space_note(table, &partitions, &slots, grow, disk_bytes, target_bytes));
+    }
     let sector_bytes = retargeting::sector_bytes(target, table.logical_sector_bytes);
     let (segments, withheld, commit) = if let Some(retargeting) = retargeting {
         let segments = layout::contents(&partitions, &slots, &made_anew);
@@ -215,6 +226,8 @@ fn bare(
 
 const BACKUP_MOVES: &str =
     "the backup GPT goes to the end of the target; the space between is left unpartitioned";
+
+const BACKUP_STAYS: &str = "there is no room for a backup GPT behind the last partition: the table stays as it was captured";
 
 /// What becomes of space that the image's disk has and the target has not, or the other way round.
 fn space_note(

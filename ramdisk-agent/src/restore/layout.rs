@@ -69,10 +69,15 @@ pub fn chosen(partitions: &[Movable], grow: Grow) -> Result<usize> {
     })
 }
 
+/// Where the last one ends.
+pub fn end_of(partitions: &[Movable]) -> u64 {
+    partitions.iter().map(|p| p.slot.end_bytes()).max().unwrap_or(0)
+}
+
 /// The places on a target whose space for partitions ends at `room_end`, in the order of `partitions`.
 pub fn places(partitions: &[Movable], room_end: u64, grow: Option<usize>) -> Result<Vec<Slot>> {
     let mut places: Vec<Movable> = partitions.to_vec();
-    let end = places.iter().map(|p| p.slot.end_bytes()).max().unwrap_or(0);
+    let end = end_of(&places);
     if end > room_end {
         give_way(&mut places, end - room_end)?;
     } else if let Some(index) = grow {
@@ -104,7 +109,7 @@ fn give_way(places: &mut [Movable], missing: u64) -> Result<()> {
 }
 
 fn grow_into_rest(places: &mut [Movable], room_end: u64, index: usize) {
-    let end = places.iter().map(|p| p.slot.end_bytes()).max().unwrap_or(0);
+    let end = end_of(places);
     // Those behind it move by whole alignments, so that they stay as well aligned as they were.
     let by = (room_end - end) / ALIGNMENT * ALIGNMENT;
     for behind in &mut places[index + 1..] {

@@ -1,10 +1,12 @@
-//! Onto smaller disks: what is not used at the end, and swap, give way.
+//! Onto smaller disks: what is not used at the end, and swap, give way. Onto those of the same size everything fits.
 
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::agent::{capture, restore, try_restore};
+use crate::agent::{agent, capture, restore, try_restore};
 use crate::devices::Loop;
-use crate::disks::{self, noise_file};
+use crate::disks::{self, noise, noise_file};
 use crate::grow::{layout, same_system, words};
 use crate::round_trip::restored;
 use crate::tools::run;
@@ -58,4 +60,56 @@ fn a_bare_filesystem_does_not_give_way() {
     noise_file(&target, 48 * MIB - 512, 2);
     let words = ["512 bytes are missing"];
     try_restore(&image, Path::new(&target), &[]).refused("refused", &words);
+}
+
+#[test]
+fn partitions_that_leave_no_room_for_a_backup_gpt() {
+    let dir = tempfile::tempdir().unwrap();
+    let [source, image, target] = ["s", "a.img.zst", "t"].map(|name| dir.path().join(name));
+    let sectors = |count: u64| count * 512;
+    let file = File::create_new(&source).unwrap();
+    file.set_len(16 * MIB).unwrap();
+    let table = "label: gpt\nstart=2048, size=4096\nstart=8192, size=8192\n";
+    let script = dir.path().join("script");
+    fs::write(&script, table).unwrap();
+    let command = format!("sfdisk -q --no-reread {} < {}", source.display(), script.display());
+    run("fdisk", "sh", &["-c", &command]);
+    for (start, len) in [(2048, 4096), (8192, 8192)] {
+        let len = usize::try_from(sectors(len)).unwrap();
+        file.write_all_at(&noise(len, start), sectors(start)).unwrap();
+    }
+    // Six sectors behind the last partition, and no backup.
+    let len = sectors(16384 + 6);
+    file.set_len(len).unwrap();
+    capture(&source, &image, &[]);
+    let planned =
+        agent(&["plan", "restore", image.to_str().unwrap(), source.to_str().unwrap()]).stdout;
+    assert!(planned.contains("there is no room for a backup GPT"), "{planned}");
+
+    let captured = fs::read(&source).unwrap();
+    for (flags, more, word) in [
+        (&[][..], 0, None),
+        (&["--grow", "last"], 0, Some("no room to grow into")),
+        (&[], 10, Some("the table stays as it was captured")),
+        (&["--grow", "1"], 26, Some("the table stays as it was captured")),
+    ] {
+        noise_file(&target, len + sectors(more), 1);
+        let summary = restore(&image, &target, flags);
+        let changes = words(&summary["changes"]);
+        assert_eq!(changes.is_empty(), word.is_none(), "{changes}");
+        assert!(word.is_none_or(|word| changes.contains(word)), "{changes}");
+        let mut restored = fs::read(&target).unwrap();
+        restored.truncate(captured.len());
+        // The protective MBR says how large its disk is.
+        restored[..512].copy_from_slice(&captured[..512]);
+        assert!(restored == captured, "{flags:?}, {more} sectors more");
+        let again = restore(&image, &target, &[flags, &["--delta"]].concat());
+        assert_eq!(again["written_bytes"], 0, "{again:#}");
+    }
+    noise_file(&target, len + sectors(27), 1);
+    restore(&image, &target, &[]);
+    let verdict = run("gdisk", "sgdisk", &["-v", target.to_str().unwrap()]);
+    assert!(verdict.contains("No problems found"), "{verdict}");
+    noise_file(&target, len - 512, 1);
+    try_restore(&image, &target, &[]).refused("refused", &["bytes are missing"]);
 }

@@ -30,7 +30,9 @@ impl Gpt {
         let mut primary = self.primary.clone();
         let mut backup = self.backup.clone();
         let moved = self.moved(target, table, slots)?;
-        if target.count != self.disk.count || moved.is_some() {
+        let stays =
+            moved.is_none() && (target.count == self.disk.count || self.must_stay(target, slots));
+        if !stays {
             let made = backup.get_or_insert_with(|| primary.clone());
             if let Some(said) = moved.as_ref().or((!self.agree).then_some(&self.used)) {
                 for copy in [&mut primary, &mut *made] {
@@ -57,6 +59,14 @@ impl Gpt {
         let mut pieces = backup.map(|copy| copy.pieces("backup GPT", target)).unwrap_or_default();
         pieces.extend(primary.pieces("primary GPT", target));
         Ok(pieces)
+    }
+
+    /// Whether the disk has become larger by so little that a partition lies where a backup would have to be. The copies then stay
+    /// as they are, as they do on a disk of the same size.
+    fn must_stay(&self, target: Sectors, slots: &[Slot]) -> bool {
+        let end = slots.iter().map(Slot::end_bytes).max().unwrap_or(0);
+        let place = target.count.saturating_sub(self.backup_sectors());
+        target.count > self.disk.count && end > target.offset(place)
     }
 
     /// The copy that is used with other entries; `None` if all partitions stay where they are.
