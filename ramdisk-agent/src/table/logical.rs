@@ -157,7 +157,10 @@ pub fn pieces(
         start_bytes: extended.start_bytes,
         len_bytes: extended.end_bytes - extended.start_bytes,
     };
-    if unchanged && whole.end_bytes() <= target.offset(target.count) && free_of(&whole, slots) {
+    // What lies in it in the image may do so here.
+    let all_stay = table.partitions.iter().all(|p| stays(p.number));
+    let fits = whole.end_bytes() <= target.offset(target.count);
+    if unchanged && fits && (all_stay || free_of(&whole, slots)) {
         return extended.links.iter().map(|link| piece(src, link.at_bytes, target)).collect();
     }
     let links = moved_links(extended, table, slots)?;

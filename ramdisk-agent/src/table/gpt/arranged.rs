@@ -3,11 +3,32 @@
 use std::io;
 
 use super::{CRC32, Copy, ENTRIES_CHECKSUM, Gpt, PRIMARY_LBA};
+use crate::extents::Extents;
 use crate::table::{Partition, Sectors, Slot, Table, TablePiece, mbr, too_small};
 
 /// Fields of an entry: the first and the last sector.
 const FIRST: usize = 32;
 const LAST: usize = 40;
+
+/// Refuses a target on which the primary would be under a partition or behind the end: its entries may lie anywhere, also behind
+/// partitions that move or grow. They are not moved, as what is at the usual place is often boot code, and they make room for that.
+fn check_primary(own: &Extents, slots: &[Slot], target: Sectors) -> io::Result<()> {
+    if own.end() > target.offset(target.count) {
+        return Err(too_small(target.disk_bytes));
+    }
+    let over = |slot: &&Slot| own.overlapping(slot.start_bytes, slot.len_bytes).next().is_some();
+    match slots.iter().find(over) {
+        None => Ok(()),
+        Some(slot) => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "partition {} would lie over the primary GPT's entries, which are not at their usual place: move them to the start of \
+                 the template's disk (sgdisk --move-main-table=2), or let nothing grow over them",
+                slot.number
+            ),
+        )),
+    }
+}
 
 impl Gpt {
     /// The size of the disk that it was read from.
@@ -55,6 +76,7 @@ impl Gpt {
             {
                 return Err(too_small(target.disk_bytes));
             }
+            check_primary(&own, slots, target)?;
         }
         let mut pieces = backup.map(|copy| copy.pieces("backup GPT", target)).unwrap_or_default();
         pieces.extend(primary.pieces("primary GPT", target));

@@ -67,6 +67,48 @@ fn a_damaged_copy_does_not_come_back_in_a_moved_table() {
     assert_eq!(table(&target).slots(), slots);
 }
 
+/// A GPT whose primary's entries begin at this LBA.
+fn entries_at(lba: u64) -> Vec<u8> {
+    let mut bytes = gpt_disk();
+    let at = usize::try_from(lba * 512).unwrap();
+    let entries = bytes[1024..1024 + 16384].to_vec();
+    bytes[1024..1024 + 16384].fill(0xB0);
+    bytes[at..at + 16384].copy_from_slice(&entries);
+    let header = &mut bytes[512..512 + 92];
+    header[72..80].copy_from_slice(&lba.to_le_bytes());
+    header[16..20].fill(0);
+    let sum = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC).checksum(header);
+    header[16..20].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn no_partition_comes_to_lie_over_the_primary_s_entries() {
+    let bytes = entries_at(20_000);
+    let place = 20_000 * 512..20_032 * 512_usize;
+    let old = table(&bytes);
+    assert_eq!(old.warnings, Vec::<String>::new());
+    for len in [DISK_BYTES as u64, 30 * MIB] {
+        let target = arranged(&bytes, &old.slots(), len).unwrap();
+        assert_eq!(target[place.clone()], bytes[place.clone()]);
+        same_but_moved(&old, &table(&target), &old.slots());
+    }
+    let behind = place.end as u64;
+    let slots = [slot(1, MIB, 2 * MIB), slot(2, behind, MIB)];
+    same_but_moved(&old, &table(&arranged(&bytes, &slots, 30 * MIB).unwrap()), &slots);
+    for (first, second) in
+        [(slot(1, MIB, 2 * MIB), slot(2, behind - 512, MIB)), (slot(1, MIB, 10 * MIB), slots[1])]
+    {
+        let error = arranged(&bytes, &[first, second], 30 * MIB).unwrap_err().to_string();
+        assert!(error.contains("over the primary GPT's entries"), "{error}");
+    }
+    // Behind the target's end.
+    let error = arranged(&bytes, &old.slots(), 20_031 * 512).unwrap_err().to_string();
+    assert!(error.contains("do not fit"), "{error}");
+    // A partition over them in the image itself.
+    assert_eq!(refusal(&entries_at(9000)), TableRefusal::OverTable { number: 2 });
+}
+
 #[test]
 fn the_entries_of_a_hybrid_mbr_move_with_their_partitions() {
     let mut bytes = gpt_disk();
@@ -145,6 +187,26 @@ fn logical_partitions_grow_and_move_with_their_tables() {
     let target = arranged(&bytes, &slots, len).unwrap();
     same_but_moved(&old, &table(&target), &slots);
     sfdisk_reads(&target);
+}
+
+#[test]
+fn a_primary_partition_inside_the_extended_one_stays() {
+    let mut bytes = logical_disk();
+    let old = table(&bytes);
+    // The last logical partition ends at 14 MiB, the extended one at 15.
+    let extended = &mut bytes[446 + 32..][..16];
+    assert!([0x05, 0x0F].contains(&extended[4]), "{extended:?}");
+    let entry = &mut bytes[446 + 48..][..16];
+    entry[4] = 0x83;
+    entry[8..12].copy_from_slice(&(14_u32 * 2048 + 512).to_le_bytes());
+    entry[12..16].copy_from_slice(&256_u32.to_le_bytes());
+    let with = table(&bytes);
+    assert_eq!(with.partitions.len(), old.partitions.len() + 1);
+    for len in [DISK_BYTES as u64, 30 * MIB] {
+        let target = arranged(&bytes, &with.slots(), len).unwrap();
+        assert_eq!(target[..512], bytes[..512]);
+        same_but_moved(&with, &table(&target), &with.slots());
+    }
 }
 
 #[test]
