@@ -15,7 +15,7 @@ use crate::probe;
 use crate::restore::commit::Piece;
 use crate::restore::customise::{self, Volume};
 use crate::restore::grow::{self, Growth};
-use crate::restore::layout::{self, Movable};
+use crate::restore::layout::{self, Holds, Movable};
 use crate::restore::placement::{Placement, Segment};
 use crate::restore::retargeting::{self, Retargeting, Sectors};
 use crate::run::size;
@@ -56,7 +56,7 @@ pub fn arrange(
         return bare(disk, disk_bytes, table, target, options);
     }
     let retargeting = Retargeting::new(disk, table, target)?;
-    let partitions = layout::movables(table, |p| is_swap(disk, p.start_bytes, p.len_bytes))?;
+    let partitions = layout::movables(table, |p| holds(disk, p.start_bytes, p.len_bytes))?;
     let target_bytes = target.len_bytes();
     let grow = options.grow.map(|grow| layout::chosen(&partitions, grow)).transpose()?;
     let room_end =
@@ -78,7 +78,7 @@ pub fn arrange(
         if partition.slot.len_bytes == slot.len_bytes {
             continue;
         }
-        if partition.is_swap {
+        if partition.is_free_swap() {
             fresh.push(swap_header(disk, partition.slot, slot)?);
             made_anew.push(slot.number);
             continue;
@@ -254,11 +254,17 @@ fn space_note(
 
 /// Whether that part of the image is swap that is not in use.
 pub fn is_swap(disk: &mut ImageDisk<'_>, start: u64, len: u64) -> Result<bool> {
+    Ok(holds(disk, start, len)? == Holds::Swap)
+}
+
+/// What of that part of the image matters to its place.
+fn holds(disk: &mut ImageDisk<'_>, start: u64, len: u64) -> Result<Holds> {
     if kind_of(disk, start, len)? != FsKind::Swap {
-        return Ok(false);
+        return Ok(Holds::Other);
     }
     let map = fs::map_volume(&mut probe::Part::new(disk, start, len), len).map_err(image_error)?;
-    Ok(map.taken == fs::Taken::Map && map.clean == fs::Clean::Clean)
+    let is_free = map.taken == fs::Taken::Map && map.clean == fs::Clean::Clean;
+    Ok(if is_free { Holds::Swap } else { Holds::SwapInUse })
 }
 
 /// What that part of the image holds.

@@ -24,11 +24,25 @@ pub struct Movable {
     pub slot: Slot,
     /// So much in front of it moves with it: the table of a logical partition.
     pub front_bytes: u64,
-    /// It holds swap that is not in use, so that its header is all there is to it.
-    pub is_swap: bool,
+    pub holds: Holds,
+}
+
+/// What matters of a partition's content to its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// Swap that is not in use, so that its header is all there is to it.
+    Swap,
+    /// Swap that something is in, such as a hibernated system.
+    SwapInUse,
+    Other,
 }
 
 impl Movable {
+    /// Whether it may become smaller, or another one with a new header.
+    pub fn is_free_swap(&self) -> bool {
+        self.holds == Holds::Swap
+    }
+
     fn first(&self) -> u64 {
         self.slot.start_bytes - self.front_bytes
     }
@@ -37,7 +51,7 @@ impl Movable {
 /// The partitions of a table in the order of the disk.
 pub fn movables(
     table: &Table,
-    mut is_swap: impl FnMut(&Partition) -> Result<bool>,
+    mut holds: impl FnMut(&Partition) -> Result<Holds>,
 ) -> Result<Vec<Movable>> {
     let movable = |partition: &Partition| {
         let slot = Slot {
@@ -46,7 +60,7 @@ pub fn movables(
             len_bytes: partition.len_bytes,
         };
         let front_bytes = table.front_bytes(partition);
-        Ok(Movable { slot, front_bytes, is_swap: is_swap(partition)? })
+        Ok(Movable { slot, front_bytes, holds: holds(partition)? })
     };
     table.partitions.iter().map(movable).collect()
 }
@@ -55,7 +69,8 @@ pub fn movables(
 pub fn chosen(partitions: &[Movable], grow: Grow) -> Result<usize> {
     let found = match grow {
         Grow::Last => {
-            partitions.iter().rposition(|p| !p.is_swap).or_else(|| partitions.len().checked_sub(1))
+            let is_system = |p: &Movable| p.holds == Holds::Other;
+            partitions.iter().rposition(is_system).or_else(|| partitions.len().checked_sub(1))
         }
         Grow::Partition(number) => partitions.iter().position(|p| p.slot.number == number),
     };
@@ -88,7 +103,8 @@ pub fn places(partitions: &[Movable], room_end: u64, grow: Option<usize>) -> Res
 
 fn give_way(places: &mut [Movable], missing: u64) -> Result<()> {
     let mut left = missing;
-    for index in (0..places.len()).rev().filter(|index| places[*index].is_swap).collect::<Vec<_>>()
+    for index in
+        (0..places.len()).rev().filter(|index| places[*index].is_free_swap()).collect::<Vec<_>>()
     {
         let to_give = places[index].slot.len_bytes.saturating_sub(MIN_SWAP);
         let given = left.next_multiple_of(ALIGNMENT).min(to_give / ALIGNMENT * ALIGNMENT);
@@ -182,7 +198,7 @@ mod tests {
         let movable = |((start, len, front), number): (&(u64, u64, u64), u32)| Movable {
             slot: Slot { number, start_bytes: start * MIB, len_bytes: len * MIB },
             front_bytes: front * MIB,
-            is_swap: *len < 10,
+            holds: if *len < 10 { Holds::Swap } else { Holds::Other },
         };
         list.iter().zip(1..).map(movable).collect()
     }
@@ -215,6 +231,16 @@ mod tests {
     }
 
     #[test]
+    fn swap_that_is_in_use_is_not_the_last_one_and_does_not_give_way() {
+        let mut swap = disk(&[(1, 10, 0), (11, 20, 0), (31, 4, 0)]);
+        swap[2].holds = Holds::SwapInUse;
+        assert_eq!(chosen(&swap, Grow::Last).unwrap(), 1);
+        assert_eq!(chosen(&swap, Grow::Partition(3)).unwrap(), 2);
+        assert_eq!(chosen(&swap[2..], Grow::Last).unwrap(), 0);
+        assert!(places(&swap, 34 * MIB, None).is_err());
+    }
+
+    #[test]
     fn a_logical_partition_takes_its_table_along() {
         let logical = disk(&[(1, 10, 0), (13, 20, 2), (34, 4, 1)]);
         let grown = places(&logical, 100 * MIB, Some(0)).unwrap();
@@ -226,7 +252,7 @@ mod tests {
         let odd = [Movable {
             slot: Slot { number: 1, start_bytes: 63 * 512, len_bytes: 20 * MIB + 512 },
             front_bytes: 0,
-            is_swap: false,
+            holds: Holds::Other,
         }];
         for room in [20 * MIB + 64 * 512, 20 * MIB + 64 * 512 + 4096] {
             assert_eq!(places(&odd, room, Some(0)).unwrap(), [odd[0].slot]);
@@ -274,7 +300,7 @@ mod tests {
             let mut end = 0;
             for (partition, place) in partitions.iter().zip(&places) {
                 prop_assert!(place.start_bytes - partition.front_bytes >= end);
-                prop_assert!(partition.is_swap || place.len_bytes >= partition.slot.len_bytes);
+                prop_assert!(partition.is_free_swap() || place.len_bytes >= partition.slot.len_bytes);
                 prop_assert!(place.len_bytes >= MIN_SWAP);
                 end = place.end_bytes();
             }
