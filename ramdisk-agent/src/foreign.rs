@@ -283,6 +283,7 @@ fn decoded(codec: Option<Codec>, source: &Source) -> Result<Box<dyn Read + Send>
 fn stream_of(codec: Option<Codec>, source: Source) -> Result<ForeignDisk> {
     let name = codec.map_or(partclone::FORMAT, Codec::name);
     let compressed = source.head(HEAD_LEN).map_err(ForeignError::read(name))?;
+    codec.map_or(Ok(()), |codec| codec.check_window(&compressed))?;
     let window_bytes = codec.map_or(0, |codec| codec.window_bytes(&compressed));
     let mut head = vec![0; HEAD_LEN];
     let read =

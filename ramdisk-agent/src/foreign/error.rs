@@ -55,6 +55,12 @@ impl ForeignError {
     }
 
     fn kind(&self) -> ErrorKind {
+        // What came through a reader on its way.
+        if let Self::Read { source, .. } = self
+            && let Some(inner) = source.get_ref().and_then(|inner| inner.downcast_ref::<Self>())
+        {
+            return inner.kind();
+        }
         match self {
             // What is neither a store's error nor the system's comes from a decompressor, or is an early end.
             Self::Read { source, .. } => match StoreError::find(source) {

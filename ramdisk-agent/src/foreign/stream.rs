@@ -3,10 +3,12 @@
 //! A stream is read to its very end: what is cut off, and what has something else behind its end, is an error. Memory is limited,
 //! whatever window a stream asks for.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use super::error::{ForeignError, Result};
 use super::source::Source;
+use crate::run::size;
+use crate::store::StoreError;
 
 /// `zstd --ultra -22` needs so much, and no stock tool makes more unless told to, with `--long`.
 const ZSTD_WINDOW_LOG: u32 = 27;
@@ -55,8 +57,38 @@ impl Codec {
                 let base = 1_u64 << (10 + (window >> 3));
                 base + base / 8 * u64::from(window & 7)
             }
+            // One segment: the window is the content, whose length stands behind the dictionary's number.
+            (Self::Zstd, [0x28, 0xB5, 0x2F, 0xFD, flags, rest @ ..]) => {
+                let at = [0, 1, 2, 4][usize::from(flags & 3)];
+                let len = 1 << (flags >> 6);
+                let field = rest.get(at..at + len).unwrap_or_default();
+                let content = field.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
+                if len == 2 { content + 256 } else { content }
+            }
             _ => 0,
         }
+    }
+
+    /// Refuses a stream that begins with a window larger than is taken.
+    pub fn check_window(self, head: &[u8]) -> Result<()> {
+        match self.window_bytes(head) {
+            window if window > 1 << ZSTD_WINDOW_LOG => Err(self.too_large(&size(window))),
+            _ => Ok(()),
+        }
+    }
+
+    fn too_large(self, window: &str) -> ForeignError {
+        let reason = match self {
+            Self::Xz => format!(
+                "its dictionary takes more than the {} of memory that are given to it: repack it, with `xz -9` at most",
+                size(XZ_MEMORY)
+            ),
+            _ => format!(
+                "its window is {window}, and no more than {} is taken, for memory: repack it, with `zstd --long={ZSTD_WINDOW_LOG}` at most",
+                size(1 << ZSTD_WINDOW_LOG)
+            ),
+        };
+        ForeignError::refused(self.name(), reason)
     }
 
     /// Its name.
@@ -74,7 +106,7 @@ impl Codec {
     pub fn decode(self, source: &Source) -> Result<Box<dyn Read + Send>> {
         let failed = |source| ForeignError::Read { format: self.name(), source };
         let stream = source.stream();
-        Ok(match self {
+        let decoder: Box<dyn Read + Send> = match self {
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(stream)),
             Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(stream)),
             Self::Xz => {
@@ -89,6 +121,40 @@ impl Codec {
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed)?;
                 Box::new(decoder)
             }
-        })
+        };
+        Ok(Box::new(Explained { decoder, codec: self }))
     }
+}
+
+/// A decoder whose errors say what is wrong with the stream, and not only with the call that met it.
+struct Explained {
+    decoder: Box<dyn Read + Send>,
+    codec: Codec,
+}
+
+impl Read for Explained {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(buf).map_err(|error| explain(self.codec, error))
+    }
+}
+
+fn explain(codec: Codec, error: io::Error) -> io::Error {
+    let is_the_sources = StoreError::find(&error).is_some() || error.raw_os_error().is_some();
+    if is_the_sources || error.kind() == io::ErrorKind::Interrupted {
+        return error;
+    }
+    let said = error.to_string();
+    // The decoders have no other sign for it; the tests hold their words.
+    if codec == Codec::Zstd && said.contains("too much memory")
+        || codec == Codec::Xz && said.contains("memory limit")
+    {
+        return io::Error::other(codec.too_large("larger"));
+    }
+    let name = codec.name();
+    io::Error::new(
+        error.kind(),
+        format!(
+            "the {name} stream is cut off or damaged, or something stands behind its end that is not {name} ({said})"
+        ),
+    )
 }
