@@ -55,6 +55,9 @@ pub const PARTIAL_SUFFIX: &str = ".partial";
 /// The longest name of an image, in bytes: with what a writer adds it has the 255 bytes that file systems take.
 pub const NAME_MAX_BYTES: usize = 255 - PARTIAL_SUFFIX.len();
 
+/// What is written at once for zeros where a store can leave no hole.
+const ZEROS_LEN: usize = 1 << 20;
+
 /// An image in a store, opened for reading from any number of threads.
 ///
 /// Reads fail with a [`std::io::Error`] that holds a [`StoreError`]; [`StoreError::find`] gets it back.
@@ -69,6 +72,26 @@ pub trait ImageFile: ReadAt {
 pub trait StoreWriter: Send {
     /// Appends `data`. It may stay in memory until [`commit`](Self::commit); an error may belong to an earlier call.
     fn append(&mut self, data: &[u8]) -> Result<()>;
+
+    /// Appends so many zeros. Where files can have holes, nothing is written for them.
+    fn append_zeros(&mut self, len_bytes: u64) -> Result<()> {
+        write_zeros(self, len_bytes)
+    }
+
+    /// Whether [`append_zeros`](Self::append_zeros) leaves holes.
+    fn leaves_holes(&self) -> bool {
+        false
+    }
+
+    /// Whether there is room for a file of this length with so many bytes in it that are not appended as zeros; to be asked before anything is
+    /// appended. Where a store does not tell, or may take less for them, the answer is yes.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`] with the bytes that are missing.
+    fn check_room(&self, len_bytes: u64, data_bytes: u64) -> Result<()> {
+        let _ = (len_bytes, data_bytes);
+        Ok(())
+    }
 
     /// Waits until everything appended is on stable storage and returns its length.
     fn commit(&mut self) -> Result<u64>;
@@ -99,6 +122,18 @@ pub trait StoreWriter: Send {
     fn keep(self: Box<Self>) -> Result<()> {
         self.abort()
     }
+}
+
+/// Zeros, appended as any other bytes.
+fn write_zeros<W: StoreWriter + ?Sized>(writer: &mut W, len_bytes: u64) -> Result<()> {
+    let zeros = vec![0; ZEROS_LEN];
+    let mut left = len_bytes;
+    while left > 0 {
+        let now = usize::try_from(left).unwrap_or(ZEROS_LEN).min(ZEROS_LEN);
+        writer.append(&zeros[..now])?;
+        left -= now as u64;
+    }
+    Ok(())
 }
 
 /// What a writer that was cut off has left behind. As long as this lives, no other writer of this side gets at it, where the store

@@ -78,6 +78,7 @@ impl Gzip {
 impl Encode for Gzip {
     type Piece = Piece;
     type Joint = Joint;
+    const IS_DISK: bool = false;
 
     fn encode(&self, content: &[u8], len: u64, buffer: Vec<u8>) -> Result<Piece> {
         if content.is_empty() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use agent_api::{ErrorKind, Stage};
-use image_format::{FrameEntry, ReadAt};
+use image_format::{FrameEntry, FrameKind, ReadAt};
 use uuid::Uuid;
 
 use super::{ConvertSummary, fetch};
@@ -14,7 +14,7 @@ use crate::pipeline;
 use crate::progress::Progress;
 use crate::store::{self, StoreUrl, StoreWriter};
 
-/// What is written at once for a hole.
+/// What is hashed at once for a hole.
 const ZEROS_LEN: usize = 4 << 20;
 
 /// How frames become a stream: each is encoded for itself, on several threads, and then joined to the others in order.
@@ -23,6 +23,8 @@ pub trait Encode: Sync {
     type Piece: Send;
     /// What is carried from piece to piece.
     type Joint: Default;
+    /// Whether the stream is the disk, byte for byte: then it is known beforehand how much will be written.
+    const IS_DISK: bool;
 
     /// Encodes the bytes of a data frame, or, if there are none, so many zeros.
     fn encode(&self, content: &[u8], len: u64, buffer: Vec<u8>) -> Result<Self::Piece>;
@@ -54,6 +56,18 @@ impl Output<'_> {
         self.hasher.update(bytes);
         Ok(self.store.append(bytes)?)
     }
+
+    /// Appends so many zeros, as a hole where the store has holes.
+    pub fn put_hole(&mut self, len: u64) -> Result<()> {
+        let zeros = vec![0; ZEROS_LEN];
+        let mut left = len;
+        while left > 0 {
+            let now = usize::try_from(left).unwrap_or(ZEROS_LEN).min(ZEROS_LEN);
+            self.hasher.update(&zeros[..now]);
+            left -= now as u64;
+        }
+        Ok(self.store.append_zeros(len)?)
+    }
 }
 
 /// The disk as it is.
@@ -63,6 +77,7 @@ pub struct Plain;
 impl Encode for Plain {
     type Piece = (u64, Vec<u8>);
     type Joint = ();
+    const IS_DISK: bool = true;
 
     fn encode(&self, content: &[u8], len: u64, mut buffer: Vec<u8>) -> Result<Self::Piece> {
         buffer.clear();
@@ -77,13 +92,7 @@ impl Encode for Plain {
         out: &mut Output<'_>,
     ) -> Result<Vec<u8>> {
         if bytes.is_empty() {
-            let zeros = vec![0; ZEROS_LEN];
-            let mut left = len;
-            while left > 0 {
-                let now = usize::try_from(left).unwrap_or(ZEROS_LEN).min(ZEROS_LEN);
-                out.put(&zeros[..now])?;
-                left -= now as u64;
-            }
+            out.put_hole(len)?;
         } else {
             out.put(&bytes)?;
         }
@@ -100,14 +109,16 @@ impl Encode for Plain {
 }
 
 /// Writes, checks and publishes the stream.
-pub fn write(
+pub fn write<E: Encode>(
     image: &dyn DiskImage,
     target: &StoreUrl,
-    encode: &impl Encode,
+    encode: &E,
     progress: &Arc<Progress>,
 ) -> Result<ConvertSummary> {
     let mut writer = store::create(target, Uuid::new_v4(), &super::stores(image, progress))?;
-    let checked = write_frames(image, &mut *writer, encode, progress)
+    let room = if E::IS_DISK { check_room(image, &*writer) } else { Ok(()) };
+    let checked = room
+        .and_then(|()| write_frames(image, &mut *writer, encode, progress))
         .and_then(|(hash, data_bytes)| Ok((check(&mut *writer, hash, progress)?, data_bytes)));
     let (stored_bytes, data_bytes) = match checked {
         Ok(done) => done,
@@ -126,6 +137,18 @@ pub fn write(
         reread_bytes: stored_bytes,
         ..ConvertSummary::default()
     })
+}
+
+/// Refuses a disk whose data have no room in the store, before hours are spent on it.
+fn check_room(image: &dyn DiskImage, writer: &dyn StoreWriter) -> Result<()> {
+    let mut data_bytes = 0;
+    for frame in image.frames() {
+        let frame = frame?;
+        if frame.kind == FrameKind::Data {
+            data_bytes += u64::from(frame.logical_len);
+        }
+    }
+    Ok(writer.check_room(image.disk_len(), data_bytes)?)
 }
 
 fn write_frames<E: Encode>(

@@ -9,6 +9,7 @@ use agent_api::ErrorKind;
 
 use super::url::UrlError;
 use super::{NAME_MAX_BYTES, PARTIAL_SUFFIX};
+use crate::run::size;
 
 /// Why an operation on a store failed.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +105,19 @@ pub enum StoreError {
     NoSpace {
         /// The image.
         url: String,
+    },
+    /// No room, as can be told before anything is written.
+    #[error(
+        "{url}: {} must be written and its file system has {} free: {} are missing; make room and start again (nothing was written)",
+        size(*needed), size(*free), size(needed - free)
+    )]
+    NoRoom {
+        /// The image.
+        url: String,
+        /// How many bytes must be written.
+        needed: u64,
+        /// How many are free, fewer.
+        free: u64,
     },
     /// The server did not answer within the budget.
     #[error("{what} for {seconds} s; check that the server runs and that this network reaches it")]
@@ -220,7 +234,7 @@ impl StoreError {
             | Self::Untrusted { .. }
             | Self::Unsupported { .. } => ErrorKind::Refused,
             Self::NotFound { .. } | Self::NoShare { .. } => ErrorKind::NotFound,
-            Self::NoSpace { .. } => ErrorKind::NoSpace,
+            Self::NoSpace { .. } | Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::Unreachable { .. } | Self::Resolve { .. } => ErrorKind::Network,
             Self::PastEnd { .. } => ErrorKind::ImageCorrupt,
             Self::Io { .. }
@@ -251,6 +265,7 @@ impl StoreError {
             | Self::Denied { url, .. }
             | Self::Unsupported { url, .. }
             | Self::NoSpace { url }
+            | Self::NoRoom { url, .. }
             | Self::Io { url, .. }
             | Self::Server { url, .. }
             | Self::Protocol { url, .. }

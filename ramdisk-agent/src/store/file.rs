@@ -6,6 +6,7 @@
 mod direct;
 mod left_over;
 mod partial;
+mod room;
 mod writer;
 
 use std::fs::{self, File, OpenOptions};

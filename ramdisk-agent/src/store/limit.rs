@@ -174,6 +174,22 @@ impl StoreWriter for LimitedWriter {
         Ok(())
     }
 
+    fn append_zeros(&mut self, len_bytes: u64) -> Result<()> {
+        // A hole is not written, so there is nothing to wait for.
+        if self.writer.leaves_holes() {
+            return self.writer.append_zeros(len_bytes);
+        }
+        super::write_zeros(self, len_bytes)
+    }
+
+    fn leaves_holes(&self) -> bool {
+        self.writer.leaves_holes()
+    }
+
+    fn check_room(&self, len_bytes: u64, data_bytes: u64) -> Result<()> {
+        self.writer.check_room(len_bytes, data_bytes)
+    }
+
     fn commit(&mut self) -> Result<u64> {
         self.writer.commit()
     }

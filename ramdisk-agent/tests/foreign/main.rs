@@ -16,6 +16,7 @@ mod device;
 #[path = "../imaging/disks.rs"]
 mod disks;
 mod folders;
+mod holes;
 mod partclone;
 mod streams;
 mod support;

@@ -16,13 +16,15 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::buffer::{AlignedBuf, DIRECT_ALIGN};
 
-use super::super::{ImageFile, Result, StoreError, StoreWriter};
+use super::super::{ImageFile, Result, StoreError, StoreWriter, write_zeros};
 use super::direct::{self, Output};
 use super::partial::{create_partial, is_at, partial_of, remove_if_there, rename_new, sync_folder};
-use super::{FileImage, On};
+use super::{FileImage, On, room};
 
 /// What one write call takes: enough that a disk is kept busy by one call at a time.
 pub(super) const CHUNK_BYTES: usize = 4 << 20;
+/// Shorter stretches of zeros are written: a hole costs the file system an entry in its map.
+const MIN_HOLE_BYTES: u64 = 64 << 10;
 /// After how much written data write-back is started.
 const WRITEBACK_STEP_BYTES: u64 = 16 << 20;
 
@@ -56,6 +58,8 @@ impl Chunk {
 
 enum Job {
     Write(Chunk),
+    /// Leave a hole of so many bytes, a whole number of sectors.
+    Hole(u64),
     /// Flush to stable storage, then answer.
     Flush(Sender<()>),
 }
@@ -184,6 +188,31 @@ impl StoreWriter for FileWriter {
         Ok(())
     }
 
+    fn append_zeros(&mut self, len_bytes: u64) -> Result<()> {
+        let align = u64::try_from(DIRECT_ALIGN).expect("a sector's length fits 64 bits");
+        let before = (self.len_bytes.next_multiple_of(align) - self.len_bytes).min(len_bytes);
+        let hole = (len_bytes - before) / align * align;
+        if hole < MIN_HOLE_BYTES {
+            return write_zeros(self, len_bytes);
+        }
+        // What stands in front of the hole and behind it stays on whole sectors.
+        write_zeros(self, before)?;
+        if self.chunk.len > 0 {
+            self.hand_over_chunk()?;
+        }
+        self.send(Job::Hole(hole))?;
+        self.len_bytes += hole;
+        write_zeros(self, len_bytes - before - hole)
+    }
+
+    fn leaves_holes(&self) -> bool {
+        true
+    }
+
+    fn check_room(&self, len_bytes: u64, data_bytes: u64) -> Result<()> {
+        room::check(&self.file, &self.partial, len_bytes, data_bytes)
+    }
+
     fn commit(&mut self) -> Result<u64> {
         if self.chunk.len > 0 {
             self.hand_over_chunk()?;
@@ -269,9 +298,11 @@ fn write_thread(
 ) -> io::Result<()> {
     let mut offset = start;
     let mut started = start;
+    let mut ends_in_hole = false;
     for job in queue {
         match job {
             Job::Write(mut chunk) => {
+                ends_in_hole = false;
                 let direct = output.write(chunk.as_slice(), offset)?;
                 offset += u64::try_from(chunk.len).expect("a chunk's length fits 64 bits");
                 chunk.len = 0;
@@ -284,8 +315,23 @@ fn write_thread(
                     started = offset;
                 }
             }
+            Job::Hole(len_bytes) => {
+                if started < offset {
+                    start_writeback(&output.file, started, offset - started);
+                }
+                // A hole is what nobody writes: the file is new, or ends at this place.
+                offset += len_bytes;
+                started = offset;
+                ends_in_hole = true;
+            }
             Job::Flush(done) => {
-                output.file.sync_data()?;
+                if ends_in_hole {
+                    output.file.set_len(offset)?;
+                    output.file.sync_all()?;
+                    ends_in_hole = false;
+                } else {
+                    output.file.sync_data()?;
+                }
                 // The writer may be gone: then nobody waits.
                 let _ = done.send(());
             }
@@ -302,7 +348,56 @@ fn start_writeback(file: &File, offset: u64, len_bytes: u64) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::ReadAt as _;
     use super::*;
+
+    #[test]
+    fn zeros_are_zeros_wherever_they_begin_and_end() {
+        use std::os::unix::fs::MetadataExt as _;
+        // Beside the build's output, which is on a disk as a rule, and where direct writes work.
+        for folder in [
+            tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap(),
+            tempfile::tempdir().unwrap(),
+        ] {
+            // Data and zeros by turns.
+            for lens in [
+                &[0, 3 << 20][..],
+                &[5, 4096, 70_000, 20, 1 << 20, (9 << 20) + 1, 4_095, 65_536],
+                &[4096, 16 << 20, 4096],
+                &[CHUNK_BYTES, CHUNK_BYTES, 1, 2 * CHUNK_BYTES, 3, 5],
+                &[8191, 65_536, 1, 65_536 + 4095, 4096, 8 << 20],
+            ] {
+                let path = folder.path().join("x.raw");
+                let mut writer = FileWriter::create(&path, On::Machine, 2).unwrap();
+                let mut expected = Vec::new();
+                for (number, len) in lens.iter().enumerate() {
+                    if number % 2 == 0 {
+                        expected.resize(expected.len() + len, 0xA5);
+                        writer.append(&vec![0xA5; *len]).unwrap();
+                    } else {
+                        expected.resize(expected.len() + len, 0);
+                        writer.append_zeros(*len as u64).unwrap();
+                    }
+                    // In the middle as well: a commit is no end.
+                    if number == 1 {
+                        assert_eq!(writer.commit().unwrap(), expected.len() as u64);
+                    }
+                }
+                assert_eq!(writer.commit().unwrap(), expected.len() as u64);
+                let mut read = vec![1; expected.len()];
+                let reader = writer.reader().unwrap();
+                assert_eq!(reader.len_bytes(), expected.len() as u64, "{lens:?}");
+                reader.read_exact_at(&mut read, 0).unwrap();
+                assert!(read == expected, "{lens:?}");
+                Box::new(writer).publish().unwrap();
+                assert!(fs::read(&path).unwrap() == expected, "{lens:?}");
+                let data: usize = lens.iter().step_by(2).sum();
+                let taken = fs::metadata(&path).unwrap().blocks() * 512;
+                assert!(taken < (data + (1 << 20)) as u64, "{lens:?}: {taken} bytes");
+                fs::remove_file(&path).unwrap();
+            }
+        }
+    }
 
     #[test]
     fn a_full_file_system_is_no_space() {
