@@ -3,23 +3,25 @@
 //! A *disk* here is a whole disk, a partition or a regular file that stands for one (`disk.raw`). A source is opened read-only
 //! and never written. A target is opened exclusively: the kernel then refuses disks that are mounted, held by LVM or md, or
 //! opened exclusively by somebody else; the refusals of [`in_use`] say the same earlier and in words. Sources are locked shared
-//! and targets exclusively (`flock(2)`, which udev honours too), so that two agents never meet on one disk or disk file.
+//! and targets exclusively (`lock`), so that two agents never meet on one disk or disk file, by whatever nodes they come.
 
 mod backing;
 mod bad;
+mod ground;
 mod inventory;
+mod lock;
+mod mounts;
 mod part;
 mod selector;
 mod users;
 mod watch;
 mod window;
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use agent_api::{DiskInfo, ErrorKind};
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -36,9 +38,7 @@ pub use window::Window;
 use crate::buffer::AlignedBuf;
 use crate::error::{Error, IoContext, Result};
 use crate::sys;
-
-/// udev looks at a disk for less than this.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+use lock::Access;
 
 /// An open disk, partition or disk file.
 #[derive(Debug)]
@@ -54,6 +54,8 @@ pub struct Disk {
     part_of: Option<PartOf>,
     logical_sector_bytes: u32,
     watch: Arc<Watch>,
+    /// What is open for nothing but the locks on it.
+    locks: Vec<File>,
 }
 
 impl Disk {
@@ -65,8 +67,7 @@ impl Disk {
         };
         let file = open(0).map_err(|e| open_error(path, "opening", e))?;
         let disk = Self::from_file(path, file, open(libc::O_DIRECT).ok())?;
-        disk.lock(File::try_lock_shared)?;
-        Ok(disk)
+        disk.locked(Access::Read)
     }
 
     /// Opens a target for writing, exclusively if it is a block device.
@@ -87,31 +88,7 @@ impl Disk {
         // O_DIRECT: then everything goes through the page cache and is dropped from it before the read-back.
         let direct = open(libc::O_DIRECT).ok();
         let disk = Self::from_file(path, file, direct)?;
-        disk.lock(File::try_lock)?;
-        Ok(disk)
-    }
-
-    /// Takes the lock, but does not wait for another agent's: only as long as udev may look at a disk.
-    fn lock(
-        &self,
-        try_lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
-    ) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            match try_lock(&self.file) {
-                Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                Err(TryLockError::WouldBlock) => {
-                    return Err(Error::refused(format!(
-                        "{} is locked by another program: a capture or a restore of it is under way",
-                        self.path.display()
-                    )));
-                }
-                // Some network filesystems have no locks; there is nothing to be had from them then.
-                Ok(()) | Err(TryLockError::Error(_)) => return Ok(()),
-            }
-        }
+        disk.locked(Access::Write)
     }
 
     /// Whether a path leads to this very file or device.
@@ -163,6 +140,7 @@ impl Disk {
             part_of: None,
             logical_sector_bytes,
             watch,
+            locks: Vec::new(),
         })
     }
 

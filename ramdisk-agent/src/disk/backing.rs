@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::inventory::{read_text, sysfs_dir};
-use super::{Disk, drop_file_cache, users};
+use super::{Disk, drop_file_cache, mounts};
 use crate::sys;
 
 /// Direct I/O of a loop device, until this is dropped.
@@ -31,7 +31,7 @@ impl Disk {
     #[must_use]
     pub fn direct_backing(&self) -> Option<DirectBacking<'_>> {
         let backing = self.cached_backing()?;
-        let wanted = users::is_of_kernel(&backing);
+        let wanted = mounts::is_of_kernel(&backing);
         (wanted && sys::loops::set_direct(&self.file, true).is_ok()).then(|| DirectBacking(self))
     }
 
@@ -61,8 +61,8 @@ impl Disk {
     fn open_backing(&self, path: &Path) -> Option<File> {
         let file = File::open(path).ok()?;
         let found = file.metadata().ok()?;
-        let is_it = sys::loops::backing(&self.file).ok()? == (found.dev(), found.ino());
-        is_it.then_some(file)
+        let told = sys::loops::backing(&self.file).ok()?;
+        ((told.device, told.inode) == (found.dev(), found.ino())).then_some(file)
     }
 }
 

@@ -77,14 +77,26 @@ pub fn set_direct(device: &File, on: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// The device number and the inode of the file behind a loop device (`LOOP_GET_STATUS64`).
-pub fn backing(device: &File) -> io::Result<(u64, u64)> {
+/// What is behind a loop device, whatever leads there now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backing {
+    /// The device number of the filesystem that the file is on.
+    pub device: u64,
+    /// The file's inode.
+    pub inode: u64,
+    /// The device number that it is the node of; 0: it is a regular file.
+    pub rdevice: u64,
+}
+
+/// What is behind a loop device (`LOOP_GET_STATUS64`). Looks at the file: where a server or a program answers for it, that may take as long as
+/// they do.
+pub fn backing(device: &File) -> io::Result<Backing> {
     let mut info = LoopInfo::of(0, 0, 0);
     // SAFETY: LOOP_GET_STATUS64 writes one struct loop_info64 through the pointer, which lives until the call returns and whose
     // layout is that of linux/loop.h; any bytes are a valid value of it.
     unsafe { ioctl::get_status(device.as_raw_fd(), &raw mut info) }?;
     // The kernel's own encoding of device numbers is that of the C library's.
-    Ok((info.device, info.inode))
+    Ok(Backing { device: info.device, inode: info.inode, rdevice: info.rdevice })
 }
 
 /// Puts `len` bytes of `backing`, from `offset` on, behind a loop device (`LOOP_CONFIGURE`, Linux 5.8). `EBUSY` if somebody else was

@@ -151,6 +151,7 @@ fn the_cache_beneath_a_loop_device_is_out_of_the_way_for_a_while() {
     assert_eq!(dio(&device.0), "1");
     drop(direct);
     assert_eq!(dio(&device.0), "0");
+    drop(disk);
     // Whoever has it on keeps it on.
     let device = Loop::new(&file, &["--direct-io=on"]);
     assert!(Disk::open_target(&device.0).unwrap().direct_backing().is_none());
@@ -158,6 +159,10 @@ fn the_cache_beneath_a_loop_device_is_out_of_the_way_for_a_while() {
     // A file that a program answers for, which may be busy with one request at a time.
     let faulty = FaultyDisk::target(&file, dir.path(), &[]);
     assert!(Disk::open_target(faulty.path()).unwrap().direct_backing().is_none());
+    // It has locks of its own.
+    assert!(Disk::open_target(&file).unwrap_err().to_string().contains("qemu-storage"));
+    drop(faulty);
+    drop(device);
     assert!(Disk::open_target(&file).unwrap().direct_backing().is_none());
 }
 

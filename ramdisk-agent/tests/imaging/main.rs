@@ -24,6 +24,7 @@ mod grow;
 mod layout_file;
 mod limit;
 mod lvm;
+mod meeting;
 mod partition;
 mod pieces;
 mod power_cut;
