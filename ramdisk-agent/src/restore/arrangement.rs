@@ -162,6 +162,14 @@ pub fn volume(
         let kind = kind_of(disk, start_bytes, len_bytes)?;
         match growth(kind, None, 0, target_bytes)? {
             Some(_) if target_bytes == len_bytes => {}
+            None if is_swap(disk, start_bytes, len_bytes)? => {
+                let whole = Slot { number, start_bytes: 0, len_bytes: target_bytes };
+                begin = Some(swap_header(disk, source, &whole)?.bytes);
+                notes.push(format!(
+                    "the swap area gets a new header for {}, with its UUID and label",
+                    size(target_bytes)
+                ));
+            }
             Some(growth) => growths.push(growth),
             None => {
                 notes.push(format!("the {kind} keeps its size: grow it in the restored system"))
@@ -202,23 +210,22 @@ fn bare(
         )));
     }
     let target_bytes = target.len_bytes();
-    if target_bytes < disk_bytes {
-        return Err(Error::refused(format!(
-            "{} has {target_bytes} bytes and the image's disk {disk_bytes}: {} bytes are missing; nothing was written",
-            target.path().display(),
-            disk_bytes - target_bytes
-        )));
-    }
     let mut notes = Vec::new();
     if let Some(grow) = options.grow {
         layout::chosen(&[], grow)?;
+    }
+    if target_bytes < disk_bytes {
+        notes.push(format!(
+            "the target is {} smaller than the image's disk, which has no partitions; what lies at its end is left out",
+            size(disk_bytes - target_bytes)
+        ));
     } else if table.kind == TableKind::Gpt && target_bytes != disk_bytes {
         notes.push(BACKUP_MOVES.into());
     }
-    let withheld = withheld(disk, table, HEAD_LEN.min(disk_bytes))?;
+    let withheld = withheld(disk, table, HEAD_LEN.min(disk_bytes).min(target_bytes))?;
     let pieces = table::arrange(disk, table, &[], target_bytes).map_err(image_error)?;
     let commit = commit_pieces(pieces.into_iter().map(Piece::from).collect(), &withheld);
-    let whole = Segment { image: 0..disk_bytes, target: 0 };
+    let whole = Segment { image: 0..disk_bytes.min(target_bytes), target: 0 };
     let placement = Placement::new(vec![whole], withheld, &places_of(&commit));
     let (slots, fresh, growths) = (Vec::new(), Vec::new(), Vec::new());
     Ok(Arrangement { slots, sector_bytes, placement, commit, fresh, growths, notes })

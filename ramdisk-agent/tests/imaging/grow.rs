@@ -288,3 +288,30 @@ fn what_does_not_grow_does_not_boot() {
     File::open(&target).unwrap().read_exact_at(&mut head, 0).unwrap();
     assert!(head.iter().all(|b| *b == 0));
 }
+
+#[test]
+fn a_bare_swap_area_grows() {
+    let dir = tempfile::tempdir().unwrap();
+    let [source, image, target] = ["s", "a.img.zst", "t"].map(|name| dir.path().join(name));
+    disks::swap(&source, 8 * MIB);
+    capture(&source, &image, &[]);
+    noise_file(&target, 20 * MIB, 1);
+    let summary = restore(&image, &target, &["--grow", "last"]);
+    assert!(words(&summary["changes"]).contains("new header for 20.00 MiB"), "{summary:#}");
+    let pages = |file: &Path| {
+        let mut bytes = [0; 4];
+        File::open(file).unwrap().read_exact_at(&mut bytes, 1024 + 4).unwrap();
+        u64::from(u32::from_le_bytes(bytes)) + 1
+    };
+    assert_eq!([&source, &target].map(|file| pages(file) * 4096), [8 * MIB, 20 * MIB]);
+    assert_eq!(uuid(&source), uuid(&target));
+    let again = restore(&image, &target, &["--grow", "last", "--delta"]);
+    assert_eq!(again["written_bytes"], 0, "{again:#}");
+}
+
+/// The UUID of a swap area.
+fn uuid(file: &Path) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    File::open(file).unwrap().read_exact_at(&mut bytes, 1024 + 12).unwrap();
+    bytes
+}

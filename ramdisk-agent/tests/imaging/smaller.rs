@@ -113,3 +113,23 @@ fn partitions_that_leave_no_room_for_a_backup_gpt() {
     noise_file(&target, len - 512, 1);
     try_restore(&image, &target, &[]).refused("refused", &["bytes are missing"]);
 }
+
+#[test]
+fn an_empty_table_onto_a_disk_that_is_smaller() {
+    let dir = tempfile::tempdir().unwrap();
+    let [source, image, target] = ["s", "a.img.zst", "t"].map(|name| dir.path().join(name));
+    File::create_new(&source).unwrap().set_len(8 * MIB).unwrap();
+    run("gdisk", "sgdisk", &["-o", source.to_str().unwrap()]);
+    capture(&source, &image, &[]);
+    for len in [8 * MIB - 512, MIB / 2] {
+        noise_file(&target, len, 1);
+        let summary = restore(&image, &target, &[]);
+        assert!(words(&summary["changes"]).contains("left out"), "{summary:#}");
+        let verdict = run("gdisk", "sgdisk", &["-v", target.to_str().unwrap()]);
+        assert!(verdict.contains("No problems found"), "{verdict}");
+        let again = restore(&image, &target, &["--delta"]);
+        assert_eq!(again["written_bytes"], 0, "{again:#}");
+    }
+    noise_file(&target, 40 * 512, 1);
+    try_restore(&image, &target, &[]).refused("refused", &["do not fit a disk of 20480 bytes"]);
+}
