@@ -5,12 +5,11 @@
 //! not changed; [`note`] says so. UUIDs of filesystems are no part of a table and stay.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::UNIX_EPOCH;
 
 use agent_api::{Layout, RestoreOptions};
 use image_format::Hash;
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use serde::Serialize;
 use uuid::{Builder, Uuid};
 
@@ -135,9 +134,42 @@ fn place_of(target: &Disk) -> serde_json::Value {
     serde_json::json!(path)
 }
 
-/// The inode of a file and when it was made, in nanoseconds; `None` where the filesystem does not keep that.
+/// The inode of a file and when it was made, in nanoseconds; `None` where the filesystem does not keep that. The standard library would ask
+/// for it on some targets only: with musl it calls `stat`, which has no such time.
 fn birth_of(file: &Path) -> Option<(u64, u64)> {
-    let meta = std::fs::metadata(file).ok().filter(std::fs::Metadata::is_file)?;
-    let made = meta.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some((meta.ino(), u64::try_from(made.as_nanos()).ok()?))
+    let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::BTIME;
+    let found = rustix::fs::statx(CWD, file, AtFlags::empty(), wanted).ok()?;
+    let has_all = StatxFlags::from_bits_retain(found.stx_mask).contains(wanted);
+    let is_file = FileType::from_raw_mode(found.stx_mode.into()) == FileType::RegularFile;
+    if !has_all || !is_file {
+        return None;
+    }
+    let seconds = u64::try_from(found.stx_btime.tv_sec).ok()?;
+    let made = seconds.checked_mul(1_000_000_000)?.checked_add(found.stx_btime.tv_nsec.into())?;
+    Some((found.stx_ino, made))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever C library this was built with.
+    #[test]
+    fn files_are_told_apart_by_what_stat_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let births = ["a", "b"].map(|name| {
+            let file = folder.path().join(name);
+            std::fs::write(&file, "").unwrap();
+            let format = "--format=%i %.9W";
+            let said = std::process::Command::new("stat").arg(format).arg(&file).output().unwrap();
+            let said = String::from_utf8(said.stdout).unwrap();
+            let (inode, made) = said.trim().split_once(' ').unwrap();
+            assert!(!made.starts_with(['0', '-']), "a filesystem without times of birth: {made}");
+            let expected = (inode.parse().unwrap(), made.replace('.', "").parse().unwrap());
+            assert_eq!(birth_of(&file), Some(expected));
+            expected
+        });
+        assert_ne!(births[0], births[1]);
+        assert_eq!(birth_of(folder.path()), None);
+    }
 }
