@@ -329,6 +329,9 @@ fn open_error(path: &Path, doing: &str, error: std::io::Error) -> Error {
             (ErrorKind::Refused, " (run as root, or be given the right to it)")
         }
         std::io::ErrorKind::ReadOnlyFilesystem => (ErrorKind::Refused, ""),
+        std::io::ErrorKind::IsADirectory => {
+            (ErrorKind::Refused, " (a block device or a regular file is meant)")
+        }
         _ => (ErrorKind::Disk, ""),
     };
     Error::new(kind, format!("{doing} {}{advice}", path.display())).because(error)
@@ -373,6 +376,9 @@ mod tests {
     fn folders_and_empty_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         assert!(Disk::open_source(dir.path()).unwrap_err().to_string().contains("neither"));
+        let error = Disk::open_target(dir.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains("is meant"), "{error}");
         let path = dir.path().join("empty");
         std::fs::write(&path, "").unwrap();
         assert!(Disk::open_source(&path).unwrap_err().to_string().contains("no bytes"));

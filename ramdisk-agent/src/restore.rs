@@ -127,8 +127,8 @@ pub fn run(
         Ok(summary) => Ok(finished(summary, start, progress)),
         Err(error) => {
             // The first error is the one that matters.
-            let outcome = match commit::invalidate(target, plan) {
-                Ok(_) => "it holds no bootable system now".to_owned(),
+            let outcome = match commit::invalidate_what_can_be(target, plan) {
+                Ok(()) => "it holds no bootable system now".to_owned(),
                 Err(_) if !work.committing.load(Ordering::Relaxed) => {
                     "it holds no bootable system: its tables were erased before, and no new ones were written".to_owned()
                 }

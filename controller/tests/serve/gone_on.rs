@@ -318,14 +318,14 @@ async fn a_writer_goes_on_behind_any_byte() {
         let [first, second] = [(); 2].map(|()| store::left_over(&url, options).unwrap().unwrap());
         let mut first = first.go_on(4_000_000).unwrap();
         let late = second.go_on(data.len() as u64).err().unwrap();
-        assert!(matches!(late, StoreError::Replaced { .. }), "{late}");
+        assert!(matches!(late, StoreError::Lost { .. }), "{late}");
         first.append(&data[4_000_000..]).unwrap();
         // A writer that is replaced learns it when it next writes, and its going takes nothing with it.
         let third = store::left_over(&url, options).unwrap().unwrap();
         let mut third = third.go_on(4_000_000).unwrap();
         first.append(&data).unwrap();
         let replaced = first.commit().unwrap_err();
-        assert!(matches!(replaced, StoreError::Replaced { .. }), "{replaced}");
+        assert!(matches!(replaced, StoreError::Lost { .. }), "{replaced}");
         drop(first);
         third.append(&data[4_000_000..]).unwrap();
         third.publish().unwrap();

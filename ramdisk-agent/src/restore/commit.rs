@@ -59,36 +59,53 @@ pub struct HandMadeNodes(bool);
 /// nothing else has changed. Next the headers of both copies of a GPT, for firmware that does without a protective MBR. Only
 /// when these are gone for sure is anything touched that the old system would miss.
 pub fn invalidate(target: &Disk, plan: &RestorePlan) -> Result<HandMadeNodes> {
-    let len = target.len_bytes();
-    let lba0 = u64::from(target.logical_sector_bytes()).min(len);
-    let headers = [lba0..GPT_HEADERS_END.min(len), len.saturating_sub(BACKUP_HEADER_LEN)..len];
-    let first = std::iter::once(0..lba0).collect::<Vec<_>>();
-    let steps: [&[Range<u64>]; 3] = [&first, &headers, &plan.wipes];
-    let mut buffer = AlignedBuf::new(WIPE_CHECK_LEN);
-    for ranges in steps {
-        for range in ranges {
-            target.zero(range.start, range.end - range.start)?;
-        }
-        target.flush()?;
-        target.drop_cache();
-        for range in ranges {
-            let read = |bytes: &mut [u8], at| target.read_direct(bytes, at);
-            let held = medium::first_nonzero(range.clone(), buffer.as_mut_slice(), read)?;
-            if let Some(range) = held.differs {
-                return Err(Error::new(
-                    ErrorKind::Disk,
-                    format!(
-                        "{} cannot be erased: it says that zeros were written between byte {} and {}, and reads back \
-                         something else",
-                        target.path().display(),
-                        target.origin() + range.start,
-                        target.origin() + range.end
-                    ),
-                ));
-            }
-        }
+    for ranges in steps(target, plan) {
+        erase(target, &ranges)?;
     }
     Ok(forget_partitions(target))
+}
+
+/// The same when a restore has failed: what cannot be erased does not keep the rest from being erased. The first error is the one that
+/// is returned.
+pub fn invalidate_what_can_be(target: &Disk, plan: &RestorePlan) -> Result<()> {
+    let ranges = steps(target, plan).into_iter().flatten();
+    let done: Vec<Result<()>> = ranges.map(|range| erase(target, &[range])).collect();
+    forget_partitions(target);
+    done.into_iter().collect()
+}
+
+fn steps(target: &Disk, plan: &RestorePlan) -> [Vec<Range<u64>>; 3] {
+    let len = target.len_bytes();
+    let lba0 = u64::from(target.logical_sector_bytes()).min(len);
+    let headers = vec![lba0..GPT_HEADERS_END.min(len), len.saturating_sub(BACKUP_HEADER_LEN)..len];
+    [std::iter::once(0..lba0).collect(), headers, plan.wipes.clone()]
+}
+
+/// Writes zeros, and makes sure that they are there.
+fn erase(target: &Disk, ranges: &[Range<u64>]) -> Result<()> {
+    let mut buffer = AlignedBuf::new(WIPE_CHECK_LEN);
+    for range in ranges {
+        target.zero(range.start, range.end - range.start)?;
+    }
+    target.flush()?;
+    target.drop_cache();
+    for range in ranges {
+        let read = |bytes: &mut [u8], at| target.read_direct(bytes, at);
+        let held = medium::first_nonzero(range.clone(), buffer.as_mut_slice(), read)?;
+        if let Some(range) = held.differs {
+            return Err(Error::new(
+                ErrorKind::Disk,
+                format!(
+                    "{} cannot be erased: it says that zeros were written between byte {} and {}, and reads back \
+                     something else",
+                    target.path().display(),
+                    target.origin() + range.start,
+                    target.origin() + range.end
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Writes the withheld pieces, reads each back, and tells the kernel. Returns the bytes written.
