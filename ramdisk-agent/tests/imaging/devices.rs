@@ -24,18 +24,24 @@ impl Loop {
         Self(run("util-linux", "losetup", &args).trim().into())
     }
 
-    /// Has the kernel read the partition table; not every kernel does so by itself. When somebody else has just detached a device
-    /// of this number, the kernel may take away the new partitions with the old ones: then once more.
+    /// Has the kernel read the partition table; not every kernel does so by itself. When somebody has just detached a device of this
+    /// number, the kernel may take away some of the new partitions with the old ones, even a moment later: then once more, until all are
+    /// there and stay.
     pub fn find_partitions(&self) {
-        let first = format!("{}p1", self.text());
+        let shown =
+            run("util-linux", "partx", &["--show", "--noheadings", "--output", "NR", self.text()]);
+        let nodes: Vec<String> =
+            shown.split_whitespace().map(|number| format!("{}p{number}", self.text())).collect();
+        let are_there = || nodes.iter().all(|node| Path::new(node).exists());
         for _ in 0..50 {
             run("util-linux", "partx", &["--update", self.text()]);
-            if Path::new(&first).exists() {
+            let came = are_there();
+            std::thread::sleep(Duration::from_millis(100));
+            if came && are_there() {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(100));
         }
-        panic!("the kernel makes no {first}");
+        panic!("the kernel does not make {nodes:?}");
     }
 
     pub fn path(&self) -> &Path {
