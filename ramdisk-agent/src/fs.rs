@@ -224,14 +224,14 @@ pub fn map_volume(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Vo
 
 /// The same, where a physical volume has no map: in one.
 fn without_lvm(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<VolumeMap> {
-    let map = alone(src, len_bytes)?;
+    let Some((member, start)) = probe::member(src, len_bytes)? else {
+        return alone(src, len_bytes);
+    };
     // In a member of a RAID a filesystem's map may fit what the first stripe shows, and is of the whole array. One that reaches over
     // the RAID's metadata was made after it.
-    match probe::member(src, len_bytes)? {
-        Some((_, start)) if map.taken == Taken::Map && map.fs_bytes > start => Ok(map),
-        Some((member, _)) => Ok(without_map(member, len_bytes)),
-        None => Ok(map),
-    }
+    let map = alone(src, len_bytes)?;
+    let is_later = map.taken == Taken::Map && map.fs_bytes > start;
+    Ok(if is_later { map } else { without_map(member, len_bytes) })
 }
 
 /// What fills a volume, unless that is a member of a RAID.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::inventory::{SYS_BLOCK, read_text, read_u64, sysfs_dir};
+use super::inventory::{SYS_BLOCK, is_partition, read_text, read_u64, sysfs_dir};
 use super::mounts::{own_mounts, served_by};
 use crate::error::Result;
 use crate::sys;
@@ -135,7 +135,7 @@ fn with_partitions(dir: PathBuf, start: u64, through: &str) -> Vec<Node> {
         let range = start..start.saturating_add(size_of(&dir));
         Node { dir, range, through: through.to_owned() }
     };
-    let partitions = children.filter(|c| c.join("partition").exists());
+    let partitions = children.filter(|c| is_partition(c));
     let partitions: Vec<_> = partitions.map(|c| node(c.clone(), start + start_of(&c))).collect();
     std::iter::once(node(dir, start)).chain(partitions).collect()
 }
@@ -213,7 +213,7 @@ impl Backing {
 
 /// The disk of a partition.
 fn disk_of(dir: &Path) -> Option<PathBuf> {
-    dir.join("partition").exists().then(|| dir.parent().map(Path::to_owned))?
+    is_partition(dir).then(|| dir.parent().map(Path::to_owned))?
 }
 
 /// In bytes; sysfs counts in 512 whatever the sectors are.

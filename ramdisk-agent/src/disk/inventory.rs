@@ -32,10 +32,15 @@ pub fn inventory_of(path: &Path) -> Option<DiskInfo> {
     let dir = sysfs_dir(meta.rdev())?;
     let name = dir.file_name()?.to_str()?.to_owned();
     // A partition has its disk's identity.
-    let whole = if dir.join("partition").exists() { dir.parent()?.to_owned() } else { dir.clone() };
+    let whole = if is_partition(&dir) { dir.parent()?.to_owned() } else { dir.clone() };
     let mut info = describe(&whole, &name);
     info.size_bytes = read_u64(&dir.join("size")).unwrap_or(0) * 512;
     Some(info)
+}
+
+/// Whether this folder of sysfs is a partition's, and not a whole disk's.
+pub(super) fn is_partition(dir: &Path) -> bool {
+    dir.join("partition").exists()
 }
 
 pub(super) fn sysfs_dir(rdev: u64) -> Option<PathBuf> {

@@ -22,7 +22,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use super::Disk;
 use super::ground::{Ground, Node, Place, node_of};
-use super::inventory::sysfs_dir;
+use super::inventory::{is_partition, sysfs_dir};
 use super::mounts::is_of_kernel;
 use crate::error::{Error, IoContext, Result};
 
@@ -80,8 +80,7 @@ impl Disk {
     /// Where the ground itself cannot be locked: every other loop device with bytes of this.
     fn beside(&self, meta: &Metadata, place: &Place, access: Access) -> Result<Vec<File>> {
         let own = sysfs_dir(meta.rdev());
-        let is_other =
-            |node: &Node| Some(&node.dir) != own.as_ref() && !node.dir.join("partition").exists();
+        let is_other = |node: &Node| Some(&node.dir) != own.as_ref() && !is_partition(&node.dir);
         let mut locks = Vec::new();
         for node in place.nodes()?.iter().filter(|node| is_other(node)) {
             // Who may not open it has no lock of it, and nobody else's is broken by that.

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use serde::Serialize;
 
-use super::inventory::sysfs_dir;
+use super::inventory::{is_partition, sysfs_dir};
 use super::{Disk, Window};
 use crate::error::{Error, IoContext, Result};
 use crate::table::{self, Partition, Table, TableOutcome};
@@ -80,7 +80,7 @@ impl Disk {
     #[must_use]
     pub fn is_partition(&self) -> bool {
         let dir = self.file.metadata().ok().and_then(|meta| sysfs_dir(meta.rdev()));
-        dir.is_some_and(|dir| dir.join("partition").exists())
+        dir.is_some_and(|dir| is_partition(&dir))
     }
 
     /// Where its first byte is in [`Disk::file`].
