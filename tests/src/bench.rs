@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: how fast we are, beside those that we want to replace.
 //!
 //! Programs run in turn, on the same input, and are compared with their neighbours in time: on a machine with other work, seconds
-//! mean little and ratios nearly as much as ever. What is measured is the static agent, as users run it. Results gather in
-//! `target/bench/results.json`, and `docs/performance.md` with its plot is written from there.
+//! mean little and ratios nearly as much as ever. What is measured is the static agent, as users run it. Results are kept in
+//! `docs/performance.md`, whose plot is drawn of them.
 
 mod block;
 mod content;
@@ -108,11 +108,10 @@ pub fn run(options: &Options) -> Result<()> {
         memory: tempfile::tempdir_in("/dev/shm").context("making a folder in memory")?,
         folder,
     };
-    let path = bench.folder.join("results.json");
-    let mut results = Results::load(&path)?;
+    let mut results = Results::load()?;
     if options.only.is_empty() || options.only.contains(&Measure::Stores) {
         let table = bench.stores().context("measuring stores")?;
-        results.put(&path, "8 stores", table)?;
+        results.put("8 stores", &table)?;
     }
     for &filesystem in &options.filesystem {
         let name = filesystem.name();
@@ -120,7 +119,7 @@ pub fn run(options: &Options) -> Result<()> {
             if options.only.is_empty() || options.only.contains(&measure) {
                 eprintln!("{key}");
                 let table = make().with_context(|| format!("measuring {key}"))?;
-                results.put(&path, &key, table)?;
+                results.put(&key, &table)?;
             }
             Ok::<_, anyhow::Error>(())
         };

@@ -2,34 +2,33 @@
 
 use std::fmt::Write as _;
 
-use super::report::Table;
-use super::stats::Spread;
-
 const LABEL_WIDTH: f64 = 330.0;
 const BAR_WIDTH: f64 = 420.0;
 const WIDTH: f64 = LABEL_WIDTH + BAR_WIDTH + 90.0;
 const ROW: f64 = 18.0;
 
-/// An SVG of all races among the tables.
-pub fn svg<'a>(tables: impl Iterator<Item = &'a Table>) -> String {
+/// A race, as the document has it.
+#[derive(Debug)]
+pub struct Race<'a> {
+    /// What was done.
+    pub title: &'a str,
+    /// Who took part and their medians in seconds; ours first.
+    pub rows: Vec<(String, f64)>,
+}
+
+/// An SVG of all races.
+pub fn svg(races: &[Race<'_>]) -> String {
     let mut body = String::new();
     let mut y = 10.0;
-    for table in tables.filter(|table| !table.entries.is_empty()) {
+    for Race { title, rows } in races {
         y += 2.0 * ROW;
-        text(&mut body, 10.0, y, "start", "bold", &table.title);
-        let medians: Vec<f64> = table
-            .entries
-            .iter()
-            .map(|entry| {
-                Spread::of(entry.runs.iter().map(|run| run.wall_s)).map_or(0.0, |s| s.median)
-            })
-            .collect();
-        let longest = medians.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-        for (n, (entry, seconds)) in table.entries.iter().zip(&medians).enumerate() {
+        text(&mut body, 10.0, y, "start", "bold", title);
+        let longest = rows.iter().map(|(_, seconds)| *seconds).fold(f64::MIN_POSITIVE, f64::max);
+        for (n, (name, seconds)) in rows.iter().enumerate() {
             y += ROW;
             let width = seconds / longest * BAR_WIDTH;
             let fill = if n == 0 { "#c2410c" } else { "#94a3b8" };
-            text(&mut body, LABEL_WIDTH - 8.0, y, "end", "normal", &entry.name);
+            text(&mut body, LABEL_WIDTH - 8.0, y, "end", "normal", name);
             // Writing to a string does not fail.
             let _ = writeln!(
                 body,

@@ -1,13 +1,13 @@
-//! The results: kept as JSON, so that measures may be taken one by one, and shown as `docs/performance.md` and its plot.
+//! The results: `docs/performance.md` and its plot.
 //!
-//! The document's own text stays; what stands between a pair of marks in it is replaced.
+//! The document is where results are kept, so that measures may be taken one by one, on any checkout: a measure's section replaces the
+//! one of its key and nothing else. What stands outside the pair of marks is left alone; the plot is drawn of the document's tables.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result, bail};
 
 use super::plot;
 use super::run::Entry;
@@ -16,16 +16,22 @@ use crate::project;
 
 const BEGIN: &str = "<!-- results of cargo xtask bench -->";
 const END: &str = "<!-- end of results -->";
-/// Where the document has none yet.
-const HEAD: &str = "# Performance\n\n";
+/// Stands before each section, with its key. Sections are in the order of their keys.
+const KEY: &str = "\n<!-- measure: ";
+const KEY_END: &str = " -->\n";
+/// What a table of a race begins with.
+const RACE: &str = "| | s | CPU s |";
 
-/// Everything measured so far, in the order of its keys.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Results(BTreeMap<String, Table>);
+/// The document, taken apart.
+#[derive(Debug)]
+pub struct Results {
+    head: String,
+    sections: BTreeMap<String, String>,
+    tail: String,
+}
 
 /// One measure.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct Table {
     /// What was done.
     pub title: String,
@@ -38,7 +44,7 @@ pub struct Table {
 }
 
 /// A single figure, and what was asked of it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct Figure {
     /// What it is.
     pub what: String,
@@ -62,44 +68,78 @@ impl Results {
     /// Those of earlier runs.
     ///
     /// # Errors
-    /// If they are there but cannot be read.
-    pub fn load(path: &Path) -> Result<Self> {
-        let text = match fs::read_to_string(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self::default());
-            }
-            text => text.with_context(|| format!("reading {}", path.display()))?,
-        };
-        serde_json::from_str(&text)
-            .with_context(|| format!("{} is of another version: remove it", path.display()))
+    /// If the document cannot be read or has no place for results.
+    pub fn load() -> Result<Self> {
+        let path = document();
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("taking {} apart", path.display()))
     }
 
     /// Puts a measure in, in place of an earlier one of this key, and writes everything.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn put(&mut self, path: &Path, key: &str, table: Table) -> Result<()> {
-        println!("{}", table.markdown());
-        self.0.insert(key.to_owned(), table);
-        write(path, &serde_json::to_string_pretty(self).context("writing results as JSON")?)?;
-        let docs = project::root().join("docs");
-        let document = docs.join("performance.md");
-        let before = fs::read_to_string(&document).unwrap_or_else(|_| HEAD.to_owned());
-        write(&document, &self.insert_into(&before))?;
-        write(&docs.join("performance.svg"), &plot::svg(self.0.values()))
+    pub fn put(&mut self, key: &str, table: &Table) -> Result<()> {
+        let markdown = table.markdown();
+        println!("{markdown}");
+        self.sections.insert(key.to_owned(), markdown);
+        let path = document();
+        write(&path.with_extension("svg"), &plot::svg(&self.races()))?;
+        write(&path, &self.text())
     }
 
-    fn insert_into(&self, document: &str) -> String {
-        let (head, rest) = document.split_once(BEGIN).unwrap_or((document, ""));
-        let tail = rest.split_once(END).map_or("\n", |(_, tail)| tail);
-        let tables: Vec<String> = self.0.values().map(Table::markdown).collect();
-        format!("{head}{BEGIN}\n{}{END}{tail}", tables.concat())
+    fn parse(document: &str) -> Result<Self> {
+        let Some((head, (results, tail))) =
+            document.split_once(BEGIN).and_then(|(head, rest)| Some((head, rest.split_once(END)?)))
+        else {
+            bail!("it lacks the lines {BEGIN:?} and {END:?}");
+        };
+        let mut parts = results.split(KEY);
+        if parts.next().is_some_and(|first| !first.trim().is_empty()) {
+            bail!("something stands before the first line {:?}", KEY.trim());
+        }
+        let section = |part: &str| {
+            let (key, section) = part
+                .split_once(KEY_END)
+                .with_context(|| format!("a key without an end: {part:?}"))?;
+            Ok((key.to_owned(), section.to_owned()))
+        };
+        let sections = parts.map(section).collect::<Result<_>>()?;
+        Ok(Self { head: head.to_owned(), sections, tail: tail.to_owned() })
     }
+
+    fn text(&self) -> String {
+        let sections: String =
+            self.sections.iter().map(|(key, text)| format!("{KEY}{key}{KEY_END}{text}")).collect();
+        format!("{}{BEGIN}\n{sections}{END}{}", self.head, self.tail)
+    }
+
+    /// Of each race its title, and who took part with their medians in seconds.
+    fn races(&self) -> Vec<plot::Race<'_>> {
+        let row = |line: &str| {
+            let mut cells = line.strip_prefix("| ")?.split(" | ");
+            let name = cells.next()?;
+            let seconds = cells.next()?.split(' ').next()?.parse().ok()?;
+            Some((name.to_owned(), seconds))
+        };
+        let race = |section| {
+            let (title, table) = str::split_once(section, RACE)?;
+            let title = title.trim_start().strip_prefix("### ")?.lines().next()?;
+            let rows = table.lines().skip(2).map_while(row).collect();
+            Some(plot::Race { title, rows })
+        };
+        self.sections.values().filter_map(|section| race(section)).collect()
+    }
+}
+
+fn document() -> PathBuf {
+    project::root().join("docs/performance.md")
 }
 
 impl Table {
     fn markdown(&self) -> String {
-        let mut text = format!("\n### {}\n\n{}\n\n", self.title, self.conditions);
+        let mut text = format!("### {}\n\n{}\n\n", self.title, self.conditions);
         if let Some(ours) = self.entries.first() {
             text += "| | s | CPU s | image MB | memory MiB | our time ÷ its | our CPU ÷ its | our image ÷ its |\n";
             text += "|---|---|---|---|---|---|---|---|\n";
@@ -178,23 +218,50 @@ fn write(path: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::run::Run;
+
+    fn table(title: &str, entries: Vec<Entry>) -> Table {
+        let figures = vec![Figure::new("bytes", 12.0, "MB", Some(20.0))];
+        Table { title: title.into(), conditions: "here".into(), entries, figures }
+    }
+
+    fn entry(name: &str, wall_s: f64) -> Entry {
+        let run = Run { wall_s, cpu_s: 1.0, peak_mib: 2.0, output_bytes: None };
+        Entry { name: name.into(), goal: None, runs: vec![run; 3] }
+    }
 
     #[test]
-    fn only_what_stands_between_the_marks_is_replaced() {
-        let mut results = Results::default();
-        let table = |title: &str| Table {
-            title: title.into(),
-            conditions: String::new(),
-            entries: Vec::new(),
-            figures: vec![Figure::new("bytes", 12.0, "MB", Some(20.0))],
+    fn a_measure_replaces_the_one_of_its_key_and_nothing_else() {
+        let empty = format!("# Title\n\ntext\n\n{BEGIN}\n{END}\nafter\n");
+        let mut results = Results::parse(&empty).unwrap();
+        let mut put = |key: &str, table: &Table| {
+            results.sections.insert(key.to_owned(), table.markdown());
+            let text = results.text();
+            assert_eq!(Results::parse(&text).unwrap().text(), text);
+            results = Results::parse(&text).unwrap();
+            text
         };
-        results.0.insert("a".into(), table("first"));
-        let once = results.insert_into("# Title\n\ntext\n");
-        assert!(once.starts_with("# Title\n\ntext\n") && once.contains("### first"), "{once}");
+        put("2 b", &table("stays", Vec::new()));
+        let race = table("a race", vec![entry("ours", 1.5), entry("its: a, b", 3.25)]);
+        let once = put("1 a", &race);
+        assert!(once.starts_with("# Title\n\ntext\n") && once.ends_with("after\n"), "{once}");
         assert!(once.contains("| bytes | 12.0 MB | ≤ 20.0 MB |"), "{once}");
-        results.0.insert("a".into(), table("second"));
-        let again = results.insert_into(&(once + "after\n"));
-        assert!(again.contains("### second") && !again.contains("### first"), "{again}");
-        assert!(again.ends_with("after\n"), "{again}");
+        let again = put("1 a", &table("another race", race.entries));
+        assert!(!again.contains("### a race") && again.contains("### stays"), "{again}");
+        assert!(again.find("### another race") < again.find("### stays"), "{again}");
+        let races = results.races();
+        let [race] = &races[..] else { panic!("{races:?}") };
+        let rows = [("ours".to_owned(), 1.5), ("its: a, b".to_owned(), 3.25)];
+        assert_eq!((race.title, &race.rows[..]), ("another race", &rows[..]));
+    }
+
+    #[test]
+    fn the_document_that_is_there_is_taken_apart_and_its_plot_is_of_it() {
+        let text = fs::read_to_string(document()).unwrap();
+        let results = Results::parse(&text).unwrap();
+        assert_eq!(results.text(), text);
+        let plot = fs::read_to_string(document().with_extension("svg")).unwrap();
+        assert!(plot == plot::svg(&results.races()), "the plot is not of this document's tables");
+        assert!(Results::parse("# Title\n").is_err());
     }
 }

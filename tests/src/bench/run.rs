@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use agent_api::RestoreSummary;
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 
 use crate::command;
 
 /// What one run of a program took.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy)]
 pub struct Run {
     /// Time on the clock, in seconds.
     pub wall_s: f64,
@@ -89,7 +88,7 @@ impl Contender {
 }
 
 /// A contender and its runs, one for each round in which it took part.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct Entry {
     /// [`Contender::name`].
     pub name: String,
