@@ -130,7 +130,8 @@ pub fn run(
         Opened::Imprint(file) => {
             let base = options.base.as_deref().map(parse_url).transpose()?;
             let stores = store_options(progress);
-            let image = image_of_ours(file, source, base.as_ref(), &stores).map_err(opening)?;
+            let urls = std::slice::from_ref(source);
+            let image = image_of_ours(file, urls, base.as_ref(), &stores).map_err(opening)?;
             image.check_index().map_err(opening)?;
             let made = image::Made::again(&*image, options);
             make(&*image, "Imprint image", target, format, progress, || Ok(made))?

@@ -101,23 +101,23 @@ pub fn has_image_name(name: &str) -> bool {
     name.ends_with(".img.zst") || name.ends_with(DELTA_SUFFIX)
 }
 
-/// An image of our own in its file at `url`: with the images beneath it, if it is a delta. `base` is where the first of those is,
-/// if not beside it.
+/// An image of our own in its file, which is at each of `urls`: with the images beneath it, if it is a delta. `base` is where the first
+/// of those is, if not beside it.
 ///
 /// # Errors
 /// If one of the files is no image, or not the one that is wanted.
 pub fn open(
     file: Box<dyn ImageFile>,
-    url: &StoreUrl,
+    urls: &[StoreUrl],
     base: Option<&StoreUrl>,
     options: &store::Options,
 ) -> Result<Box<dyn DiskImage>> {
     let image = ImageReader::open(file)?;
     if image.header().is_delta() {
-        return Ok(Box::new(Chain::open(image, url, base, options)?));
+        return Ok(Box::new(Chain::open(image, urls, base, options)?));
     }
     if base.is_some() {
-        return Err(Error::refused(format!("{url} is no delta image, it has no base")));
+        return Err(Error::refused(format!("{} is no delta image, it has no base", urls[0])));
     }
     Ok(Box::new(image))
 }

@@ -245,15 +245,16 @@ pub fn open_image(places: &Places<'_>, limit: Limit, progress: &Arc<Progress>) -
         let urls: Vec<StoreUrl> = places.all().cloned().collect();
         let options = store_options(progress);
         let sources = image::open_sources(&urls, places.expect_root, &options).map_err(opening)?;
-        let Sources { url, file, tallies } = sources;
+        let Sources { urls, file, tallies } = sources;
         progress.set_sources(tallies);
         let file = Box::new(Metered::new(file, progress));
-        return image::open(file, &url, base.as_ref(), &options).map_err(opening);
+        return image::open(file, &urls, base.as_ref(), &options).map_err(opening);
     }
     match foreign::open(url, &store_options(progress)).map_err(opening)? {
         Opened::Imprint(file) => {
             let file = Box::new(Metered::new(file, progress));
-            image::open(file, url, base.as_ref(), &store_options(progress)).map_err(opening)
+            let urls = std::slice::from_ref(url);
+            image::open(file, urls, base.as_ref(), &store_options(progress)).map_err(opening)
         }
         Opened::Foreign(_) if base.is_some() => {
             Err(Error::refused(format!("{url} is no delta image, it has no base")))

@@ -22,7 +22,8 @@ pub fn image(disk: &Path, image: &Path, more: &[&str]) -> String {
     let args = [&["imprint-agent", "capture", "--progress", "none"], &paths[..], more].concat();
     assert_eq!(main(&Cli::parse_from(args)), 0);
     let url = StoreUrl::File(image.to_owned());
-    let opened = open(store::open(&url).unwrap(), &url, None, &Options::default()).unwrap();
+    let urls = std::slice::from_ref(&url);
+    let opened = open(store::open(&url).unwrap(), urls, None, &Options::default()).unwrap();
     opened.root().to_string()
 }
 

@@ -49,7 +49,8 @@ impl Base {
             image_id: image.header().image_id,
             name: url.file_name().unwrap_or_default().to_owned(),
         };
-        let chain = Chain::open(image, &url, None, options).map_err(opening)?;
+        let chain =
+            Chain::open(image, std::slice::from_ref(&url), None, options).map_err(opening)?;
         if chain.len() >= MAX_CHAIN_LEN {
             return Err(Error::refused(format!(
                 "{url} is the last of {} images already, and a restore reads no more than {MAX_CHAIN_LEN}: flatten it first",

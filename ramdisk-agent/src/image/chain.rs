@@ -5,12 +5,14 @@
 //! from there, so a restore reads every image once and nothing is kept in between. Content is used as a prefix only when its own hash is
 //! right; which frames go together was compared when the index was checked, before anything is written.
 //!
+//! Whatever is wrong with a frame is said with the file that it is in, since only one of them has to be fetched again.
+//!
 //! A parent is the image of one root. It is looked for beside its child: under the name that it had, then under any other; or it is
 //! where the caller says.
 
 use agent_api::ErrorKind;
 use image_format::{
-    Decoder, FrameBase, FrameEntry, FrameKind, ImageReader, Manifest, Parent, Root,
+    Decoder, FrameBase, FrameEntry, FrameKind, ImageReader, Manifest, Parent, Root, StoredFrame,
 };
 
 use super::{DiskImage, Fetch, has_image_name, new_decoder};
@@ -26,7 +28,53 @@ type Reader = ImageReader<Box<dyn ImageFile>>;
 #[derive(Debug)]
 pub struct Chain {
     /// The image itself, its parent, that one's parent, to a full one.
-    images: Vec<Reader>,
+    links: Vec<Link>,
+}
+
+/// One of its images.
+#[derive(Debug)]
+struct Link {
+    image: Reader,
+    /// Where it is, for people: all of its places, if there are several.
+    name: String,
+    /// The delta that needs it; `None` for the image itself.
+    beneath: Option<String>,
+}
+
+impl Link {
+    /// Says in which file it is what is wrong, and what is to be done about that.
+    fn at_fault(&self, error: impl Into<Error>) -> Error {
+        let (error, name) = (error.into(), &self.name);
+        if error.kind() != ErrorKind::ImageCorrupt {
+            return error.context(format!("reading {name}"));
+        }
+        error.context(match &self.beneath {
+            // What is captured anew has another root, and is of no use to the delta.
+            Some(delta) => format!(
+                "{name}, which the delta image {delta} needs, is damaged; put another copy of that same file, with the root {}, in its place",
+                self.image.root()
+            ),
+            None => format!("{name} is damaged; take another copy of it, or capture it again"),
+        })
+    }
+
+    /// What it is the difference to, and its own name.
+    fn parent(&self) -> Option<(Parent, String)> {
+        Some((self.image.manifest().parent.clone()?, self.name.clone()))
+    }
+
+    fn frame_at(&self, logical_offset: u64) -> Result<FrameEntry> {
+        self.image.frame_at(logical_offset).map_err(|e| self.at_fault(e))
+    }
+
+    /// The stored bytes of a frame, checked.
+    fn stored<'a>(
+        &self,
+        entry: &'a FrameEntry,
+        stored: &'a mut Vec<u8>,
+    ) -> Result<StoredFrame<'a>> {
+        self.image.read_stored(entry, stored).map_err(|e| self.at_fault(e))
+    }
 }
 
 /// Opens one image file.
@@ -36,21 +84,25 @@ pub(crate) fn open_one(url: &StoreUrl, options: &store::Options) -> Result<Reade
 }
 
 impl Chain {
-    /// Opens the images beneath `image`, which was opened at `url`. `base` is where its parent is, if not beside it.
+    /// Opens the images beneath `image`, which was opened at all of `urls`. `base` is where its parent is, if not beside the first of
+    /// those.
     ///
     /// # Errors
     /// `not_found` naming the root that is wanted; `refused` if `base` is another image, or the chain is too long.
     pub fn open(
         image: Reader,
-        url: &StoreUrl,
+        urls: &[StoreUrl],
         base: Option<&StoreUrl>,
         options: &store::Options,
     ) -> Result<Self> {
-        let (mut images, mut at, mut base) = (vec![image], url.clone(), base.cloned());
-        while let Some(parent) = images.last().and_then(|image| image.manifest().parent.clone()) {
-            if images.len() == MAX_CHAIN_LEN {
+        let name = urls.iter().map(StoreUrl::to_string).collect::<Vec<_>>().join(" and ");
+        let (mut at, mut base) = (urls[0].clone(), base.cloned());
+        let mut links = vec![Link { image, name, beneath: None }];
+        while let Some((parent, delta)) = links.last().and_then(Link::parent) {
+            if links.len() == MAX_CHAIN_LEN {
                 return Err(Error::refused(format!(
-                    "{url} is a delta on more than {} images; flatten one of them",
+                    "{} is a delta on more than {} images; flatten one of them",
+                    links[0].name,
                     MAX_CHAIN_LEN - 1
                 )));
             }
@@ -58,32 +110,33 @@ impl Chain {
                 Some(base) => (base.clone(), named(&parent, &base, options)?),
                 None => beside(&parent, &at, options)?,
             };
-            images.push(image);
+            links.push(Link { image, name: place.to_string(), beneath: Some(delta) });
             at = place;
         }
-        Ok(Self { images })
+        Ok(Self { links })
     }
 
     /// How many images there are, the full one included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.images.len()
+        self.links.len()
     }
 
     /// Whether there are none, which no chain is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.images.is_empty()
+        self.links.is_empty()
     }
 
-    fn top(&self) -> &Reader {
-        &self.images[0]
+    fn top(&self) -> &Link {
+        &self.links[0]
     }
 
     /// The entries that a frame is made of: its own, its parent's, down to one that is whole.
-    fn entries(&self, level: usize, entry: &FrameEntry) -> Result<Vec<FrameEntry>> {
+    fn entries(&self, entry: &FrameEntry) -> Result<Vec<FrameEntry>> {
         let mut entries = vec![entry.clone()];
-        for (level, parent) in self.images.iter().enumerate().skip(level + 1) {
+        for pair in self.links.windows(2) {
+            let (link, parent) = (&pair[0], &pair[1]);
             let child = entries.last().expect("it starts with one");
             if child.base == FrameBase::None {
                 break;
@@ -97,8 +150,8 @@ impl Chain {
                 return Err(Error::new(
                     ErrorKind::ImageCorrupt,
                     format!(
-                        "frame {} at image offset {} needs a frame that image {} of the chain does not have",
-                        child.index, child.logical_offset, level
+                        "frame {} at image offset {} of {} needs a frame that {} does not have; capture the delta again",
+                        child.index, child.logical_offset, link.name, parent.name
                     ),
                 ));
             }
@@ -140,31 +193,48 @@ fn beside(
     child: &StoreUrl,
     options: &store::Options,
 ) -> Result<(StoreUrl, Reader)> {
-    let wanted = |why: String| {
+    let wanted = |kind: ErrorKind, why: String| {
         Error::new(
-            ErrorKind::NotFound,
+            kind,
             format!(
                 "{child} is the difference to image {} with the root {}, {why}; give --base with its URL",
                 parent.name, parent.root
             ),
         )
     };
-    let folder = child.parent().ok_or_else(|| wanted("which cannot be looked for".into()))?;
+    let missing = |why: &str| wanted(ErrorKind::NotFound, why.into());
+    let folder = child.parent().ok_or_else(|| missing("which cannot be looked for"))?;
     let is_name = !parent.name.is_empty() && !parent.name.contains('/') && parent.name != "..";
-    let recorded = is_name.then(|| parent.name.clone());
-    let first = recorded.iter().map(|name| folder.join(name));
-    if let Some(found) = first.into_iter().find_map(|url| matching(parent, url, options)) {
-        return Ok(found);
+    // Why the file that has its name cannot be opened.
+    let mut unreadable = None;
+    if is_name {
+        let url = folder.join(&parent.name);
+        match open_one(&url, options) {
+            Ok(image) if image.root() == parent.root => return Ok((url, image)),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                unreadable = Some(
+                    wanted(error.kind(), format!("and {url} cannot be opened")).because(error),
+                );
+            }
+        }
     }
     // It was renamed, or its name belongs to another image by now.
-    let others = store::list(&folder, options)
-        .map_err(|e| wanted("which was looked for".into()).because(e))?;
+    let others = match store::list(&folder, options) {
+        Ok(others) => others,
+        Err(error) => {
+            return Err(
+                unreadable.unwrap_or_else(|| missing("which was looked for").because(error))
+            );
+        }
+    };
     others
         .iter()
         .map(|entry| entry.name.as_str())
         .filter(|name| has_image_name(name))
         .find_map(|name| matching(parent, folder.join(name), options))
-        .ok_or_else(|| wanted(format!("which is not in {folder}")))
+        .ok_or_else(|| unreadable.unwrap_or_else(|| missing(&format!("which is not in {folder}"))))
 }
 
 /// The image at a place, if it is there and is the parent. Why it is not does not matter: there may be others.
@@ -179,42 +249,43 @@ fn matching(
 
 impl DiskImage for Chain {
     fn root(&self) -> Root {
-        self.top().root()
+        self.top().image.root()
     }
 
     fn manifest(&self) -> &Manifest {
-        self.top().manifest()
+        self.top().image.manifest()
     }
 
     fn disk_len(&self) -> u64 {
-        self.top().disk_len()
+        self.top().image.disk_len()
     }
 
     fn span_len(&self) -> u32 {
-        self.top().span_len()
+        self.top().image.span_len()
     }
 
     fn stored_len(&self) -> u64 {
-        self.top().stored_len()
+        self.top().image.stored_len()
     }
 
     fn check_index(&self) -> Result<()> {
-        for image in &self.images {
-            image.check_seek_table()?;
+        for link in &self.links {
+            link.image.check_seek_table().map_err(|e| link.at_fault(e))?;
         }
         // Every frame leads to one that is whole: a restore must not find out half-way that it does not.
-        for entry in self.top().frames() {
-            self.entries(0, &entry?)?;
+        for entry in self.frames() {
+            self.entries(&entry?)?;
         }
         Ok(())
     }
 
     fn frames(&self) -> Box<dyn Iterator<Item = Result<FrameEntry>> + Send + '_> {
-        DiskImage::frames(self.top())
+        let top = self.top();
+        Box::new(top.image.frames().map(|frame| frame.map_err(|e| top.at_fault(e))))
     }
 
     fn frame_at(&self, logical_offset: u64) -> Result<FrameEntry> {
-        Ok(self.top().frame_at(logical_offset)?)
+        self.top().frame_at(logical_offset)
     }
 
     fn fetcher(&self) -> Result<Box<dyn Fetch + '_>> {
@@ -239,27 +310,28 @@ struct ChainReader<'a> {
 }
 
 impl ChainReader<'_> {
-    /// The content of a data frame. How many bytes were fetched for it.
-    fn content(&mut self, entry: &FrameEntry, content: &mut [u8]) -> Result<u64> {
-        let entries = self.chain.entries(0, entry)?;
-        // What is to be a prefix, or was made with one, is compared with its own hash as well.
-        let hashes = entries.iter().any(|entry| entry.base == FrameBase::Prefix);
+    /// The content of a data frame. How many bytes were fetched for it. What is to be a prefix, or was made with one, is compared with
+    /// its own hash; with `deep` everything is.
+    fn content(&mut self, entry: &FrameEntry, content: &mut [u8], deep: bool) -> Result<u64> {
+        let entries = self.chain.entries(entry)?;
+        let hashes = deep || entries.iter().any(|entry| entry.base == FrameBase::Prefix);
         let mut fetched = 0;
-        for (entry, image) in entries.iter().zip(&self.chain.images).rev() {
+        for (entry, link) in entries.iter().zip(&self.chain.links).rev() {
             if entry.base == FrameBase::Reference {
                 continue;
             }
-            let frame = image.read_stored(entry, &mut self.stored)?;
+            let frame = link.stored(entry, &mut self.stored)?;
             fetched += u64::from(entry.stored_len);
             self.above.resize(content.len(), 0);
-            if entry.base == FrameBase::Prefix {
-                Decoder::decode_with_prefix(frame, &self.beneath, &mut self.above)?;
+            let decoded = if entry.base == FrameBase::Prefix {
+                Decoder::decode_with_prefix(frame, &self.beneath, &mut self.above)
             } else {
-                self.decoder.decode(frame, &mut self.above)?;
-            }
+                self.decoder.decode(frame, &mut self.above)
+            };
+            decoded.map_err(|e| link.at_fault(e))?;
             std::mem::swap(&mut self.above, &mut self.beneath);
             if hashes {
-                Decoder::check_content(entry, &self.beneath)?;
+                Decoder::check_content(entry, &self.beneath).map_err(|e| link.at_fault(e))?;
             }
         }
         content.copy_from_slice(&self.beneath);
@@ -269,11 +341,11 @@ impl ChainReader<'_> {
 
 impl Fetch for ChainReader<'_> {
     fn check(&mut self, entry: &FrameEntry) -> Result<u64> {
-        let entries = self.chain.entries(0, entry)?;
+        let entries = self.chain.entries(entry)?;
         let mut fetched = 0;
-        for (entry, image) in entries.iter().zip(&self.chain.images) {
+        for (entry, link) in entries.iter().zip(&self.chain.links) {
             if entry.base != FrameBase::Reference {
-                image.read_stored(entry, &mut self.stored)?;
+                link.stored(entry, &mut self.stored)?;
                 fetched += u64::from(entry.stored_len);
             }
         }
@@ -282,7 +354,7 @@ impl Fetch for ChainReader<'_> {
 
     fn fetch(&mut self, entry: &FrameEntry, content: &mut [u8]) -> Result<u64> {
         match entry.kind {
-            FrameKind::Data => self.content(entry, content),
+            FrameKind::Data => self.content(entry, content, false),
             FrameKind::Hole => self.check(entry),
         }
     }
@@ -290,15 +362,15 @@ impl Fetch for ChainReader<'_> {
     fn check_deeply(&mut self, entry: &FrameEntry, content: &mut Vec<u8>) -> Result<u64> {
         match entry.kind {
             FrameKind::Hole => {
-                Decoder::check_zeros(self.chain.top().read_stored(entry, &mut self.stored)?)?;
+                let top = self.chain.top();
+                let frame = top.stored(entry, &mut self.stored)?;
+                Decoder::check_zeros(frame).map_err(|e| top.at_fault(e))?;
                 Ok(u64::from(entry.stored_len))
             }
             FrameKind::Data => {
                 content
                     .resize(usize::try_from(entry.logical_len).expect("a frame is a few MiB"), 0);
-                let fetched = self.content(entry, content)?;
-                Decoder::check_content(entry, content)?;
-                Ok(fetched)
+                self.content(entry, content, true)
             }
         }
     }

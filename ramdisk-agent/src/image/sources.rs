@@ -18,8 +18,8 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// An image opened in several places.
 pub struct Sources {
-    /// The first place that is used.
-    pub url: StoreUrl,
+    /// The places that are used; at least one.
+    pub urls: Vec<StoreUrl>,
     /// The image, from all of them.
     pub file: Box<dyn ImageFile>,
     /// What comes from which, those that are left out included.
@@ -40,7 +40,7 @@ pub fn open(urls: &[StoreUrl], expect_root: Option<&str>, options: &Options) -> 
         opened.map(|(_, root)| root.to_string()).next()
     };
     let wanted = expect_root.map(|root| root.trim().to_ascii_lowercase()).or_else(first);
-    let (mut sources, mut tallies, mut used) = (Vec::new(), Vec::new(), None);
+    let (mut sources, mut tallies, mut used) = (Vec::new(), Vec::new(), Vec::new());
     let mut failed: Option<Error> = None;
     for (url, place) in urls.iter().zip(places.drain(..)) {
         let why = match place {
@@ -48,7 +48,7 @@ pub fn open(urls: &[StoreUrl], expect_root: Option<&str>, options: &Options) -> 
                 let tally = Tally::new(url, None);
                 tallies.push(Arc::clone(&tally));
                 sources.push((file, tally));
-                used.get_or_insert_with(|| url.clone());
+                used.push(url.clone());
                 continue;
             }
             Some(Ok((_, root))) => Error::new(
@@ -71,22 +71,18 @@ pub fn open(urls: &[StoreUrl], expect_root: Option<&str>, options: &Options) -> 
         tallies.push(Tally::new(url, Some(text)));
         failed.get_or_insert(why);
     }
-    match (used, failed) {
-        (Some(url), _) => {
-            let file = Box::new(Several::new(sources, options.observer.clone()));
-            Ok(Sources { url, file: store::limited(file, options), tallies })
-        }
-        (None, failed) => {
-            let whys: Vec<String> = tallies
-                .iter()
-                .map(|tally| format!("{}: {}", tally.url(), tally.left_out().unwrap_or_default()))
-                .collect();
-            let kind = failed.map_or(agent_api::ErrorKind::Internal, |error| error.kind());
-            let count = urls.len();
-            let text = format!("none of the {count} sources can be used: {}", whys.join("; "));
-            Err(Error::new(kind, text))
-        }
+    if !used.is_empty() {
+        let file = Box::new(Several::new(sources, options.observer.clone()));
+        return Ok(Sources { urls: used, file: store::limited(file, options), tallies });
     }
+    let whys: Vec<String> = tallies
+        .iter()
+        .map(|tally| format!("{}: {}", tally.url(), tally.left_out().unwrap_or_default()))
+        .collect();
+    let kind = failed.map_or(agent_api::ErrorKind::Internal, |error| error.kind());
+    let count = urls.len();
+    let text = format!("none of the {count} sources can be used: {}", whys.join("; "));
+    Err(Error::new(kind, text))
 }
 
 /// Opens all at once; `None` for those that took too long.

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use image_format::{FrameBase, FrameEntry, FrameKind, ImageReader};
 use serde_json::Value;
 
 use crate::agent::{Ran, agent, capture, restore, try_capture, try_restore};
@@ -198,4 +199,71 @@ fn damage_anywhere_in_a_chain_is_noticed() {
         fs::write(rig.path(name), good).unwrap();
     }
     assert_eq!(words(&[&"verify", &rig.path("d2.imgd")]).code, 0);
+}
+
+/// The data frames whose bytes are in this file.
+fn stored_frames(image: &Path) -> Vec<FrameEntry> {
+    let reader = ImageReader::open(File::open(image).unwrap()).unwrap();
+    let all = reader.frames().map(Result::unwrap);
+    all.filter(|f| f.kind == FrameKind::Data && f.base != FrameBase::Reference).collect()
+}
+
+/// Flips a bit in the middle of these frames of a file, does something, and flips them back.
+fn with_damage(image: &Path, frames: &[FrameEntry], work: impl FnOnce()) {
+    let flip = || {
+        let mut bytes = fs::read(image).unwrap();
+        for frame in frames {
+            bytes[frame.stored_offset as usize + frame.stored_len as usize / 2] ^= 0x10;
+        }
+        fs::write(image, bytes).unwrap();
+    };
+    flip();
+    work();
+    flip();
+}
+
+#[test]
+fn the_file_of_a_chain_that_is_damaged_is_named() {
+    let rig = Rig::new();
+    let (newest, target) = (rig.path("d2.imgd"), rig.path("target"));
+    let (verify, flat) = (newest.to_str().unwrap(), rig.path("flat.img.zst"));
+    let all = ["d2.imgd", "d1.imgd", "d0.img.zst"];
+    for name in all {
+        let image = rig.path(name);
+        let frames = stored_frames(&image);
+        assert!(!frames.is_empty(), "{name} holds nothing");
+        with_damage(&image, &frames, || {
+            let advice = if name == "d2.imgd" { "capture it again" } else { "in its place" };
+            let path = format!("{}", image.display());
+            let is = ["is damaged", advice, "frame ", "stored bytes do not match their hash"];
+            let judge = |ran: &Ran| {
+                ran.refused("image_corrupt", &is);
+                // What is in front of "is damaged" is one file, or that and the delta that needs it.
+                let (front, _) = ran.stderr.split_once("is damaged").unwrap();
+                let named = front.rsplit(": ").next().unwrap();
+                assert!(named.contains(&path), "{name}: {}", ran.stderr);
+                let first = all.iter().min_by_key(|n| named.find(*n).unwrap_or(usize::MAX));
+                assert_eq!(first, Some(&name), "{}", ran.stderr);
+            };
+            judge(&agent(&["verify", verify]));
+            judge(&agent(&["verify", "--deep", verify]));
+            judge(&words(&[&"flatten", &newest, &flat]));
+            assert!(!flat.exists());
+            noise_file(&target, rig.len, 3);
+            judge(&try_restore(&newest, &target, &[]));
+            assert!(!crate::damage::is_bootable(&target));
+        });
+    }
+    assert_eq!(agent(&["verify", "--deep", verify]).code, 0);
+
+    // One that cannot even be opened is named too, and so is what is wrong with it.
+    let parent = rig.path("d1.imgd");
+    let good = fs::read(&parent).unwrap();
+    fs::write(&parent, &good[..good.len() - 9]).unwrap();
+    let path = format!("{} cannot be opened", parent.display());
+    let wanted = [path.as_str(), "d2.imgd is the difference to", "--base"];
+    agent(&["verify", verify]).refused("image_corrupt", &wanted);
+    // Under another name it is found all the same.
+    fs::write(rig.path("copy.imgd"), &good).unwrap();
+    assert_eq!(agent(&["verify", verify]).code, 0);
 }
