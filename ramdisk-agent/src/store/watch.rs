@@ -10,6 +10,8 @@ use super::{Observer, Options, Result, StoreError};
 
 /// Silence that is worth telling, and how often it is told again.
 const TELL_AFTER: Duration = Duration::from_secs(5);
+/// A server that answered a question is taken for alive for so long.
+const LIVES: Duration = Duration::from_secs(10);
 /// Fewer bytes of an answer within a budget than these are none: a server that sends one a second would keep a job for years.
 const PROGRESS_BYTES: usize = 4 << 10;
 /// Pauses before a connection is tried again: doubled each time between these two.
@@ -26,11 +28,22 @@ pub(super) struct Watch {
 struct State {
     budget: Duration,
     outstanding: usize,
+    /// Questions whether the server lives.
+    asking: usize,
+    /// When it last answered one of these, unless something got further since.
+    lived: Option<Instant>,
     progress: Instant,
     /// What came since.
     dripped: usize,
     told: Option<Instant>,
     trouble: Option<String>,
+}
+
+impl State {
+    /// Whether it answers, and does not do what it was asked for.
+    fn lives(&self) -> bool {
+        self.lived.is_some_and(|lived| lived.elapsed() < LIVES)
+    }
 }
 
 /// Waiting for a server that says "try later".
@@ -46,6 +59,8 @@ impl Watch {
         let state = State {
             budget: options.connect_budget,
             outstanding: 0,
+            asking: 0,
+            lived: None,
             progress: Instant::now(),
             dripped: 0,
             told: None,
@@ -78,6 +93,28 @@ impl Watch {
         self.note_progress(state);
     }
 
+    /// A question is asked by which nothing gets further, and which shows that the server lives.
+    pub(super) fn asks(&self) {
+        let mut state = self.lock();
+        if state.outstanding + state.asking == 0 {
+            state.progress = Instant::now();
+        }
+        state.asking += 1;
+    }
+
+    /// Such a question was answered, or given up. That the server lives is progress only where no request waits for it.
+    pub(super) fn asked(&self, is_answered: bool) {
+        let mut state = self.lock();
+        state.asking = state.asking.saturating_sub(1);
+        if !is_answered {
+            return;
+        }
+        if state.outstanding == 0 {
+            return self.note_progress(state);
+        }
+        state.lived = Some(Instant::now());
+    }
+
     /// So many bytes of an answer came that need not be asked for again. A drip of them is no progress.
     pub(super) fn progressed(&self, bytes: usize) {
         let mut state = self.lock();
@@ -90,6 +127,7 @@ impl Watch {
     fn note_progress(&self, mut state: MutexGuard<'_, State>) {
         state.progress = Instant::now();
         state.dripped = 0;
+        state.lived = None;
         state.trouble = None;
         let was_told = state.told.take().is_some();
         drop(state);
@@ -147,10 +185,25 @@ impl Watch {
         StoreError::Unreachable { what, seconds: without.as_secs(), source }
     }
 
+    /// The same, with what was asked for: a gerund. A server may live and still not do that.
+    pub(super) fn unreachable_with(
+        &self,
+        doing: &str,
+        without: Duration,
+        source: Option<std::io::Error>,
+    ) -> StoreError {
+        let lives = match self.lock().lives() {
+            true => ", while it answers other requests (look at its disk and its log),",
+            false => "",
+        };
+        let what = format!("{} made no progress with {doing}{lives}", self.server);
+        StoreError::Unreachable { what, seconds: without.as_secs(), source }
+    }
+
     /// Tells the observer if it is time; `Some` with the time without progress once that is above the budget.
     pub(super) fn check(&self) -> Option<Duration> {
         let mut state = self.lock();
-        if state.outstanding == 0 {
+        if state.outstanding + state.asking == 0 {
             return None;
         }
         let without = state.progress.elapsed();
@@ -161,7 +214,11 @@ impl Watch {
         }
         let expired = (without >= state.budget).then_some(without);
         let what = tell.then(|| {
-            let trouble = state.trouble.as_deref().unwrap_or("does not answer");
+            let silent = match state.lives() {
+                true => "answers, but does not do what it was asked for",
+                false => "does not answer",
+            };
+            let trouble = state.trouble.as_deref().unwrap_or(silent);
             format!("{} {trouble} ({} s)", self.server, without.as_secs())
         });
         drop(state);
@@ -222,5 +279,32 @@ mod tests {
         watch.answered();
         assert_eq!(count.resumed.load(Ordering::SeqCst), 1);
         assert_eq!(watch.check(), None);
+    }
+
+    #[test]
+    fn a_server_that_lives_and_does_nothing_makes_no_progress() {
+        let count = Arc::new(Count::default());
+        let options = Options { observer: Some(Arc::clone(&count) as _), ..Options::default() };
+        let watch = Watch::new("nfs server 10.0.0.5".into(), &options);
+        let an_hour_ago = Instant::now() - Duration::from_secs(3600);
+        watch.asks();
+        watch.lock().progress = an_hour_ago;
+        assert!(watch.check().is_some(), "it does not answer");
+        watch.began();
+        assert_eq!(watch.check(), None, "a request has all of the budget");
+        watch.lock().progress = an_hour_ago;
+        watch.asked(true);
+        assert!(watch.check().is_some());
+        let error = watch.unreachable_with("flushing", Duration::from_secs(3600), None).to_string();
+        assert!(error.contains("no progress with flushing, while it answers"), "{error}");
+        watch.answered();
+        let error = watch.unreachable_with("flushing", Duration::from_secs(3600), None).to_string();
+        assert!(error.contains("no progress with flushing for 3600 s"), "{error}");
+        watch.asks();
+        watch.lock().progress = an_hour_ago;
+        watch.asked(true);
+        watch.asks();
+        assert_eq!(watch.check(), None, "nothing else waited");
+        assert_eq!(count.resumed.load(Ordering::SeqCst), 1);
     }
 }

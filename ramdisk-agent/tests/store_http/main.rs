@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed precondition ends the test")]
 
+mod controller;
 mod misbehaving;
 mod nginx;
 mod program;

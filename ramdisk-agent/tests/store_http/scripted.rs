@@ -1,6 +1,6 @@
 //! A web server that does what a test tells it: one file, and for each request a [`Reply`].
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,6 +15,8 @@ pub struct Asked {
     pub number: usize,
     pub line: String,
     pub fields: Vec<(String, String)>,
+    /// How long its body was.
+    pub body_len: u64,
 }
 
 impl Asked {
@@ -45,6 +47,10 @@ pub enum Reply {
     Raw(Vec<u8>),
     /// A status with fields and an empty body.
     Status(u16, Vec<String>),
+    /// A status with this document.
+    Json(u16, String),
+    /// Nothing, for so long as the client waits.
+    Silence,
 }
 
 /// The server; it ends with it.
@@ -128,9 +134,16 @@ fn serve(
             .map(|line| line.split_once(": ").unwrap())
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
+        let mut asked = Asked { number: 0, line: lines[0].clone(), fields, body_len: 0 };
+        let body_len: u64 = asked.field("content-length").map_or(0, |len| len.parse().unwrap());
+        asked.body_len =
+            std::io::copy(&mut (&mut reader).take(body_len), &mut std::io::sink()).unwrap_or(0);
+        if asked.body_len < body_len {
+            return;
+        }
         let asked = {
             let mut seen = seen.lock().unwrap();
-            let asked = Asked { number: seen.len(), line: lines[0].clone(), fields };
+            asked.number = seen.len();
             seen.push(asked.clone());
             asked
         };
@@ -164,9 +177,7 @@ fn answer(mut stream: &TcpStream, data: &[u8], asked: &Asked, reply: Reply) -> b
         Reply::SilentAt(at) => {
             let all = range();
             let _ = stream.write_all(&all[..at.min(all.len())]);
-            // Until the client gives up.
-            let _ = stream.set_read_timeout(Some(Duration::from_secs(60)));
-            let _ = std::io::Read::read(&mut stream, &mut [0]);
+            be_silent(stream);
             false
         }
         Reply::Fields(fields, body) => {
@@ -182,5 +193,19 @@ fn answer(mut stream: &TcpStream, data: &[u8], asked: &Asked, reply: Reply) -> b
             let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
             stream.write_all(format!("{head}{fields}\r\n").as_bytes()).is_ok()
         }
+        Reply::Json(status, text) => {
+            let head = format!("HTTP/1.1 {status} Told\r\nContent-Length: {}\r\n", text.len());
+            stream.write_all(format!("{head}\r\n{text}").as_bytes()).is_ok()
+        }
+        Reply::Silence => {
+            be_silent(stream);
+            false
+        }
     }
+}
+
+/// Until the client gives up.
+fn be_silent(mut stream: &TcpStream) {
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(60)));
+    let _ = stream.read(&mut [0]);
 }

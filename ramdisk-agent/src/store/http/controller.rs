@@ -160,25 +160,40 @@ pub(super) fn call<T: DeserializeOwned>(
     doing: &'static str,
     request: &Request<'_>,
 ) -> Result<T, Refusal> {
+    client.watch.began();
+    let result = call_unwatched(client, doing, request);
+    match &result {
+        Ok(_) | Err(Refusal::Code(_)) => client.watch.answered(),
+        Err(Refusal::Trouble(_)) => client.watch.gave_up(),
+    }
+    result
+}
+
+/// Asks until there is an answer by which nothing gets further, so that it is no progress of what else waits for one.
+pub(super) fn ask<T: DeserializeOwned>(
+    client: &Client,
+    doing: &'static str,
+    request: &Request<'_>,
+) -> Result<T, Refusal> {
+    client.watch.asks();
+    let result = call_unwatched(client, doing, request);
+    client.watch.asked(matches!(&result, Ok(_) | Err(Refusal::Code(_))));
+    result
+}
+
+fn call_unwatched<T: DeserializeOwned>(
+    client: &Client,
+    doing: &'static str,
+    request: &Request<'_>,
+) -> Result<T, Refusal> {
     let place = Place { doing, url: request.url };
     let mut attempts = Attempts::default();
-    client.watch.began();
     loop {
         match attempt(client, doing, request) {
-            Ok(answer) => {
-                client.watch.answered();
-                return Ok(answer);
-            }
             Err(Refusal::Trouble(trouble)) => {
-                if let Err(error) = attempts.pause(&client.watch, place, trouble) {
-                    client.watch.gave_up();
-                    return Err(Trouble::Final(error).into());
-                }
+                attempts.pause(&client.watch, place, trouble).map_err(Trouble::Final)?;
             }
-            Err(refusal) => {
-                client.watch.answered();
-                return Err(refusal);
-            }
+            result => return result,
         }
     }
 }

@@ -49,7 +49,7 @@ impl Attempts {
         let until = Instant::now() + pause(self.failures).max(wanted);
         loop {
             if let Some(without) = watch.check() {
-                return Err(watch.unreachable(without, Some(error)));
+                return Err(watch.unreachable_with(place.doing, without, Some(error)));
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::super::window::bytes;
 use super::super::{HttpUrl, ImageFile, Options, PARTIAL_SUFFIX, Result, StoreError, StoreWriter};
 use super::client::{Client, Request};
-use super::controller::{Refusal, UPLOAD_OFFSET, Upload, attempt, call};
+use super::controller::{Refusal, UPLOAD_OFFSET, Upload, ask, attempt, call};
 use super::reader::HttpImage;
 use super::retry::Attempts;
 use super::status::{Place, Trouble};
@@ -262,9 +262,14 @@ impl Shared {
         }
     }
 
+    fn unreachable(&self, without: Duration) -> StoreError {
+        self.client.watch.unreachable_with(self.place().doing, without, None)
+    }
+
+    /// How far the controller is. It goes on answering that while its disk hangs.
     fn ask(&self) -> Result<Upload, Refusal> {
         let request = Request { method: "GET", url: &self.upload, fields: &[], body: &[] };
-        call(&self.client, self.place().doing, &request)
+        ask(&self.client, self.place().doing, &request)
     }
 
     /// Sends a piece. When that breaks off, it is not sent again before the controller said what it has. A controller that answers
@@ -291,7 +296,7 @@ impl Shared {
                 paused.map_err(Trouble::Final)?;
                 let without = growth.at.elapsed();
                 if without >= self.budget {
-                    return Err(Trouble::Final(self.client.watch.unreachable(without, None)).into());
+                    return Err(Trouble::Final(self.unreachable(without)).into());
                 }
             }
             Err(refusal) => {
@@ -315,8 +320,9 @@ impl Shared {
             }
             drop(state);
             let request = Request { method: "POST", url: &commit, fields: &[], body: &[] };
-            let kept = call(&self.client, self.place().doing, &request);
-            let kept = kept.map_err(|refusal: Refusal| refusal.into_error(self.place()));
+            let place = Place { doing: "flushing", url: &self.url };
+            let kept = call(&self.client, place.doing, &request);
+            let kept = kept.map_err(|refusal: Refusal| refusal.into_error(place));
             if let Err(error) = kept.and_then(|upload| self.note_kept(upload)) {
                 return self.fail(error);
             }
@@ -326,9 +332,13 @@ impl Shared {
     /// Takes what the controller said last to the thread that sends.
     fn note(&self, upload: Upload) -> Result<()> {
         let mut state = self.lock();
+        let before = state.received;
         state.note(self.place(), upload)?;
+        let grown = state.received.saturating_sub(before);
         state.is_unsure = false;
         self.changed.notify_all();
+        drop(state);
+        self.client.watch.progressed(usize::try_from(grown).unwrap_or(usize::MAX));
         Ok(())
     }
 
