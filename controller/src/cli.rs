@@ -162,4 +162,23 @@ mod tests {
     fn definitions_are_sound() {
         Cli::command().debug_assert();
     }
+
+    /// Clap gives arguments of one id one value, and checks that only within a command: a secret for one place would go to another.
+    #[test]
+    fn no_command_has_an_argument_of_an_options_name_that_all_have() {
+        fn check(command: &clap::Command, inherited: &[String]) {
+            let own = || command.get_arguments();
+            for argument in own() {
+                let id = argument.get_id().to_string();
+                assert!(!inherited.contains(&id), "{}: {id}", command.get_name());
+            }
+            let global = own().filter(|argument| argument.is_global_set());
+            let mut inherited = inherited.to_vec();
+            inherited.extend(global.map(|argument| argument.get_id().to_string()));
+            command.get_subcommands().for_each(|below| check(below, &inherited));
+        }
+        let command = Cli::command();
+        assert!(command.get_arguments().any(clap::Arg::is_global_set));
+        check(&command, &[]);
+    }
 }

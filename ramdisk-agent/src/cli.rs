@@ -340,7 +340,8 @@ fn ls_command(folder: &str, json: bool, progress: &Arc<Progress>) -> Result<()> 
         return print_json(&rows);
     }
     for row in &rows {
-        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        // A name with a line break in it must not make a row of its own.
+        let text = |key: &str| row[key].as_str().unwrap_or_default().replace('\n', "?");
         let bytes = |key: &str| row[key].as_u64().map(size).unwrap_or_default();
         let rest = if row["error"].is_null() {
             let damaged = if row["bad_bytes"] == 0 { "" } else { "  DAMAGED" };

@@ -92,8 +92,9 @@ pub(super) struct AddArgs {
     #[arg(long, value_name = "FILE", requires = "user")]
     password_file: Option<PathBuf>,
     /// File with a bearer token (https), in place of user and password
+    // Not `--token-file`: that is the controller's own, for every command, and clap would give both the same value.
     #[arg(long, value_name = "FILE", conflicts_with = "user")]
-    token_file: Option<PathBuf>,
+    store_token_file: Option<PathBuf>,
     /// The server is the one with this key, whoever vouches for it: SHA-256 in 64 hex digits (https)
     #[arg(long, value_name = "PIN")]
     tls_key: Option<String>,
@@ -117,6 +118,8 @@ fn change_of(path: &Path) -> anyhow::Result<StoreChange> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let mut change = StoreChange::default();
+    // Editors of Windows put a mark before the first line.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     for (number, line) in text.lines().enumerate() {
         let line = line.trim_start();
         if line.is_empty() || line.starts_with('#') {
@@ -129,7 +132,7 @@ fn change_of(path: &Path) -> anyhow::Result<StoreChange> {
         let value = value.to_owned();
         let is_new = match key.trim_end() {
             "user" | "username" => change.user.replace(value).is_none(),
-            "domain" | "dom" => change.domain.replace(value).is_none(),
+            "domain" | "dom" | "workgroup" => change.domain.replace(value).is_none(),
             "password" | "pass" => change.password.replace(SecretText::from(value)).is_none(),
             "token" => change.token.replace(SecretText::from(value)).is_none(),
             "tls_key" => change.tls_key.replace(value).is_none(),
@@ -152,7 +155,7 @@ pub(super) async fn run(client: &Client, command: StoreCommand) -> anyhow::Resul
                 user: args.user,
                 domain: args.domain,
                 password: secret(args.password_file)?,
-                token: secret(args.token_file)?,
+                token: secret(args.store_token_file)?,
                 tls_key: args.tls_key,
             };
             let made: StoreView =

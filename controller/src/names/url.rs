@@ -64,6 +64,9 @@ fn path_fault(scheme: &str, path: &str, wanted: Wanted) -> Option<&'static str> 
     if scheme == "smb" && path.contains('\\') {
         return Some("names on an SMB share have no '\\': folders are separated by '/'");
     }
+    if scheme == "smb" && path.contains([':', '*', '?', '"', '<', '>', '|']) {
+        return Some("names on an SMB share have none of the signs : * ? \" < > |");
+    }
     match (scheme, wanted, names.by_ref().take(2).count()) {
         ("nfs", Wanted::Store, 0) => Some("it needs a folder: nfs://HOST/EXPORT/FOLDER"),
         ("smb", Wanted::Store, 0) => Some("it needs a share: smb://HOST/SHARE/FOLDER"),

@@ -102,6 +102,11 @@ fn read_file(path: &Path) -> Result<String> {
 /// Errors name the line and never quote it.
 fn parse(text: &str) -> Result<Vec<StoreAccess>> {
     let mut list = vec![StoreAccess::default()];
+    // Editors of Windows put a mark before the first line.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let is_empty = |access: &StoreAccess| {
+        *access == StoreAccess { prefix: access.prefix.clone(), ..StoreAccess::default() }
+    };
     for (index, line) in text.lines().enumerate() {
         let bad = |what: &str| Error::refused(format!("line {} {what}", index + 1));
         let start = line.trim_start();
@@ -122,8 +127,10 @@ fn parse(text: &str) -> Result<Vec<StoreAccess>> {
         let access = list.last_mut().expect("it began with one");
         let taken = match key.trim_end() {
             "user" | "username" => access.user.replace(value.to_owned()).is_some(),
-            "domain" | "workgroup" => access.domain.replace(value.to_owned()).is_some(),
-            "password" => access.password.replace(SecretText::from(value.to_owned())).is_some(),
+            "domain" | "dom" | "workgroup" => access.domain.replace(value.to_owned()).is_some(),
+            "password" | "pass" => {
+                access.password.replace(SecretText::from(value.to_owned())).is_some()
+            }
             "token" => access.token.replace(SecretText::from(value.to_owned())).is_some(),
             "tls_key" => access.tls_key.replace(value.trim().to_lowercase()).is_some(),
             _ => return Err(bad("has none of the keys user, domain, password, token, tls_key")),
@@ -132,9 +139,14 @@ fn parse(text: &str) -> Result<Vec<StoreAccess>> {
             return Err(bad("says again what an earlier line of its section says"));
         }
     }
-    list.retain(|access| {
-        *access != StoreAccess { prefix: access.prefix.clone(), ..StoreAccess::default() }
-    });
+    if let Some(section) = list[1..].iter().position(is_empty) {
+        // What it is for may hold a secret: it is told by its number.
+        return Err(Error::refused(format!(
+            "the section that begins with the {}. line [URL] says nothing: give its user, password or token, or remove it",
+            section + 1
+        )));
+    }
+    list.retain(|access| !is_empty(access));
     Ok(list)
 }
 
@@ -146,9 +158,16 @@ mod tests {
 
     #[test]
     fn what_mount_cifs_reads_and_sections() {
-        let text = "# for images\nusername=me\n password= p=w \r\n\n[https://h/x]\ntoken=t\ntls_key=AB\n[smb://e/]\n";
+        let text =
+            "# for images\nusername=me\n password= p=w \r\n\n[https://h/x]\ntoken=t\ntls_key=AB\n";
         let list = parse(text).unwrap();
-        assert_eq!(list.len(), 2, "a section without a line is none");
+        assert_eq!(list.len(), 2);
+        assert_eq!(parse(&format!("\u{feff}{text}")).unwrap(), list);
+        let error = parse(&format!("{text}[smb://me:hunter2@e/]\n# \n")).unwrap_err().to_string();
+        assert!(
+            error.contains("2. line [URL] says nothing") && !error.contains("hunter2"),
+            "{error}"
+        );
         assert_eq!(list[0].user.as_deref(), Some("me"));
         assert_eq!(list[0].password.as_ref().unwrap().expose(), " p=w ");
         assert_eq!(

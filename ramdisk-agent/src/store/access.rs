@@ -45,8 +45,17 @@ impl Access {
 
 fn prefix_of(access: &StoreAccess, own: &[StoreUrl]) -> Result<Option<StoreUrl>> {
     if access.prefix.is_empty() {
-        let mut servers: Vec<StoreUrl> = own.iter().filter_map(StoreUrl::server_root).collect();
-        servers.dedup();
+        let mut servers: Vec<StoreUrl> = Vec::new();
+        for server in own.iter().filter_map(StoreUrl::server_root) {
+            // Who comes, and how, may be spelled in two ways: it is one server.
+            let is_known = |known: &StoreUrl| match (known.place(), server.place()) {
+                (Some(known), Some(server)) => known.covers(&server),
+                _ => false,
+            };
+            if !servers.iter().any(is_known) {
+                servers.push(server);
+            }
+        }
         return match servers.len() {
             0 | 1 => Ok(servers.pop()),
             _ => Err(Error::refused(
@@ -126,6 +135,10 @@ mod tests {
         let one = Access::new(vec![access("", "me")], &own).unwrap();
         assert_eq!(user_of(&one, "nfs://nas/base").as_deref(), Some("me"));
         assert_eq!(user_of(&one, "nfs://elsewhere/base"), None);
+        let spelled =
+            ["smb://me@nas/a/x", "smb://nas/b/y?encrypt=yes", "/f", "smb://NAS:445/c"].map(url);
+        let same = Access::new(vec![access("", "me")], &spelled).unwrap();
+        assert_eq!(user_of(&same, "smb://nas/a/z").as_deref(), Some("me"));
         let two = [url("nfs://nas/x"), url("nfs://elsewhere/y")];
         let error = Access::new(vec![access("", "me")], &two).unwrap_err().to_string();
         assert!(error.contains("which of the servers"), "{error}");

@@ -3,7 +3,7 @@
 //! It is created exclusively and locked (flock) for as long as its writer lives, so that a left-over of a dead run can be told from the
 //! file of a live one. It gets its name by `renameat2(RENAME_NOREPLACE)`, or link and unlink where the file system does not know that.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -43,8 +43,8 @@ pub(super) fn lock_partial(partial: &Path, on: On) -> Result<File> {
             "it is not a regular file",
         )));
     }
-    if on == On::Machine && file.try_lock().is_err() {
-        return Err(StoreError::Busy { url: partial.display().to_string() });
+    if on == On::Machine {
+        lock(&file, partial)?;
     }
     Ok(file)
 }
@@ -66,8 +66,15 @@ pub(super) fn create_partial(partial: &Path, on: On) -> Result<File> {
         match new {
             Ok(file) => {
                 // Between creation and lock another process may have taken this for a left-over.
-                let is_locked = on != On::Machine || file.try_lock().is_ok();
-                if !is_locked || !is_at(&file, partial).map_err(failed)? {
+                if on == On::Machine {
+                    let locked = lock(&file, partial);
+                    if matches!(locked, Err(StoreError::Io { .. })) {
+                        // Nobody else has it where nothing can be locked.
+                        let _ = fs::remove_file(partial);
+                    }
+                    locked?;
+                }
+                if !is_at(&file, partial).map_err(failed)? {
                     return Err(busy());
                 }
                 return Ok(file);
@@ -81,6 +88,15 @@ pub(super) fn create_partial(partial: &Path, on: On) -> Result<File> {
         }
     }
     Err(busy())
+}
+
+/// Locks a partial file for as long as it is open.
+fn lock(file: &File, partial: &Path) -> Result<()> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => StoreError::Busy { url: partial.display().to_string() },
+        // A share that was mounted without its server's lock service, for instance.
+        TryLockError::Error(source) => StoreError::local("locking", partial.display(), source),
+    })
 }
 
 /// Whether `path` still names this open file.
@@ -100,7 +116,7 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
         // The file system (or an old kernel) does not know the flag.
         Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(from, to) {
             Ok(()) => remove_if_there(from),
-            Err(error) if !is_unknown(&error) => Err(error),
+            Err(error) if !has_no_links(&error) => Err(error),
             // There are no hard links either, which leaves the moment between these two.
             Err(_) if to.symlink_metadata().is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
             Err(_) => fs::rename(from, to),
@@ -109,11 +125,21 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a file system, or the server behind it, does not know what it was asked for.
-fn is_unknown(error: &io::Error) -> bool {
+/// Whether a file system, or the server behind it, has no hard links: VFAT says that it is not permitted (link(2)), FUSE's say what their programs like.
+/// Where something else is meant, the rename that follows says so.
+fn has_no_links(error: &io::Error) -> bool {
     // What the kernel's NFS client says (include/linux/errno.h), not meant for programs and seen by them.
     const ENOTSUPP: i32 = 524;
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | ENOTSUPP))
+    let unknown = [
+        libc::EOPNOTSUPP,
+        ENOTSUPP,
+        libc::EPERM,
+        libc::EACCES,
+        libc::ENOSYS,
+        libc::EMLINK,
+        libc::EINVAL,
+    ];
+    error.raw_os_error().is_some_and(|errno| unknown.contains(&errno))
 }
 
 /// Removes a name of ours, which may be gone already: a server does things twice when its answer was lost.

@@ -67,6 +67,9 @@ impl fmt::Display for SmbUrl {
     }
 }
 
+/// What no name has in the file systems that SMB is for (MS-FSCC 2.1.5.2), and '\\' besides.
+const NOT_IN_NAMES: [char; 7] = [':', '*', '?', '"', '<', '>', '|'];
+
 pub(super) fn parse(url: &str, rest: &str) -> Result<SmbUrl, UrlError> {
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, path) = match rest.find('/') {
@@ -94,6 +97,13 @@ pub(super) fn parse(url: &str, rest: &str) -> Result<SmbUrl, UrlError> {
         return Err(malformed(
             url,
             "names on an SMB share have no '\\': folders are separated by '/'",
+        ));
+    }
+    // Behind a ':' a server sees a second stream of the file before it; the others stand for many names.
+    if path.contains(NOT_IN_NAMES) {
+        return Err(malformed(
+            url,
+            "names on an SMB share have none of the signs : * ? \" < > |, which mean something else there",
         ));
     }
     let mut encrypt = None;
@@ -149,6 +159,9 @@ mod tests {
             ("smb://user:a/secret@nas/images/x", "port"),
             ("smb://nas/images/x?password=secret", "password"),
             ("smb://nas/images/a%5Cb", "separated by '/'"),
+            ("smb://nas/images/x:y.img.zst", "none of the signs :"),
+            ("smb://nas/images/x%3Ay/z", "none of the signs :"),
+            ("smb://nas/images/%22x%22", "none of the signs :"),
             ("smb://@nas/i/x", "empty"),
             ("smb://nas/i/x?seal", "known are encrypt"),
             ("smb://nas/i/x?encrypt=perhaps", "yes or no"),
@@ -169,7 +182,7 @@ mod tests {
     proptest! {
         #[test]
         fn shown_and_parsed_again_is_the_same(
-            path in "/[a-zA-Z0-9 %?#&=é._-]{1,20}/[a-z?%# ]{1,10}", port in proptest::option::of(1u16..),
+            path in "/[a-zA-Z0-9 %#&=é._-]{1,20}/[a-z%# ]{1,10}", port in proptest::option::of(1u16..),
             user in proptest::option::of("[a-zA-Z\\\\@é]{1,9}"), encrypt in any::<bool>()
         ) {
             prop_assume!(!path.contains("/./") && !path.contains("/../"));
