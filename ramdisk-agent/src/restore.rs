@@ -243,12 +243,17 @@ impl Work<'_> {
         }
     }
 
-    /// The frames that are written. Those that are not count as done.
-    fn frames(&self) -> impl Iterator<Item = Result<FrameEntry>> + Send {
-        let wanted = |entry: &FrameEntry| {
-            self.plan.placement.concerns(entry)
-                && self.difference.as_ref().is_none_or(|d| d.wants(entry, self.plan))
-        };
+    /// The frames that are written.
+    fn written_frames(&self) -> impl Iterator<Item = Result<FrameEntry>> + Send {
+        self.frames(|entry| self.difference.as_ref().is_none_or(|d| d.wants(entry, self.plan)))
+    }
+
+    /// The frames of which something comes to the target, and that are `wanted`. Those that are not count as done.
+    fn frames(
+        &self,
+        wanted: impl Fn(&FrameEntry) -> bool + Send,
+    ) -> impl Iterator<Item = Result<FrameEntry>> + Send {
+        let wanted = move |entry: &FrameEntry| self.plan.placement.concerns(entry) && wanted(entry);
         self.image.frames().filter_map(move |frame| match frame {
             Ok(entry) if !wanted(&entry) => {
                 self.progress.advance(u64::from(entry.logical_len), 0).err().map(Err)
@@ -288,7 +293,7 @@ impl Work<'_> {
             })
             .collect::<Result<Vec<_>>>()?;
         let mut fetched = 0;
-        pipeline::run(self.frames(), workers, readers * 2, |(len, stored): (u32, u64)| {
+        pipeline::run(self.written_frames(), workers, readers * 2, |(len, stored): (u32, u64)| {
             fetched += stored;
             self.progress.advance(u64::from(len), stored)
         })?;
@@ -343,7 +348,8 @@ impl Work<'_> {
         Ok(written)
     }
 
-    /// Reads every data and zero byte from the medium and compares content hashes.
+    /// Reads every data and zero byte from the medium and compares content hashes. Also what a delta restore found as it should be and left
+    /// alone: a disk that puts a write elsewhere damages that.
     fn read_back(&self) -> Result<u64> {
         self.progress.begin(Stage::Verifying, self.image.disk_len());
         let meter = self.progress.meter();
@@ -365,7 +371,8 @@ impl Work<'_> {
             })
             .collect::<Vec<_>>();
         let mut total = 0;
-        pipeline::run(self.frames(), workers, verify::readers() * 2, |(len, read): (u32, u64)| {
+        let frames = self.frames(|_| true);
+        pipeline::run(frames, workers, verify::readers() * 2, |(len, read): (u32, u64)| {
             total += read;
             self.progress.advance(u64::from(len), read)
         })?;

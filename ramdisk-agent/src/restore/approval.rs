@@ -1,19 +1,21 @@
 //! What an approval of a restore's plan quotes: a hash of all that matters.
 //!
 //! Which disk it is (by identity and size, not by its name in `/dev`), what was found on it, which image, what will be wiped and
-//! written where, and the options. Not in it: device names, times, notes, and whether equal parts are skipped. So the hash stays
-//! the same over a reboot, and changes when somebody exchanged the disk, wrote to its tables, or published another image.
+//! written where, what is changed before the commit, and the options. Not in it: device names, times, notes, and whether equal parts are
+//! skipped. So the hash stays the same over a reboot, and changes when somebody exchanged the disk, wrote to its tables, or published
+//! another image. A disk that has no identity is told by where it is connected.
 
 use agent_api::{Layout, RestoreOptions};
 use image_format::Hash;
 use serde::Serialize;
 
+use super::customise::Changes;
 use super::plan::RestorePlan;
 use crate::disk::PartOf;
 use crate::error::{Error, Result};
 
 /// Keeps hashes of later versions apart.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize)]
 struct Quoted<'a> {
@@ -23,6 +25,8 @@ struct Quoted<'a> {
     serial: Option<&'a str>,
     wwn: Option<&'a str>,
     model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<&'a str>,
     size_bytes: u64,
     logical_sector_bytes: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,6 +40,9 @@ struct Quoted<'a> {
     whole: Option<&'a str>,
     wipes: Vec<(u64, u64)>,
     commit: Vec<(&'a str, u64, String)>,
+    /// Firmware's entries that go are known to the plan only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    changes: Vec<String>,
     options: RestoreOptions,
 }
 
@@ -49,6 +56,10 @@ pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
         serial: target.serial.as_deref(),
         wwn: target.wwn.as_deref(),
         model: target.model.as_deref(),
+        place: match (&target.serial, &target.wwn) {
+            (None, None) => target.by_path.as_deref(),
+            _ => None,
+        },
         size_bytes: target.size_bytes,
         logical_sector_bytes: target.logical_sector_bytes,
         into: plan.into,
@@ -73,6 +84,7 @@ pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
             .iter()
             .map(|piece| (piece.name.as_str(), piece.offset, Hash::of(&piece.bytes).to_string()))
             .collect(),
+        changes: plan.customises.iter().flat_map(Changes::lines).collect(),
         // What was quoted, and how the same result is come to, are no part of it. A root that was asked for is the plan's, and
         // whoever vouched for it does not change what is written, nor does where it is read from, and how fast.
         options: RestoreOptions {
@@ -82,6 +94,7 @@ pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
             delta: false,
             limit: None,
             also: Vec::new(),
+            base: None,
             layout: options.layout.as_deref().map(|layout| Box::new(without_places(layout))),
             ..options.clone()
         },

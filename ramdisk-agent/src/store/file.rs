@@ -11,7 +11,7 @@ mod writer;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use agent_api::StoreFacts;
@@ -42,7 +42,7 @@ pub(super) enum On {
 pub(super) fn open(path: &Path, on: On) -> Result<Box<dyn ImageFile>> {
     let failed = |source| StoreError::local("opening", path.display(), source);
     let flags = match on {
-        On::Machine => OFlags::empty(),
+        On::Machine => OFlags::NONBLOCK,
         // A link that a server made would be followed on this machine.
         On::OwnShare => OFlags::NOFOLLOW | OFlags::NONBLOCK,
     };
@@ -55,12 +55,17 @@ pub(super) fn open(path: &Path, on: On) -> Result<Box<dyn ImageFile>> {
     if kind.is_dir() {
         return Err(StoreError::Folder { url: path.display().to_string() });
     }
+    // A pipe would be waited for, and a terminal has no end.
+    let is_sound = match on {
+        On::Machine => kind.is_file() || kind.file_type().is_block_device(),
+        On::OwnShare => kind.is_file(),
+    };
+    if !is_sound {
+        let what = "it is not a regular file";
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, what)));
+    }
     let direct = match on {
         On::Machine => None,
-        On::OwnShare if !kind.is_file() => {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
-            return Err(failed(source));
-        }
         On::OwnShare => direct::open_to_read(&file, path),
     };
     Ok(Box::new(FileImage::new(file, direct, path)?))
@@ -337,6 +342,19 @@ mod tests {
             assert!(error.to_string().contains("x.partial was removed"), "{error}");
         }
         assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn nothing_is_waited_for_that_is_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("x.img.zst");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [&*pipe, Path::new("/dev/zero")] {
+            for on in [On::Machine, On::OwnShare] {
+                let error = format!("{:?}", open(path, on).err().unwrap());
+                assert!(error.contains("not a regular file"), "{error}");
+            }
+        }
     }
 
     #[test]

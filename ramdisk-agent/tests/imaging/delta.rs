@@ -105,7 +105,8 @@ fn an_older_version_moves_only_the_difference() {
     let done = restore(&image, &target, &["--delta"]);
     assert!(bytes(&done, "fetched_bytes") * 4 < bytes(&second, "stored_bytes"), "{done:#}");
     assert!(bytes(&done, "written_bytes") * 4 < bytes(&second, "data_bytes"), "{done:#}");
-    assert_eq!(bytes(&done, "written_bytes"), bytes(&done, "readback_bytes"));
+    // All of it: what was written may have come elsewhere, too.
+    assert!(bytes(&done, "readback_bytes") >= bytes(&second, "data_bytes"), "{done:#}");
     assert_ne!(first["root"], second["root"]);
     run("e2fsprogs", "e2fsck", &["-fn", target.to_str().unwrap()]);
     let full = dir.path().join("full");
