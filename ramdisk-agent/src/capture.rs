@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::pipeline;
 use crate::progress::{Progress, millis};
 use crate::run;
-use crate::store::{self, StoreUrl, StoreWriter};
+use crate::store::{self, PARTIAL_SUFFIX, StoreUrl, StoreWriter};
 use crate::telemetry;
 use crate::verify;
 use base::Base;
@@ -91,9 +91,7 @@ pub fn run(
     let (mut summary, root) = match result {
         Ok(done) => done,
         Err(error) => {
-            // The first error is the one that matters; a partial that could not be removed is not an image either.
-            let _ = if attempt.keeps(&error) { writer.keep() } else { writer.abort() };
-            return Err(error);
+            return Err(give_up(writer, attempt.keeps(&error), error));
         }
     };
     summary.not_resumed = note;
@@ -150,15 +148,25 @@ pub(crate) fn publish(
         // What is there and not what was written is of no use, whoever asks for it.
         let went_away = matches!(error.kind(), ErrorKind::Network | ErrorKind::Cancelled);
         let keeps = went_away && attempt.is_some_and(|attempt| attempt.keeps(&error));
-        // As above.
-        let _ = if keeps { writer.keep() } else { writer.abort() };
-        return Err(error.context("checking what the store holds"));
+        return Err(give_up(writer, keeps, error.context("checking what the store holds")));
     }
     progress.begin(Stage::Committing, 0);
     writer.publish()?;
     summary.stages = progress.take_times();
     summary.limited_by = telemetry::limited_by(&summary.stages);
     Ok(())
+}
+
+/// Ends a writer after an error, whose partial file is kept or removed. The first error is the one that matters, and a partial that could not
+/// be removed is not an image either; but whoever cancels expects that nothing stays.
+pub(crate) fn give_up(writer: Box<dyn StoreWriter>, keeps: bool, error: Error) -> Error {
+    let ended = if keeps { writer.keep() } else { writer.abort() };
+    if ended.is_ok() || keeps || error.kind() != ErrorKind::Cancelled {
+        return error;
+    }
+    error.context(format!(
+        "what was written could not be removed, since its store does not answer, and may stay as NAME{PARTIAL_SUFFIX} until the next writer of that name replaces it"
+    ))
 }
 
 fn write_image(

@@ -74,16 +74,14 @@ pub fn copy(
     let beside = match written {
         Ok(beside) => beside,
         Err(error) => {
-            // The first error is the one that matters; a partial that could not be removed is not an image either.
-            let _ = writer.abort();
-            return Err(error);
+            return Err(capture::give_up(writer, false, error));
         }
     };
     let mut checked =
         CaptureSummary { stored_bytes: image.stored_len(), ..CaptureSummary::default() };
     if let Err(error) = capture::publish(writer, image.root(), &mut checked, None, progress) {
         for url in beside {
-            // As above; what stays is a text that belongs to no image.
+            // The first error is the one that matters; what stays is a text that belongs to no image.
             let _ = store::remove(&url, &stores);
         }
         return Err(error);

@@ -193,10 +193,10 @@ pub fn open(url: &StoreUrl, options: &store::Options) -> EngineResult<Opened> {
 /// again, and a password that was refused is not tried a second time, which could lock the account. An export of NFS cannot be looked up
 /// in the folder above it, whatever that says.
 fn may_be_folder(url: &StoreUrl, error: &store::StoreError) -> bool {
-    use store::StoreError::{Folder, Resolve, Unreachable, Untrusted, Url};
+    use store::StoreError::{Cancelled, Folder, Resolve, Unreachable, Untrusted, Url};
     match error {
         Folder { .. } | Url(_) => true,
-        Unreachable { .. } | Resolve { .. } | Untrusted { .. } => false,
+        Unreachable { .. } | Cancelled { .. } | Resolve { .. } | Untrusted { .. } => false,
         _ => !matches!(url, StoreUrl::Smb(_)),
     }
 }

@@ -381,6 +381,7 @@ pub fn store_options(progress: &Arc<Progress>) -> store::Options {
         access: progress.access(),
         observer: Some(Arc::new(Show(Arc::clone(progress)))),
         limiter: progress.limiter(),
+        cancelled: progress.cancel_flag(),
         ..store::Options::default()
     }
 }

@@ -27,6 +27,7 @@ mod window;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use agent_api::{StoreAccess, StoreFacts};
@@ -183,6 +184,8 @@ pub struct Options {
     pub observer: Option<Arc<dyn Observer>>,
     /// What holds the bytes back that are read and written.
     pub limiter: Option<Arc<Limiter>>,
+    /// Once it is set, a server that does not answer is not waited for; operations fail with [`StoreError::Cancelled`] then.
+    pub cancelled: Arc<AtomicBool>,
 }
 
 impl Default for Options {
@@ -199,6 +202,7 @@ impl Default for Options {
             access: Arc::default(),
             observer: None,
             limiter: None,
+            cancelled: Arc::default(),
         }
     }
 }

@@ -80,9 +80,7 @@ pub fn write(
     let written = match write_frames(image, &mut *writer, made, &header, level, progress) {
         Ok(written) => written,
         Err(error) => {
-            // The first error is the one that matters; a partial that could not be removed is not an image either.
-            let _ = writer.abort();
-            return Err(error);
+            return Err(capture::give_up(writer, false, error));
         }
     };
     let mut summary =

@@ -123,9 +123,7 @@ pub fn write<E: Encode>(
     let (stored_bytes, data_bytes) = match checked {
         Ok(done) => done,
         Err(error) => {
-            // The first error is the one that matters; a partial that could not be removed has not the target's name.
-            let _ = writer.abort();
-            return Err(error);
+            return Err(crate::capture::give_up(writer, false, error));
         }
     };
     progress.begin(Stage::Committing, 0);

@@ -35,6 +35,12 @@ type Place = Result<(Box<dyn ImageFile>, Root)>;
 /// If none can be used: the first one's kind, and why each of them cannot.
 pub fn open(urls: &[StoreUrl], expect_root: Option<&str>, options: &Options) -> Result<Sources> {
     let mut places = open_all(urls, options);
+    let is_cancelled = |place: &Option<Place>| matches!(place, Some(Err(error)) if error.kind() == agent_api::ErrorKind::Cancelled);
+    if let Some(Some(Err(error))) =
+        places.iter().position(is_cancelled).map(|at| places.swap_remove(at))
+    {
+        return Err(error);
+    }
     let first = || {
         let opened = places.iter().filter_map(|place| place.as_ref()?.as_ref().ok());
         opened.map(|(_, root)| root.to_string()).next()
@@ -122,4 +128,36 @@ fn open_one(url: &StoreUrl, options: &Options) -> Place {
     let file = store::open_with(url, options)?;
     let root = ImageReader::open(&*file)?.root();
     Ok((file, root))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    /// A server that takes connections and says nothing.
+    fn silent() -> (TcpListener, StoreUrl) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/x.img.zst", listener.local_addr().unwrap());
+        (listener, url.parse().unwrap())
+    }
+
+    #[test]
+    fn who_is_cancelled_waits_for_none_of_them() {
+        let (_server, url) = silent();
+        let missing = StoreUrl::File("/nonexistent/x.img.zst".into());
+        let options = Options::default();
+        let began = Instant::now();
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_secs(1));
+                options.cancelled.store(true, Ordering::Relaxed);
+            });
+            open(&[missing, url], None, &options).err().unwrap()
+        });
+        assert_eq!(error.kind(), agent_api::ErrorKind::Cancelled, "{}", error.chain());
+        assert!(began.elapsed() < Duration::from_secs(6), "it took {:?}", began.elapsed());
+    }
 }

@@ -130,6 +130,17 @@ pub enum StoreError {
         #[source]
         source: Option<io::Error>,
     },
+    /// The work was cancelled while a server was waited for.
+    #[error("cancelled by a signal or by the controller, {seconds} s after {server} last answered")]
+    Cancelled {
+        /// Who was waited for.
+        server: String,
+        /// For how long.
+        seconds: u64,
+        /// The last thing that went wrong.
+        #[source]
+        source: Option<io::Error>,
+    },
     /// The host name has no address.
     #[error(
         "the name {host} cannot be resolved; check its spelling and this machine's name servers"
@@ -236,6 +247,7 @@ impl StoreError {
             Self::NotFound { .. } | Self::NoShare { .. } => ErrorKind::NotFound,
             Self::NoSpace { .. } | Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::Unreachable { .. } | Self::Resolve { .. } => ErrorKind::Network,
+            Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::PastEnd { .. } => ErrorKind::ImageCorrupt,
             Self::Io { .. }
             | Self::Server { .. }
@@ -278,6 +290,7 @@ impl StoreError {
             | Self::NoShare { .. }
             | Self::Untrusted { .. }
             | Self::Unreachable { .. }
+            | Self::Cancelled { .. }
             | Self::Resolve { .. } => {}
         }
         self

@@ -158,6 +158,8 @@ impl Several {
                             shared.leave_out(source, why);
                             wrong = Some(bytes);
                         }
+                        // The sources are not to blame, and the others need not be asked.
+                        Err(error) if is_cancelled(&error) => return Err(error),
                         Err(error) => {
                             shared.leave_out(source, chain(&error));
                             failed = Some(error);
@@ -329,6 +331,10 @@ impl Load {
         let bytes = (self.outstanding_bytes + len as u64) as f64;
         bytes / speed.max(1.0)
     }
+}
+
+fn is_cancelled(error: &io::Error) -> bool {
+    matches!(StoreError::find(error), Some(StoreError::Cancelled { .. }))
 }
 
 /// An error of a store in full.

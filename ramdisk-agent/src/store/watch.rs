@@ -2,7 +2,11 @@
 //!
 //! One watch belongs to all connections of an open image or writer: an answer on any of them is progress. It runs only while
 //! requests are outstanding.
+//!
+//! Whoever is cancelled does not wait for a server that says nothing. One that answers is left to: the work looks at the flag itself, between
+//! two answers, and tidies up as after every other end. What tidies up after a cancellation has little time for it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +18,15 @@ const TELL_AFTER: Duration = Duration::from_secs(5);
 const LIVES: Duration = Duration::from_secs(10);
 /// Fewer bytes of an answer within a budget than these are none: a server that sends one a second would keep a job for years.
 const PROGRESS_BYTES: usize = 4 << 10;
+/// Once the work is cancelled, a silence of this length is none of a server that answers.
+const CANCELLED_SILENCE: Duration = Duration::from_secs(1);
+/// So long a server that does answer may take to let cancelled work come to its end.
+const CANCELLED_PATIENCE: Duration = Duration::from_secs(5);
+/// How long tidying up after a failure may take without progress, and after a cancellation, where somebody waits for the end.
+const TIDY_BUDGET: Duration = Duration::from_secs(10);
+const TIDY_CANCELLED: Duration = Duration::from_secs(4);
+/// How soon a pause ends once the work is cancelled.
+const TICK: Duration = Duration::from_millis(250);
 /// Pauses before a connection is tried again: doubled each time between these two.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
@@ -22,6 +35,8 @@ pub(super) struct Watch {
     /// Who is waited for: "nfs server 10.0.0.5".
     server: String,
     observer: Option<Arc<dyn Observer>>,
+    cancelled: Arc<AtomicBool>,
+    cancelled_silence: Duration,
     state: Mutex<State>,
 }
 
@@ -37,6 +52,10 @@ struct State {
     dripped: usize,
     told: Option<Instant>,
     trouble: Option<String>,
+    /// When it was first seen that the work is cancelled.
+    cancelled: Option<Instant>,
+    /// What is done now has to be done after a cancellation, too.
+    tidies: bool,
 }
 
 impl State {
@@ -65,12 +84,43 @@ impl Watch {
             dripped: 0,
             told: None,
             trouble: None,
+            cancelled: None,
+            tidies: false,
         };
-        Self { server, observer: options.observer.clone(), state: Mutex::new(state) }
+        Self {
+            server,
+            observer: options.observer.clone(),
+            cancelled: Arc::clone(&options.cancelled),
+            cancelled_silence: CANCELLED_SILENCE,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// For a server that cannot be asked to tidy up once a wait for it was ended: it may be silent for longer.
+    pub(super) fn patient_when_cancelled(self) -> Self {
+        Self { cancelled_silence: CANCELLED_PATIENCE, ..self }
     }
 
     pub(super) fn set_budget(&self, budget: Duration) {
         self.lock().budget = budget;
+    }
+
+    /// From now on only what is left behind is tidied up: within less time, and whether the work is cancelled or not.
+    pub(super) fn tidy(&self, budget: Duration) {
+        let most = if self.is_cancelled() { TIDY_CANCELLED } else { TIDY_BUDGET };
+        let mut state = self.lock();
+        state.budget = budget.min(most);
+        state.progress = Instant::now();
+        state.tidies = true;
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Whether the work is cancelled, and what is done now not needed any more.
+    pub(super) fn is_called_off(&self) -> bool {
+        self.is_cancelled() && !self.lock().tidies
     }
 
     pub(super) fn server(&self) -> &str {
@@ -157,13 +207,28 @@ impl Watch {
                 observer.stalled(&format!("{} says \"try later\" ({seconds} s)", self.server));
             }
         }
+        if self.is_called_off() {
+            return Err(self.unreachable(without, None));
+        }
         if without >= self.lock().budget {
             let what = format!("{} says \"try later\" to {doing}", self.server);
             return Err(StoreError::Unreachable { what, seconds: without.as_secs(), source: None });
         }
         patience.pauses += 1;
-        std::thread::sleep(pause(patience.pauses));
+        self.sleep(pause(patience.pauses));
         Ok(())
+    }
+
+    /// Pauses, unless the work is called off.
+    pub(super) fn sleep(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.is_called_off() {
+                return;
+            }
+            std::thread::sleep(left.min(TICK));
+        }
     }
 
     /// The server did what it was asked for.
@@ -175,12 +240,16 @@ impl Watch {
         }
     }
 
-    /// What is said when the budget is spent.
+    /// What is said when the budget is spent, or the work was cancelled before.
     pub(super) fn unreachable(
         &self,
         without: Duration,
         source: Option<std::io::Error>,
     ) -> StoreError {
+        if self.is_called_off() {
+            let (server, seconds) = (self.server.clone(), without.as_secs());
+            return StoreError::Cancelled { server, seconds, source };
+        }
         let what = format!("{} made no progress", self.server);
         StoreError::Unreachable { what, seconds: without.as_secs(), source }
     }
@@ -192,6 +261,9 @@ impl Watch {
         without: Duration,
         source: Option<std::io::Error>,
     ) -> StoreError {
+        if self.is_called_off() {
+            return self.unreachable(without, source);
+        }
         let lives = match self.lock().lives() {
             true => ", while it answers other requests (look at its disk and its log),",
             false => "",
@@ -200,7 +272,7 @@ impl Watch {
         StoreError::Unreachable { what, seconds: without.as_secs(), source }
     }
 
-    /// Tells the observer if it is time; `Some` with the time without progress once that is above the budget.
+    /// Tells the observer if it is time; `Some` with the time without progress once that is above the budget, or too long for who is cancelled.
     pub(super) fn check(&self) -> Option<Duration> {
         let mut state = self.lock();
         if state.outstanding + state.asking == 0 {
@@ -212,7 +284,12 @@ impl Watch {
         if tell {
             state.told = Some(Instant::now());
         }
-        let expired = (without >= state.budget).then_some(without);
+        let mut is_over = without >= state.budget;
+        if !state.tidies && self.is_cancelled() {
+            let since = state.cancelled.get_or_insert_with(Instant::now).elapsed();
+            is_over |= without >= self.cancelled_silence || since >= CANCELLED_PATIENCE;
+        }
+        let expired = is_over.then_some(without);
         let what = tell.then(|| {
             let silent = match state.lives() {
                 true => "answers, but does not do what it was asked for",
@@ -306,5 +383,30 @@ mod tests {
         watch.asks();
         assert_eq!(watch.check(), None, "nothing else waited");
         assert_eq!(count.resumed.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn who_is_cancelled_waits_no_more_and_still_tidies_up() {
+        let options = Options::default();
+        let watch = Watch::new("nfs server 10.0.0.5".into(), &options);
+        watch.began();
+        let seconds_ago = |s| Instant::now() - Duration::from_secs(s);
+        watch.lock().progress = seconds_ago(3);
+        assert_eq!(watch.check(), None);
+        options.cancelled.store(true, Ordering::Relaxed);
+        let without = watch.check().expect("it is silent");
+        let error = watch.unreachable(without, None);
+        assert_eq!(error.kind(), agent_api::ErrorKind::Cancelled, "{error}");
+        assert!(watch.wait("writing", &mut Patience::default()).is_err());
+        // One that answers is left to whoever looks at the flag between two answers, for a while.
+        watch.lock().progress = Instant::now();
+        assert_eq!(watch.check(), None);
+        watch.lock().cancelled = Some(seconds_ago(6));
+        assert!(watch.check().is_some());
+        watch.tidy(options.budget);
+        assert_eq!(watch.check(), None);
+        watch.lock().progress = seconds_ago(5);
+        let without = watch.check().expect("tidying up does not take as long as after a failure");
+        assert_eq!(watch.unreachable(without, None).kind(), agent_api::ErrorKind::Network);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -221,4 +221,23 @@ pub fn what_a_writer_leaves_is_gone_on_with(server: &impl RealServer) {
         assert!(matches!(store::left_over(&url, &options), Err(StoreError::Exists { .. })));
         store::remove(&url, &options).unwrap();
     }
+}
+
+/// Sets the flag a second from now, and checks that `work` was ended by it soon after.
+pub fn is_cancelled_soon<T>(
+    cancelled: &AtomicBool,
+    work: impl FnOnce() -> Result<T, StoreError>,
+) -> Duration {
+    std::thread::scope(|scope| {
+        let setter = scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(1));
+            cancelled.store(true, Ordering::SeqCst);
+            Instant::now()
+        });
+        let error = work().err().expect("it is cancelled");
+        let took = setter.join().unwrap().elapsed();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+        assert!(took < Duration::from_secs(4), "it took {took:?}: {error}");
+        took
+    })
 }

@@ -1,14 +1,14 @@
 //! Servers that break off, fall silent, are busy, or answer something else than was asked for.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use agent_api::ErrorKind;
-use ramdisk_agent::store::{self, Options, ReadAt as _, StoreError};
+use ramdisk_agent::store::{self, Options, ReadAt as _, Several, StoreError, Tally};
 
 use crate::options;
-use crate::real_servers::{Told, pattern};
+use crate::real_servers::{Told, is_cancelled_soon, pattern};
 use crate::scripted::{Asked, ETAG, Reply, Scripted};
 
 const LEN: usize = 300_000;
@@ -126,6 +126,70 @@ fn a_busy_server_is_waited_for_as_it_says_and_told_of() {
     let stalled = told.stalled.lock().unwrap();
     assert!(stalled[0].contains("answered 503") && stalled[0].contains(" s)"), "{stalled:?}");
     assert_eq!(told.resumed.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn who_is_cancelled_does_not_wait_for_a_server_that_hangs() {
+    let options_of = |cancelled: &Arc<AtomicBool>| Options {
+        cancelled: Arc::clone(cancelled),
+        budget: Duration::from_secs(30),
+        ..options()
+    };
+    let (with, shared) = (|| options_of(&Arc::default()), Arc::default());
+    let server = Scripted::start(pattern(LEN, 7), |asked| match asked.number {
+        0 => Reply::Range,
+        _ => Reply::SilentAt(HEAD_LEN + 1000),
+    });
+    let options = with();
+    let image = store::open_with(&server.url("/x"), &options).unwrap();
+    is_cancelled_soon(&options.cancelled, || {
+        let read = image.read_exact_at(&mut vec![0; LEN], 0);
+        read.map_err(|error| error.downcast::<StoreError>().unwrap())
+    });
+    // Of several sources the last one's error is the read's; here none is left out for it.
+    let urls = [server.url("/x"), server.url("/y")];
+    let sources = urls.each_ref().map(|url| {
+        let answers = Scripted::start(pattern(LEN, 7), |asked| match asked.number {
+            0 => Reply::Range,
+            _ => Reply::SilentAt(HEAD_LEN),
+        });
+        let opened = store::open_with(&answers.url("/x"), &options_of(&shared)).unwrap();
+        (opened, Tally::new(url, None))
+    });
+    let tallies = sources.each_ref().map(|(_, tally)| Arc::clone(tally));
+    let several = Several::new(sources.into(), None);
+    is_cancelled_soon(&shared, || {
+        let read = several.read_exact_at(&mut vec![0; LEN], 0);
+        read.map_err(|error| error.downcast::<StoreError>().unwrap())
+    });
+    assert!(tallies.iter().all(|tally| tally.left_out().is_none()));
+    // One that says "later", for longer than anybody who cancels wants to wait.
+    let server =
+        Scripted::start(pattern(LEN, 7), |_| Reply::Status(503, vec!["Retry-After: 20".into()]));
+    let options = with();
+    is_cancelled_soon(&options.cancelled, || store::open_with(&server.url("/x"), &options));
+    // A controller that takes the beginning of an upload and hangs then.
+    let server = Scripted::start(Vec::new(), |asked| match asked.number {
+        0 => {
+            let body = r#"{"received_bytes":0,"durable_bytes":0,"is_published":false}"#;
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            Reply::Raw((head + body).into_bytes())
+        }
+        _ => {
+            std::thread::sleep(Duration::from_secs(20));
+            Reply::Raw(Vec::new())
+        }
+    });
+    let options = with();
+    let mut writer =
+        store::create(&server.url("/files/x"), uuid::Uuid::new_v4(), &options).unwrap();
+    is_cancelled_soon(&options.cancelled, || {
+        writer.append(&pattern(1 << 20, 8))?;
+        writer.commit()
+    });
+    let began = Instant::now();
+    assert!(writer.abort().is_err());
+    assert!(began.elapsed() < Duration::from_secs(9), "it took {:?}", began.elapsed());
 }
 
 #[test]

@@ -30,8 +30,6 @@ const WINDOW_BYTES: u64 = 64 << 20;
 const PIECE_BYTES: usize = 8 << 20;
 /// How long the controller hears nothing at most, as far as it depends on this side.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
-/// How long tidying up after a failure may take.
-const TIDY_BUDGET: Duration = Duration::from_secs(10);
 
 /// Where the upload of a file with this id is.
 pub(super) fn upload_of(url: &HttpUrl, id: Uuid) -> HttpUrl {
@@ -190,7 +188,11 @@ impl HttpWriter {
         if std::mem::replace(&mut self.is_settled, true) {
             return Ok(());
         }
-        self.shared.client.watch.set_budget(self.options.budget.min(TIDY_BUDGET));
+        if self.shared.client.watch.is_called_off() {
+            // The threads wait for nothing then, and not for as long as tidying up may take.
+            self.end();
+        }
+        self.shared.client.watch.tidy(self.options.budget);
         self.end();
         let place = Place { doing: "removing", url: &self.shared.url };
         let request =
@@ -409,7 +411,7 @@ impl StoreWriter for HttpWriter {
 
     fn keep(mut self: Box<Self>) -> Result<()> {
         self.is_settled = true;
-        self.shared.client.watch.set_budget(self.options.budget.min(TIDY_BUDGET));
+        self.shared.client.watch.tidy(self.options.budget);
         self.end();
         Ok(())
     }

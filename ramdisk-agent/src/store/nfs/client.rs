@@ -97,8 +97,8 @@ impl Client {
     }
 
     /// From now on gives up sooner: for tidying up after a failure.
-    pub(super) fn set_budget(&self, budget: Duration) {
-        self.watch.set_budget(budget);
+    pub(super) fn tidy(&self, budget: Duration) {
+        self.watch.tidy(budget);
     }
 
     /// Sends a call whose answer goes to `answer` with `tag`.

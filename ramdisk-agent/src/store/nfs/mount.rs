@@ -64,7 +64,7 @@ pub(super) fn mount(folder: &NfsUrl, options: &Options, watch: &Watch) -> Result
         let attempt = resolve(&folder.host).map_err(Failure::Final).and_then(|hosts| {
             let mut last = Failure::Again(io::ErrorKind::AddrNotAvailable.into());
             for host in hosts {
-                match attempt(folder, host, &credential) {
+                match attempt(folder, host, &credential, watch) {
                     Ok(mounted) => return Ok(mounted),
                     Err(failure @ Failure::Final(_)) => return Err(failure),
                     Err(failure) => last = failure,
@@ -75,6 +75,9 @@ pub(super) fn mount(folder: &NfsUrl, options: &Options, watch: &Watch) -> Result
         match attempt {
             Ok(mounted) => break Ok(mounted),
             Err(Failure::Final(error)) => break Err(error),
+            Err(Failure::Again(source)) if watch.is_called_off() => {
+                break Err(watch.unreachable(started.elapsed(), Some(source)));
+            }
             Err(Failure::Again(source)) if started.elapsed() + PAUSE >= options.connect_budget => {
                 break Err(StoreError::Unreachable {
                     what: format!("{} could not be mounted", watch.server()),
@@ -85,7 +88,7 @@ pub(super) fn mount(folder: &NfsUrl, options: &Options, watch: &Watch) -> Result
             Err(Failure::Again(_)) => {
                 // The budget is this function's own; the watch is only to tell.
                 let _ = watch.check();
-                std::thread::sleep(PAUSE);
+                watch.sleep(PAUSE);
             }
         }
     };
@@ -96,14 +99,19 @@ pub(super) fn mount(folder: &NfsUrl, options: &Options, watch: &Watch) -> Result
     mounted
 }
 
-fn attempt(folder: &NfsUrl, host: IpAddr, credential: &Credential) -> Result<Mounted, Failure> {
-    let address = nfs_address(folder, host, credential)?;
+fn attempt(
+    folder: &NfsUrl,
+    host: IpAddr,
+    credential: &Credential,
+    watch: &Watch,
+) -> Result<Mounted, Failure> {
+    let address = nfs_address(folder, host, credential, watch)?;
     let mut candidates = Vec::new();
     match folder.mount_port {
         Some(port) => candidates.push(port),
         None => {
             let program = (MNT.program, MNT.version);
-            candidates.extend(getport(host, program, credential).ok().flatten());
+            candidates.extend(getport(host, program, credential, watch).ok().flatten());
             candidates.extend([MOUNT_PORT, address.port()]);
             candidates.dedup();
         }
@@ -111,7 +119,7 @@ fn attempt(folder: &NfsUrl, host: IpAddr, credential: &Credential) -> Result<Mou
     let mut last = Failure::Again(io::ErrorKind::AddrNotAvailable.into());
     for port in candidates {
         let server = SocketAddr::new(host, port);
-        match mount_longest(folder, server, credential) {
+        match mount_longest(folder, server, credential, watch) {
             Ok((root, below)) => return Ok(Mounted { address, root, below }),
             Err(failure @ Failure::Final(_)) => return Err(failure),
             Err(failure) => last = failure,
@@ -121,14 +129,19 @@ fn attempt(folder: &NfsUrl, host: IpAddr, credential: &Credential) -> Result<Mou
 }
 
 /// Port 2049, unless the URL or (where nothing listens there) the portmapper says otherwise.
-fn nfs_address(folder: &NfsUrl, host: IpAddr, credential: &Credential) -> io::Result<SocketAddr> {
+fn nfs_address(
+    folder: &NfsUrl,
+    host: IpAddr,
+    credential: &Credential,
+    watch: &Watch,
+) -> io::Result<SocketAddr> {
     if let Some(port) = folder.port {
         return Ok(SocketAddr::new(host, port));
     }
     let usual = SocketAddr::new(host, NFS_PORT);
     match connect_privileged(usual) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            match getport(host, NFS_PROGRAM, credential) {
+            match getport(host, NFS_PROGRAM, credential, watch) {
                 Ok(Some(port)) => Ok(SocketAddr::new(host, port)),
                 _ => Err(error),
             }
@@ -141,13 +154,14 @@ fn getport(
     host: IpAddr,
     (program, version): (u32, u32),
     credential: &Credential,
+    watch: &Watch,
 ) -> io::Result<Option<u16>> {
     const TCP: u32 = 6;
     let arguments = |call: &mut Encoder| {
         call.u32(program).u32(version).u32(TCP).u32(0);
     };
     let server = SocketAddr::new(host, PORTMAPPER_PORT);
-    let record = exchange(server, GETPORT, credential, arguments)?;
+    let record = exchange(server, GETPORT, credential, watch, arguments)?;
     let results = reply_results(record.bytes(), GETPORT).map_err(io::Error::other)?;
     let port = Decoder::new(results).u32().map_err(|error| invalid(format!("no port: {error}")))?;
     Ok(u16::try_from(port).ok().filter(|&port| port != 0))
@@ -158,12 +172,13 @@ fn mount_longest(
     folder: &NfsUrl,
     server: SocketAddr,
     credential: &Credential,
+    watch: &Watch,
 ) -> Result<(Handle, Vec<String>), Failure> {
     let names: Vec<&str> = folder.path.split('/').filter(|name| !name.is_empty()).collect();
     let mut denied = false;
     for taken in (0..=names.len()).rev() {
         let path = format!("/{}", names[..taken].join("/"));
-        match mount_one(folder, server, credential, &path)? {
+        match mount_one(folder, server, credential, &path, watch)? {
             Ok(root) => {
                 return Ok((root, names[taken..].iter().map(ToString::to_string).collect()));
             }
@@ -171,7 +186,7 @@ fn mount_longest(
         }
     }
     let url = folder.to_string();
-    let exports = exports(server, credential).unwrap_or_default();
+    let exports = exports(server, credential, watch).unwrap_or_default();
     let offers = if exports.is_empty() {
         "it names no exports".to_owned()
     } else {
@@ -191,6 +206,7 @@ fn mount_one(
     server: SocketAddr,
     credential: &Credential,
     path: &str,
+    watch: &Watch,
 ) -> Result<Result<Handle, u32>, Failure> {
     let final_error = |error: StoreError| Failure::Final(error);
     let protocol = |reason: String| StoreError::Protocol {
@@ -198,7 +214,7 @@ fn mount_one(
         url: folder.to_string(),
         reason,
     };
-    let record = exchange(server, MNT, credential, |call| {
+    let record = exchange(server, MNT, credential, watch, |call| {
         call.opaque(path.as_bytes());
     })?;
     let results = match reply_results(record.bytes(), MNT) {
@@ -247,8 +263,8 @@ pub(super) fn read_mounted(results: &[u8]) -> Result<Result<(Handle, Vec<u32>), 
 }
 
 /// The exports that the server tells everybody.
-fn exports(server: SocketAddr, credential: &Credential) -> io::Result<Vec<String>> {
-    let record = exchange(server, EXPORT, credential, |_| {})?;
+fn exports(server: SocketAddr, credential: &Credential, watch: &Watch) -> io::Result<Vec<String>> {
+    let record = exchange(server, EXPORT, credential, watch, |_| {})?;
     let results = reply_results(record.bytes(), EXPORT).map_err(io::Error::other)?;
     read_exports(results).map_err(io::Error::other)
 }
@@ -270,23 +286,34 @@ fn exchange(
     server: SocketAddr,
     procedure: Procedure,
     credential: &Credential,
+    watch: &Watch,
     arguments: impl FnOnce(&mut Encoder),
 ) -> io::Result<Record> {
+    go_on(watch)?;
     let mut stream = connect_privileged(server)?;
     let mut call = begin_call(uuid::Uuid::new_v4().as_fields().0, procedure, credential);
     arguments(&mut call);
     stream.write_all(&finish_call(call, 0))?;
-    let mut limited = Limited { stream, deadline: Instant::now() + ANSWER_TIMEOUT };
+    let mut limited = Limited { stream, deadline: Instant::now() + ANSWER_TIMEOUT, watch };
     read_record(&mut limited, &Arc::new(Pool::default()))
 }
 
-/// Reads with a deadline over all reads.
-struct Limited {
-    stream: TcpStream,
-    deadline: Instant,
+/// Lets the watch speak, and fails once nothing is waited for any more.
+fn go_on(watch: &Watch) -> io::Result<()> {
+    match watch.check() {
+        Some(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the time for it is over")),
+        None => Ok(()),
+    }
 }
 
-impl Read for Limited {
+/// Reads with a deadline over all reads.
+struct Limited<'a> {
+    stream: TcpStream,
+    deadline: Instant,
+    watch: &'a Watch,
+}
+
+impl Read for Limited<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.stream.read(buffer) {
@@ -294,7 +321,10 @@ impl Read for Limited {
                     if matches!(
                         error.kind(),
                         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) && Instant::now() < self.deadline => {}
+                    ) && Instant::now() < self.deadline =>
+                {
+                    go_on(self.watch)?;
+                }
                 other => return other,
             }
         }

@@ -33,8 +33,6 @@ pub(super) const WINDOW_BYTES: u64 = 64 << 20;
 const COMMIT_STEP_BYTES: u64 = 16 << 20;
 /// The most pieces in memory, for servers with small requests.
 const MAX_PIECES: usize = 1024;
-/// How long tidying up after a failure may take.
-const TIDY_BUDGET: Duration = Duration::from_secs(10);
 /// So long a server may take to carry out a WRITE that was sent on a connection which is no more.
 const LATE_AFTER: Duration = Duration::from_secs(120);
 /// The tag of a COMMIT. Writes are tagged with their piece's number and, above this many bits, with the handle's number.
@@ -297,7 +295,7 @@ impl NfsWriter {
         if std::mem::replace(&mut self.settled, true) {
             return Ok(());
         }
-        self.session.client.set_budget(self.options.budget.min(TIDY_BUDGET));
+        self.session.client.tidy(self.options.budget);
         let place = Place { doing: "removing", url: &self.partial_url };
         match self.session.find(place, &self.partial)? {
             Some(found) if self.is_ours(place, &found)? && self.may_be(&found.attributes) => {

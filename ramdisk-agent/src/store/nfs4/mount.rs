@@ -182,11 +182,11 @@ pub(super) fn mount(folder: &Nfs4Url, options: &Options, watch: &Watch) -> Resul
             Ok(Err(failed))
                 if failed.at == At::Mount && is_silence(failed.errno.raw_os_error()) =>
             {
-                if began.elapsed() >= options.connect_budget {
+                if began.elapsed() >= options.connect_budget || watch.is_called_off() {
                     return Err(watch.unreachable(began.elapsed(), Some(failed.errno.into())));
                 }
                 failures += 1;
-                thread::sleep(pause(failures));
+                watch.sleep(pause(failures));
             }
             Ok(Err(failed)) => return Err(in_words(folder, failed)),
             Err(Unanswered::Spent(without)) => return Err(watch.unreachable(without, None)),
@@ -219,7 +219,7 @@ fn reach(folder: &Nfs4Url, watch: &Watch) -> Result<IpAddr> {
             return Err(watch.unreachable(without, last));
         }
         failures += 1;
-        thread::sleep(pause(failures));
+        watch.sleep(pause(failures));
     }
 }
 

@@ -41,6 +41,7 @@ impl Share {
     /// Mounts a folder.
     pub(super) fn open(folder: &Nfs4Url, options: &Options) -> Result<Self> {
         let watch = Watch::new(format!("nfs server {}", folder.server()), options);
+        let watch = watch.patient_when_cancelled();
         let mounted = mount::mount(folder, options, &watch)?;
         watch.set_budget(options.budget);
         let given_up = OnceLock::new();

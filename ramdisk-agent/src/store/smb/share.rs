@@ -73,6 +73,9 @@ impl Losses {
     pub(super) fn note(&mut self, share: &Share) -> Result<()> {
         self.count = self.count.saturating_add(1);
         let without = self.since.get_or_insert_with(Instant::now).elapsed();
+        if share.watch.is_called_off() {
+            return Err(share.watch.unreachable(without, None));
+        }
         if without < share.options.budget {
             return Ok(());
         }

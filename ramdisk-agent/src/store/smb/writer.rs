@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
 
 use super::super::watch::Patience;
 use super::super::window::{Payload, Window, WindowError, Written, bytes};
@@ -29,8 +28,6 @@ const WINDOW_BYTES: u64 = 64 << 20;
 const FLUSH_STEP_BYTES: u64 = 16 << 20;
 /// The most pieces in memory, for servers with small requests.
 const MAX_PIECES: usize = 1024;
-/// How long tidying up after a failure may take.
-const TIDY_BUDGET: Duration = Duration::from_secs(10);
 /// The tag of a FLUSH; WRITEs are tagged with their piece's number.
 const FLUSH_TAG: u64 = u64::MAX;
 
@@ -349,7 +346,7 @@ impl SmbWriter {
         if std::mem::replace(&mut self.settled, true) {
             return Ok(());
         }
-        self.share.watch.set_budget(self.share.options().budget.min(TIDY_BUDGET));
+        self.share.watch.tidy(self.share.options().budget);
         // Its end is what matters.
         let _ = self.close();
         let (url, number) = (&self.partial_url, self.number);
@@ -444,7 +441,7 @@ impl StoreWriter for SmbWriter {
 
     fn keep(mut self: Box<Self>) -> Result<()> {
         self.settled = true;
-        self.share.watch.set_budget(self.share.options().budget.min(TIDY_BUDGET));
+        self.share.watch.tidy(self.share.options().budget);
         // So that the next writer gets at it; the handle of a server that cannot be reached goes with its session.
         let _ = self.close();
         Ok(())
