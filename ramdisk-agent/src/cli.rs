@@ -213,7 +213,11 @@ fn restore_command(
     let (url, disk) = args.what.places("restore")?;
     let target = open_target(&find(disk)?, url.as_ref(), options)?;
     progress.watch(&target);
-    let (image, plan) = plan_restore(url.as_ref(), &target, options, progress)?;
+    // A store that does not answer is told of from the start; nothing is drawn while somebody is asked.
+    let ticker = Ticker::start(progress, face);
+    let planned = plan_restore(url.as_ref(), &target, options, progress);
+    ticker.finish();
+    let (image, plan) = planned?;
     if !json {
         print(&plan.to_string())?;
     }
@@ -279,10 +283,11 @@ fn verify_command(
     let url = parse_url(&args.image)?;
     let root = args.expect_root.as_deref();
     let places = Places::new(&url, &args.also, args.base.as_deref(), root)?;
+    // A store that does not answer is told of from the start.
+    let ticker = Ticker::start(progress, face);
     let image = open_image(&places, foreign::any_disk(), progress)?;
     check_signature(&*image, &places, args.require_signature.as_deref(), progress)?;
     restore::check_root(&*image, args.expect_root.as_deref())?;
-    let ticker = Ticker::start(progress, face);
     let result = if args.deep {
         verify::contents(&*image, progress)
     } else {

@@ -4,14 +4,14 @@
 //! holds that can be opened; a place that cannot be opened in time, or holds another image, is left out and named. With none left the
 //! image cannot be opened.
 
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use image_format::{ImageReader, Root};
 
 use crate::error::{Error, Result};
-use crate::store::{self, ImageFile, Options, Several, StoreUrl, Tally};
+use crate::store::{self, ImageFile, Observer, Options, Several, StoreUrl, Tally};
 
 /// How long slower places are waited for once one is open.
 const GRACE: Duration = Duration::from_secs(5);
@@ -93,8 +93,10 @@ pub fn open(urls: &[StoreUrl], expect_root: Option<&str>, options: &Options) -> 
 
 /// Opens all at once; `None` for those that took too long.
 fn open_all(urls: &[StoreUrl], options: &Options) -> Vec<Option<Place>> {
-    // The limit is in front of all of them together, and a stall of one is no stall while others answer.
-    let options = Options { limiter: None, observer: None, ..options.clone() };
+    // The limit is in front of all of them together.
+    let until_open = options.observer.clone().map(|observer| Arc::new(UntilOpen::new(observer)));
+    let observer = until_open.clone().map(|observer| observer as Arc<dyn Observer>);
+    let options = Options { limiter: None, observer, ..options.clone() };
     let (sender, answers) = channel();
     for (index, url) in urls.iter().enumerate() {
         let (url, options, sender) = (url.clone(), options.clone(), sender.clone());
@@ -118,9 +120,52 @@ fn open_all(urls: &[StoreUrl], options: &Options) -> Vec<Option<Place>> {
         // All have answered, or those that have not took too long.
         let Ok((index, place)) = answer else { return places };
         if place.is_ok() {
+            if let Some(until_open) = &until_open {
+                until_open.opened();
+            }
             until.get_or_insert_with(|| Instant::now() + GRACE);
         }
         places[index] = Some(place);
+    }
+}
+
+/// Tells of places that do not answer while none is open: from then on a stall of one is no stall as long as others answer, and [`Several`]
+/// tells when none does.
+struct UntilOpen {
+    observer: Arc<dyn Observer>,
+    is_open: Mutex<bool>,
+}
+
+impl UntilOpen {
+    fn new(observer: Arc<dyn Observer>) -> Self {
+        Self { observer, is_open: Mutex::new(false) }
+    }
+
+    fn is_open(&self) -> MutexGuard<'_, bool> {
+        self.is_open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opened(&self) {
+        let mut is_open = self.is_open();
+        if !std::mem::replace(&mut *is_open, true) {
+            self.observer.resumed();
+        }
+    }
+}
+
+impl Observer for UntilOpen {
+    fn stalled(&self, what: &str) {
+        let is_open = self.is_open();
+        if !*is_open {
+            self.observer.stalled(what);
+        }
+    }
+
+    fn resumed(&self) {
+        let is_open = self.is_open();
+        if !*is_open {
+            self.observer.resumed();
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The built program, from a web server to the disk.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::nginx::{Certificate, GOOD, Nginx, Setup};
 use crate::real_servers::pattern;
@@ -193,4 +195,43 @@ fn secrets_of_refused_urls_do_not_show() {
             assert!(!text(&output).is_empty());
         }
     }
+}
+
+#[test]
+fn a_server_that_hangs_is_told_of_before_anything_is_open() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hangs = format!("http://{}/x.img.zst", silent.local_addr().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("disk");
+    std::fs::File::create(&target).unwrap().set_len(8 << 20).unwrap();
+    let missing = folder.path().join("missing.img.zst");
+    let (target, missing) = (target.to_str().unwrap(), missing.to_str().unwrap());
+    let ways: [&[&str]; 3] = [
+        &["verify", &hangs],
+        &["verify", &hangs, "--also", missing],
+        &["restore", "--yes", &hangs, target],
+    ];
+    std::thread::scope(|scope| {
+        for way in ways {
+            scope.spawn(move || {
+                let mut agent = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+                    .args(["--progress", "json"])
+                    .args(way)
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                let began = Instant::now();
+                let lines = BufReader::new(agent.stderr.take().unwrap()).lines();
+                let mut lines = lines.map(Result::unwrap);
+                let told = lines.find(|line| line.contains("does not answer"));
+                let took = began.elapsed();
+                agent.kill().unwrap();
+                agent.wait().unwrap();
+                let told = told.unwrap_or_else(|| panic!("{way:?} says nothing"));
+                assert!(told.contains("\"stalled\":\"http server 127.0.0.1"), "{told}");
+                assert!(took < Duration::from_secs(30), "{way:?}: after {took:?}");
+            });
+        }
+    });
 }
