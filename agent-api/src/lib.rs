@@ -35,7 +35,7 @@ pub use options::{
     BootOrder, CaptureOptions, CloudInitSeed, Content, Customisation, DirtyPolicy, FileMode, Grow,
     Layout, LayoutFormat, LayoutPartition, LayoutSize, LayoutTable, MAX_CONTENT,
     MAX_GPT_PARTITIONS, MAX_LEVEL, MAX_MBR_PARTITIONS, MAX_SOURCES, MIN_LEVEL, NewFile,
-    RestoreOptions,
+    RestoreOptions, Unknown,
 };
 pub use rate::Rate;
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};

@@ -7,6 +7,7 @@
 mod content;
 mod customisation;
 mod layout;
+mod unknown;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,7 @@ pub use layout::{
     Layout, LayoutFormat, LayoutPartition, LayoutSize, LayoutTable, MAX_GPT_PARTITIONS,
     MAX_MBR_PARTITIONS,
 };
+pub use unknown::Unknown;
 
 /// The lowest zstd level that is offered; negative levels trade too much size.
 pub const MIN_LEVEL: i32 = 1;
@@ -54,6 +56,10 @@ pub struct CaptureOptions {
     /// Move no more bytes a second to and from stores than this: K, M and G are powers of 1024, as in 400M
     #[arg(long, value_name = "RATE")]
     pub limit: Option<Rate>,
+    /// What else was asked for, and is refused.
+    #[serde(flatten)]
+    #[arg(skip)]
+    pub unknown: Unknown,
 }
 
 fn level() -> clap::builder::RangedI64ValueParser<i32> {
@@ -70,6 +76,7 @@ impl Default for CaptureOptions {
             description: None,
             base: None,
             limit: None,
+            unknown: Unknown::default(),
         }
     }
 }
@@ -80,6 +87,7 @@ impl CaptureOptions {
     /// # Errors
     /// A sentence that names the option and what it may be.
     pub fn check(&self) -> Result<(), String> {
+        self.unknown.check()?;
         if (MIN_LEVEL..=MAX_LEVEL).contains(&self.level) {
             return Ok(());
         }
@@ -148,6 +156,10 @@ pub struct RestoreOptions {
     #[serde(flatten)]
     #[command(flatten)]
     pub customise: Box<Customisation>,
+    /// What else was asked for, and is refused.
+    #[serde(flatten)]
+    #[arg(skip)]
+    pub unknown: Unknown,
 }
 
 fn partition_number() -> clap::builder::RangedI64ValueParser<u32> {
@@ -212,7 +224,9 @@ impl RestoreOptions {
                 "also names too many places: an image is read from {MAX_SOURCES} at most"
             )),
             _ => self
-                .check_layout()
+                .unknown
+                .check()
+                .and_then(|()| self.check_layout())
                 .and_then(|()| self.check_fresh_ids())
                 .and_then(|()| self.customise.check()),
         }

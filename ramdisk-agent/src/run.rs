@@ -65,6 +65,7 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
             Ok(Summary::Capture(capture::run(&disk, &url, &plan, options, id, progress)?))
         }
         JobAction::Restore(options) => {
+            options.unknown.check().map_err(Error::refused)?;
             progress.set_limit(options.limit);
             let target = open_target(&path, Some(&url), options)?;
             progress.watch(&target);
@@ -72,6 +73,7 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
             Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
         }
         JobAction::Plan(options) => {
+            options.unknown.check().map_err(Error::refused)?;
             progress.set_limit(options.limit);
             let target = part_of(Disk::open_source(&path)?, options)?;
             let (_, plan) = plan_restore(Some(&url), &target, options, progress)?;

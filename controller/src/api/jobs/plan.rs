@@ -166,8 +166,8 @@ async fn layout_place(
     Ok(())
 }
 
-/// The options of an action. Agents ignore what they do not know; here a name that is not known is a mistake of the caller, and
-/// one that would not be noticed before a disk was overwritten.
+/// The options of an action. A name that is not known is a mistake of the caller. Agents refuse those, too, and it would not be noticed
+/// before the machine had booted into one.
 fn options_of<T: Default + Serialize + DeserializeOwned>(
     action: Action,
     given: Map<String, Value>,
