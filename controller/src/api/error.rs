@@ -13,7 +13,7 @@ use crate::error_chain;
 use crate::names::NameError;
 use crate::store::StoreError;
 use crate::store::check::CheckError;
-use crate::store::embedded::EmbeddedError;
+use crate::store::embedded::{EmbeddedError, may_pass};
 
 /// The body of an error.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
@@ -143,6 +143,14 @@ impl From<EmbeddedError> for ApiError {
             }
             EmbeddedError::Body(..) => Self::new(StatusCode::BAD_REQUEST, "invalid", text),
             EmbeddedError::Idle(_) => Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", text),
+            EmbeddedError::ReadOnly { .. } => {
+                tracing::error!(error = text, "store");
+                Self::conflict("store_read_only", text)
+            }
+            EmbeddedError::Io { source, .. } if may_pass(&source) => {
+                tracing::warn!(error = text, "store");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_busy", text)
+            }
             EmbeddedError::Io { .. } => {
                 tracing::error!(error = text, "store");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_failed", text)

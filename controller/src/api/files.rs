@@ -10,7 +10,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
 use super::ApiError;
@@ -20,7 +20,7 @@ use crate::clock::rfc3339;
 use crate::context::Controller;
 use crate::db::{LOCAL, UploadRow};
 use crate::names::{FileName, PARTIAL_SUFFIX, StoreName};
-use crate::store::embedded::{Entry, Opened};
+use crate::store::embedded::{EmbeddedError, Entry, Opened};
 
 /// Bytes that are read from the disk at once.
 const READ_BYTES: u64 = 1 << 20;
@@ -103,6 +103,7 @@ pub(super) async fn list(
         (status = 304, description = "The client has it (If-None-Match)"),
         (status = 403, description = "wrong_file"), (status = 404, description = "No such file"),
         (status = 409, description = "not_a_file, not_our_store"), (status = 412, description = "changed: it is not the file of If-Match"), (status = 416, description = "no_such_range"),
+        (status = 500, description = "store_failed: its beginning cannot be read"),
     )
 )]
 pub(super) async fn read(
@@ -125,10 +126,10 @@ pub(super) async fn read(
         embedded.open(&file).await?
     };
     let wanted = wanted(&headers, opened.len_bytes, &opened.etag);
-    answer(opened, wanted)
+    answer(&name, opened, wanted).await
 }
 
-fn answer(opened: Opened, wanted: Wanted) -> Result<Response, ApiError> {
+async fn answer(name: &str, opened: Opened, wanted: Wanted) -> Result<Response, ApiError> {
     let Opened { file, len_bytes, etag } = opened;
     let (status, range) = match wanted {
         Wanted::All => (StatusCode::OK, 0..len_bytes),
@@ -154,6 +155,16 @@ fn answer(opened: Opened, wanted: Wanted) -> Result<Response, ApiError> {
             return Ok(response);
         }
     };
+    // What cannot be read is an error with words, as long as nothing was said yet. So is what breaks off in the middle, for a client
+    // that goes on behind the last byte that it got.
+    let file = Arc::new(file);
+    let first = range.start..(range.start + READ_BYTES).min(range.end);
+    let rest = first.end..range.end;
+    let first = read_block(&file, first).await.map_err(|source| EmbeddedError::Io {
+        doing: "reading",
+        file: name.to_owned(),
+        source,
+    })?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -168,7 +179,7 @@ fn answer(opened: Opened, wanted: Wanted) -> Result<Response, ApiError> {
         let text = format!("bytes {}-{}/{len_bytes}", range.start, range.end - 1);
         headers.insert(header::CONTENT_RANGE, value(text));
     }
-    *response.body_mut() = body(file, range);
+    *response.body_mut() = body(name, file, first, rest);
     Ok(response)
 }
 
@@ -176,26 +187,37 @@ fn value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).expect("digits and quotes are a header's value")
 }
 
-/// The bytes of a range, read while they are sent. A file that got shorter meanwhile breaks the connection off.
-fn body(file: File, range: Range<u64>) -> Body {
-    let file = Arc::new(file);
-    Body::from_stream(stream::try_unfold(range, move |rest| {
-        let file = Arc::clone(&file);
+/// Reads at most [`READ_BYTES`].
+async fn read_block(file: &Arc<File>, range: Range<u64>) -> std::io::Result<Bytes> {
+    let file = Arc::clone(file);
+    let read = move || {
+        let len = usize::try_from(range.end - range.start).expect("READ_BYTES is small");
+        let mut data = vec![0; len];
+        file.read_exact_at(&mut data, range.start)?;
+        Ok(data.into())
+    };
+    tokio::task::spawn_blocking(read).await.map_err(std::io::Error::other)?
+}
+
+/// The first block and the rest of a range, which is read while it is sent. A file that cannot be read any more, or got shorter
+/// meanwhile, breaks the connection off.
+fn body(name: &str, file: Arc<File>, first: Bytes, rest: Range<u64>) -> Body {
+    let name = name.to_owned();
+    let rest = stream::try_unfold(rest, move |rest| {
+        let (file, name) = (Arc::clone(&file), name.clone());
         async move {
             if rest.is_empty() {
                 return Ok(None);
             }
             let next = (rest.start + READ_BYTES).min(rest.end);
-            let read = move || -> std::io::Result<Bytes> {
-                let len = usize::try_from(next - rest.start).expect("READ_BYTES is small");
-                let mut data = vec![0; len];
-                file.read_exact_at(&mut data, rest.start)?;
-                Ok(data.into())
-            };
-            let data = tokio::task::spawn_blocking(read).await.map_err(std::io::Error::other)??;
+            let data = read_block(&file, rest.start..next).await.inspect_err(|error| {
+                let (error, offset) = (error.to_string(), rest.start);
+                tracing::error!(error, file = name, offset, "store: reading broke off");
+            })?;
             Ok::<_, std::io::Error>(Some((data, next..rest.end)))
         }
-    }))
+    });
+    Body::from_stream(stream::once(async { Ok(first) }).chain(rest))
 }
 
 /// Removes a file that is no image of the catalogue, such as one whose entry was taken out.
@@ -218,4 +240,48 @@ pub(super) async fn remove(
     controller.stores.embedded.remove(&file).await?;
     tracing::info!(file = file.as_str(), by = caller.name, "file removed");
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn code_of(file: File, len_bytes: u64, range: Range<u64>) -> String {
+        let opened = Opened { file, len_bytes, etag: "\"1\"".to_owned() };
+        let response = match answer("x.img.zst", opened, Wanted::Part(range)).await {
+            Ok(response) => response,
+            Err(error) => error.into_response(),
+        };
+        let status = response.status();
+        let Ok(body) = axum::body::to_bytes(response.into_body(), 4 << 20).await else {
+            return format!("{status}, broken off");
+        };
+        match serde_json::from_slice::<crate::api::Problem>(&body) {
+            Ok(problem) => format!("{status}, {}: {}", problem.code, problem.detail),
+            Err(_) => format!("{status}, {} bytes", body.len()),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_said_as_long_as_nothing_else_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, vec![7; 3 << 20]).unwrap();
+        let read = || File::open(&path).unwrap();
+        let len_bytes = 3 << 20;
+        assert_eq!(
+            code_of(read(), len_bytes, 5..len_bytes).await,
+            format!("206 Partial Content, {} bytes", len_bytes - 5)
+        );
+        // A disk that fails: here a file that is not open for reading.
+        let blind = File::options().append(true).open(&path).unwrap();
+        let failed = code_of(blind, len_bytes, 5..len_bytes).await;
+        let words = "500 Internal Server Error, store_failed: reading x.img.zst in the controller's store: ";
+        assert!(failed.starts_with(words), "{failed}");
+        // Only its end fails: whoever goes on from where the answer broke off is told.
+        let lost = len_bytes + (2 << 20);
+        assert_eq!(code_of(read(), lost, 0..lost).await, "206 Partial Content, broken off");
+        let failed = code_of(read(), lost, len_bytes - 5..lost).await;
+        assert!(failed.starts_with(words), "{failed}");
+    }
 }

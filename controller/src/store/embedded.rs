@@ -26,7 +26,7 @@ use nix::sys::statvfs::statvfs;
 use tokio::task::spawn_blocking;
 
 use error::io_error;
-pub use error::{EmbeddedError, Result};
+pub use error::{EmbeddedError, Result, may_pass};
 use files::{list, open_regular, sync_folder};
 pub use upload::{APPEND_MAX, Upload};
 pub use uploads::{LEASE, UploadState};

@@ -168,6 +168,28 @@ async fn an_image_there_and_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_is_gone_is_told_at_once() {
+    let served = Served::start_with(&[]).await;
+    let store = Store::of(&served);
+    let images = served.data().join("images");
+    fs::rename(&images, served.data().join("gone")).unwrap();
+    blocking(move || {
+        let start = std::time::Instant::now();
+        let folder: StoreUrl = store.base.parse().unwrap();
+        for error in [
+            store::list(&folder, &store.options).unwrap_err(),
+            store.write("a.img.zst", b"x").unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Store, "{error}");
+            let text = error.to_string();
+            assert!(text.contains("in the controller's store: No such file"), "{text}");
+        }
+        assert!(start.elapsed() < store.options.budget / 2, "{:?}", start.elapsed());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_that_break_anywhere_cost_nothing() {
     let served = Served::start_with(&[]).await;
     let server = served.api_url.strip_prefix("https://").unwrap().parse().unwrap();

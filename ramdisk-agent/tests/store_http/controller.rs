@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use agent_api::ErrorKind;
-use ramdisk_agent::store::{self, Options, StoreError};
+use ramdisk_agent::store::{self, Options, ReadAt as _, StoreError};
 use uuid::Uuid;
 
 use crate::options;
@@ -104,4 +104,53 @@ fn a_disk_that_hangs_is_told_and_ended_and_a_slow_one_is_waited_for() {
         scope.spawn(move || hangs("/publish ", "no progress with publishing, while it", short));
         scope.spawn(is_slow);
     });
+}
+
+/// A controller's word for a disk that fails.
+fn failed() -> Reply {
+    let detail = "doing something with x.img.zst in the controller's store: Input/output error";
+    let problem = format!(
+        r#"{{"status":500,"code":"store_failed","title":"Internal Server Error","detail":"{detail}"}}"#
+    );
+    Reply::Json(500, problem)
+}
+
+#[test]
+fn a_disk_that_fails_is_no_trouble_of_the_network() {
+    let start = Instant::now();
+    let has_failed = |error: StoreError| {
+        assert_eq!(error.kind(), ErrorKind::Store, "{error}");
+        let words = "Input/output error; look at the controller's disk and its log";
+        assert!(error.to_string().contains(words), "{error}");
+    };
+    for request in ["PUT ", "PATCH ", "/commit ", "/publish "] {
+        let controller = controller(move |asked| asked.line.contains(request).then(failed));
+        has_failed(write(&controller, &options()).unwrap_err());
+        let asked = controller.asked();
+        let asked = asked.iter().filter(|asked| asked.line.contains(request)).count();
+        assert_eq!(asked, 1, "{request} was sent again");
+    }
+    let listed = controller(|_| Some(failed()));
+    has_failed(store::list(&listed.url("/v1/stores/local/files"), &options()).unwrap_err());
+
+    // It reads on behind what came before the answer broke off.
+    let image = Scripted::start(vec![7; 100_000], |asked| match asked.number {
+        0 => Reply::Range,
+        1 => Reply::CutAt(50_000),
+        _ => failed(),
+    });
+    let reader = store::open_with(&image.url("/v1/stores/local/files/x.img.zst"), &options());
+    let error = reader.unwrap().read_exact_at(&mut vec![0; 100_000], 0).unwrap_err();
+    assert_eq!(StoreError::find(&error).unwrap().kind(), ErrorKind::Store, "{error}");
+    assert!(error.to_string().contains("Input/output error; look at"), "{error}");
+    assert_eq!(image.asked().len(), 3);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+
+    let read_only = controller(|asked| {
+        let problem = r#"{"status":409,"code":"store_read_only","title":"Conflict","detail":"x"}"#;
+        asked.line.starts_with("PUT ").then(|| Reply::Json(409, problem.to_owned()))
+    });
+    let error = write(&read_only, &options()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    assert!(error.to_string().contains("is mounted read-only"), "{error}");
 }

@@ -28,6 +28,16 @@ pub enum EmbeddedError {
         /// What is free.
         available_bytes: u64,
     },
+    /// The folder's file system takes nothing.
+    #[error(
+        "{doing} {file} in the controller's store: its file system is mounted read-only; see why, and mount it writable"
+    )]
+    ReadOnly {
+        /// What was tried, as a gerund.
+        doing: &'static str,
+        /// On which file.
+        file: String,
+    },
     /// No such file.
     #[error("there is no file {0} in the controller's store")]
     NotFound(String),
@@ -103,10 +113,33 @@ pub(super) fn io_error(doing: &'static str, file: &str) -> impl FnOnce(io::Error
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             EmbeddedError::Full { available_bytes: 0 }
         }
+        ErrorKind::ReadOnlyFilesystem => EmbeddedError::ReadOnly { doing, file },
         _ => EmbeddedError::Io { doing, file, source },
     }
 }
 
+/// Whether the same may succeed a little later: the machine was short of something, and the disk has nothing to do with it.
+#[must_use]
+pub fn may_pass(source: &io::Error) -> bool {
+    use nix::libc::{EAGAIN, EMFILE, ENFILE, ENOMEM};
+    matches!(source.raw_os_error(), Some(EAGAIN | EMFILE | ENFILE | ENOMEM))
+}
+
 pub(super) fn no_upload(file: &FileName, upload_id: &str) -> EmbeddedError {
     EmbeddedError::NoUpload { file: file.to_string(), upload_id: upload_id.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::libc::{EIO, EMFILE, EROFS};
+
+    use super::*;
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_told_from_one_that_fails() {
+        let of = |errno| io_error("making", "x")(io::Error::from_raw_os_error(errno));
+        assert!(matches!(of(EROFS), EmbeddedError::ReadOnly { .. }));
+        assert!(matches!(of(EIO), EmbeddedError::Io { source, .. } if !may_pass(&source)));
+        assert!(matches!(of(EMFILE), EmbeddedError::Io { source, .. } if may_pass(&source)));
+    }
 }

@@ -71,21 +71,14 @@ impl Refusal {
                 "upload_broken" => place.server(
                     "the controller's disk failed to keep what it was sent: look at its log",
                 ),
+                "store_read_only" => place.denied(
+                    "the file system of the controller's store is mounted read-only: see why on its machine, and mount it writable",
+                ),
                 "file_in_use" => place.denied(
                     "it is an image of the controller's catalogue: `imprint image rm` removes it",
                 ),
-                _ => place.server(&format!("it refuses: {code}")),
+                _ => place.server(format!("it refuses: {code}")),
             },
-        }
-    }
-}
-
-impl Place<'_> {
-    fn server(self, status: &str) -> StoreError {
-        StoreError::Server {
-            doing: self.doing,
-            url: self.url.to_string(),
-            status: status.to_owned(),
         }
     }
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 use super::super::{HttpUrl, StoreError};
 use super::head::Head;
 
+/// So many characters of what a controller says are shown.
+const MAX_SHOWN_LEN: usize = 500;
+
 /// Why a request brought no bytes, or fewer than it should.
 #[derive(Debug)]
 pub(super) enum Trouble {
@@ -31,6 +34,10 @@ impl Place<'_> {
         StoreError::Protocol { doing: self.doing, url: self.url.to_string(), reason: reason.into() }
     }
 
+    pub(super) fn server(self, status: impl Into<String>) -> StoreError {
+        StoreError::Server { doing: self.doing, url: self.url.to_string(), status: status.into() }
+    }
+
     pub(super) fn denied(self, reason: impl Into<String>) -> StoreError {
         StoreError::Denied { doing: self.doing, url: self.url.to_string(), reason: reason.into() }
     }
@@ -49,9 +56,17 @@ pub(super) fn may_pass(status: u16) -> bool {
 }
 
 /// The trouble that an answer is which holds nothing of what was asked for. `detail` is the beginning of its body; it is looked at
-/// and never shown, since some servers repeat the request's secrets in it. `has_access`: credentials went with the request.
+/// and, but for what a controller says of its disk, never shown, since some servers repeat the request's secrets in it. `has_access`:
+/// credentials went with the request.
 pub(super) fn trouble(place: Place<'_>, head: &Head, detail: &str, has_access: bool) -> Trouble {
     let status = head.status_text();
+    if head.status == 500
+        && let Some(why) = failed_disk(place, detail)
+    {
+        return Trouble::Final(
+            place.server(format!("{status}: {why}; look at the controller's disk and its log")),
+        );
+    }
     if may_pass(head.status) {
         let error = io::Error::other(format!("the server answered {status}"));
         return Trouble::Passing { error, after: head.retry_after(jiff::Timestamp::now()) };
@@ -77,6 +92,19 @@ pub(super) fn trouble(place: Place<'_>, head: &Head, detail: &str, has_access: b
         412 => StoreError::Replaced { url },
         _ => StoreError::Server { doing: place.doing, url, status },
     })
+}
+
+/// What a controller says whose store failed, which asking again will not mend. Of other servers a 500 may be anything, and pass.
+fn failed_disk(place: Place<'_>, detail: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Problem {
+        code: String,
+        detail: String,
+    }
+    let problem: Problem = serde_json::from_str(detail).ok()?;
+    // No controller has a query, in which secrets could be that are repeated here.
+    (problem.code == "store_failed" && !place.url.has_query())
+        .then(|| problem.detail.chars().filter(|c| !c.is_control()).take(MAX_SHOWN_LEN).collect())
 }
 
 /// The words of S3, Google and Azure.
@@ -113,6 +141,25 @@ mod tests {
                 panic!("{status}")
             };
             assert_eq!(after, Some(Duration::from_secs(7)), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_controller_whose_disk_fails_is_not_asked_again() {
+        let problem = |code| {
+            format!(r#"{{"status":500,"code":"{code}","title":"t","detail":"reading x:\nEIO"}}"#)
+        };
+        let (kind, text) = refused("https://h/x", 500, &problem("store_failed"), true);
+        assert_eq!(kind, ErrorKind::Store);
+        assert!(text.contains("reading x:EIO; look at the controller's disk"), "{text}");
+        for (url, status, detail) in [
+            ("https://h/x?s=1", 500, problem("store_failed")),
+            ("https://h/x", 503, problem("store_failed")),
+            ("https://h/x", 500, problem("internal")),
+            ("https://h/x", 500, "store_failed".to_owned()),
+        ] {
+            let trouble = of(url, status, &detail, true);
+            assert!(matches!(trouble, Trouble::Passing { .. }), "{trouble:?}");
         }
     }
 
