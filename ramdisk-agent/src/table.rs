@@ -159,7 +159,7 @@ pub enum TableRefusal {
     /// Both copies of a GPT are damaged.
     #[error(
         "both copies of the GPT are damaged (primary: {primary}; backup: {backup}): repair it with gdisk, or erase the \
-         disk's signatures with wipefs"
+         disk's signatures with wipefs; a disk that cannot be read there is copied with ddrescue before anything is written to it"
     )]
     BothDamaged {
         /// What is wrong with the primary.
