@@ -71,6 +71,7 @@ pub fn run(
     let producer = format!("imprint-agent {}", env!("CARGO_PKG_VERSION"));
     let base = Base::open(options.base.as_deref(), url, &run::store_options(progress))?;
     let attempt = Attempt::new(plan, options, image_id)?;
+    progress.begin_work()?;
     let Start { found, note } =
         resume::start(disk, url, plan, options, attempt, &producer, progress)?;
     if let Some(note) = &note {

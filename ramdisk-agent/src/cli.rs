@@ -8,6 +8,7 @@ mod args;
 mod attached;
 mod copies;
 mod credentials;
+mod signals;
 mod trust;
 
 use std::io::{IsTerminal, Write};
@@ -33,10 +34,15 @@ use crate::run::{
 };
 use crate::store_check::{self, Shown};
 use crate::{capture, damage, foreign, kexec, restore, run, store, verify};
+use signals::{Listener, cancel_by_signal};
 
 /// Does what the command line says; the exit code.
 pub fn main(cli: &Cli) -> u8 {
-    match dispatch(cli) {
+    let progress = Arc::new(Progress::default());
+    let result = dispatch(cli, &progress);
+    // It has ended by itself: a signal that comes now does not end it otherwise.
+    let _ = progress.begin_work();
+    match result {
         Ok(code) => code,
         Err(error) => {
             // With standard error gone there is nobody to tell; the exit code still says it.
@@ -47,8 +53,8 @@ pub fn main(cli: &Cli) -> u8 {
     }
 }
 
-fn dispatch(cli: &Cli) -> Result<u8> {
-    let progress = Arc::new(Progress::default());
+fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
+    signals::unblock()?;
     let face = match cli.progress {
         ProgressFace::Auto => Face::auto(),
         ProgressFace::Bar => Face::Bar,
@@ -60,15 +66,26 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         let access = credentials::read(cli.credentials.as_deref(), &cli.command.images())?;
         progress.set_access(access);
     }
+    match &cli.command {
+        // Nothing of these takes long but a check of a store, whose files are to be removed again; in a restored system somebody else
+        // waits for signals.
+        Command::Keygen(_)
+        | Command::Disks
+        | Command::LoadKernel { .. }
+        | Command::StoreCheck { .. }
+        | Command::InSystem { .. } => {}
+        Command::Run { .. } => cancel_by_signal(progress, Listener::Supervisor)?,
+        _ => cancel_by_signal(progress, Listener::Person)?,
+    }
     if cli.attached {
-        attached::watch(progress.cancel_flag())?;
+        attached::watch(progress)?;
     }
     match &cli.command {
-        Command::Capture(args) => capture_command(args, cli.json, face, &progress)?,
-        Command::Restore(args) => restore_command(args, cli.json, face, &progress)?,
+        Command::Capture(args) => capture_command(args, cli.json, face, progress)?,
+        Command::Restore(args) => restore_command(args, cli.json, face, progress)?,
         Command::Convert(args) => {
             let ConvertArgs { source, target, options } = args;
-            convert_command(source, target, options, cli.json, face, &progress)?;
+            convert_command(source, target, options, cli.json, face, progress)?;
         }
         Command::Flatten(args) => {
             let FlattenArgs { source, target, level, base } = args;
@@ -80,7 +97,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
             }
             let (level, base) = (*level, base.clone());
             let options = ConvertOptions { level, base, ..ConvertOptions::default() };
-            convert_command(source, target, &options, cli.json, face, &progress)?;
+            convert_command(source, target, &options, cli.json, face, progress)?;
         }
         Command::Plan(PlanCommand::Capture { disk, options }) => {
             let disk = Disk::open_source(&find(disk)?)?;
@@ -92,17 +109,18 @@ fn dispatch(cli: &Cli) -> Result<u8> {
             progress.set_limit(options.limit);
             let (url, disk) = what.places("plan restore")?;
             let target = part_of(Disk::open_source(&find(disk)?)?, options)?;
-            show(cli.json, &plan_restore(url.as_ref(), &target, options, &progress)?.1)?;
+            show(cli.json, &plan_restore(url.as_ref(), &target, options, progress)?.1)?;
         }
-        Command::Verify(args) => verify_command(args, cli.json, face, &progress)?,
+        Command::Verify(args) => verify_command(args, cli.json, face, progress)?,
         Command::Keygen(args) => trust::keygen(args, cli.json)?,
-        Command::Sign(args) => trust::sign(args, cli.json, &progress)?,
-        Command::Copy(args) => copies::copy(args, cli.json, face, &progress)?,
-        Command::Rm(args) => copies::rm(args, cli.json, &progress)?,
-        Command::Inspect { image } => inspect_command(image, cli.json, &progress)?,
-        Command::Ls { folder } => ls_command(folder, cli.json, &progress)?,
+        Command::Sign(args) => trust::sign(args, cli.json, progress)?,
+        Command::Copy(args) => copies::copy(args, cli.json, face, progress)?,
+        Command::Rm(args) => copies::rm(args, cli.json, progress)?,
+        Command::Inspect { image } => inspect_command(image, cli.json, progress)?,
+        Command::Ls { folder } => ls_command(folder, cli.json, progress)?,
         Command::StoreCheck { folder, probe } => {
-            let options = run::store_options(&progress);
+            progress.begin_work()?;
+            let options = run::store_options(progress);
             let report = store_check::check(&parse_url(folder)?, probe << 20, &options);
             if cli.json {
                 print_json(&report)?
@@ -116,24 +134,9 @@ fn dispatch(cli: &Cli) -> Result<u8> {
             return Ok(restore::inside::main(mount, folder, others));
         }
         Command::LoadKernel { .. } => kexec::load_stdin()?,
-        Command::Run { .. } => {
-            cancel_by_signal(&progress)?;
-            return Ok(u8::from(!run::run_stdin(&progress)?));
-        }
+        Command::Run { .. } => return Ok(u8::from(!run::run_stdin(progress)?)),
     }
     Ok(0)
-}
-
-/// From here on the first signal cancels, with whatever has to be cleaned up, and the second ends the program at once. Before this
-/// a signal does what it always does: there is nothing to clean up then.
-fn cancel_by_signal(progress: &Progress) -> Result<()> {
-    let failed = |e| Error::new(ErrorKind::Internal, "installing a signal handler").because(e);
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let (flag, code) = (progress.cancel_flag(), ErrorKind::Cancelled.exit_code().into());
-        signal_hook::flag::register_conditional_shutdown(signal, code, flag).map_err(failed)?;
-        signal_hook::flag::register(signal, progress.cancel_flag()).map_err(failed)?;
-    }
-    Ok(())
 }
 
 /// Ends the program as for every other wrong use of the command line.
@@ -195,7 +198,6 @@ fn capture_command(
     if !json {
         print(&plan.to_string())?;
     }
-    cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
     let result = capture::run(&disk, &url, &plan, options, None, progress);
     ticker.finish();
@@ -228,7 +230,6 @@ fn restore_command(
         }
         confirm(&target)?;
     }
-    cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
     let result = restore::run(&*image, &target, &plan, options, progress);
     ticker.finish();
@@ -244,7 +245,6 @@ fn convert_command(
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let (source, target) = (parse_url(source)?, parse_url(target)?);
-    cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
     let result = convert::run(&source, &target, options, progress);
     ticker.finish();

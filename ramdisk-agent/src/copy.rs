@@ -65,6 +65,7 @@ pub fn copy(
     image.check_seek_table().map_err(|e| Error::from(e).context(format!("checking {source}")))?;
     let same_name = source.file_name() == target.file_name();
     let signed = trust::read_beside(source, &stores)?;
+    progress.begin_work()?;
     // Of an id of its own: two copies of one image that are made at once are two files.
     let mut writer = store::create(target, Uuid::new_v4(), &stores)?;
     let written = write(&image, &mut *writer, progress).and_then(|()| match &signed {
@@ -263,6 +264,7 @@ pub fn remove(
     if !force {
         refuse_base(url, &stores)?;
     }
+    progress.begin_work()?;
     store::remove(url, &stores).map_err(|e| Error::from(e).context(format!("removing {url}")))?;
     trust::remove_beside(url, &stores)
 }

@@ -32,6 +32,8 @@ pub struct Progress {
     stalled: Mutex<Option<String>>,
     disk: Mutex<Option<Arc<Watch>>>,
     cancelled: Arc<AtomicBool>,
+    /// Whether nothing was begun yet that has to be finished or cleaned up.
+    idle: Mutex<bool>,
     /// The last state of stages that have ended and were not printed yet: some are shorter than a tick.
     ended: Mutex<Vec<StageProgress>>,
     meter: Arc<Meter>,
@@ -54,6 +56,7 @@ impl Default for Progress {
             stalled: Mutex::new(None),
             disk: Mutex::new(None),
             cancelled: Arc::new(AtomicBool::new(false)),
+            idle: Mutex::new(true),
             ended: Mutex::new(Vec::new()),
             meter: Arc::default(),
             limiter: OnceLock::new(),
@@ -110,6 +113,25 @@ impl Progress {
             ));
         }
         Ok(())
+    }
+
+    /// From here on something is written: who cancels waits until it was cleaned up. Until now, while a plan was made or a server waited for,
+    /// the program may just have ended.
+    ///
+    /// # Errors
+    /// If the work was cancelled already.
+    pub fn begin_work(&self) -> Result<()> {
+        *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.check()
+    }
+
+    /// Cancels the work, and does this if none has begun; none begins meanwhile.
+    pub fn cancel(&self, if_idle: impl FnOnce()) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if *idle {
+            if_idle();
+        }
     }
 
     /// The flag that a signal handler sets to cancel the work.

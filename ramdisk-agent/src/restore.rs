@@ -85,7 +85,7 @@ pub fn run(
     progress: &Arc<Progress>,
 ) -> Result<RestoreSummary> {
     let start = Instant::now();
-    progress.check()?;
+    progress.begin_work()?;
     let path = target.name();
     let mut work = Work {
         image,

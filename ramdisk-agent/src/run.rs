@@ -38,6 +38,13 @@ pub fn run_stdin(progress: &Arc<Progress>) -> Result<bool> {
         })
         .and_then(|job| run_job(&job, progress));
     ticker.finish();
+    // From here on a signal does not make another outcome of it.
+    let _ = progress.begin_work();
+    print_outcome(result)
+}
+
+/// Prints what a job came to, for the supervisor. Whether it succeeded.
+pub fn print_outcome(result: Result<Summary>) -> Result<bool> {
     let outcome = match result {
         Ok(summary) => Outcome::Succeeded(Box::new(summary)),
         Err(error) => Outcome::Failed(Failure { kind: error.kind(), message: error.chain() }),

@@ -5,17 +5,19 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::signals::{self, Listener};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 
-/// Sets `cancelled` once nobody reads our standard error any more.
+/// Cancels the work once nobody reads our standard error any more.
 ///
 /// # Errors
 /// If there can be no thread that waits for it.
-pub fn watch(cancelled: Arc<AtomicBool>) -> Result<()> {
+pub fn watch(progress: &Arc<Progress>) -> Result<()> {
+    let progress = Arc::clone(progress);
     let wait = move || {
         let stderr = std::io::stderr();
         loop {
@@ -28,7 +30,7 @@ pub fn watch(cancelled: Arc<AtomicBool>) -> Result<()> {
                 Err(_) => return,
             }
         }
-        cancelled.store(true, Ordering::Relaxed);
+        signals::cancel(&progress, Listener::Person);
     };
     std::thread::Builder::new()
         .name("attached".into())

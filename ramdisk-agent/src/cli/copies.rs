@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agent_api::Rate;
 use clap::Args;
 
-use super::{cancel_by_signal, print, print_json};
+use super::{print, print_json};
 use crate::copy::{self, CopyOptions, Shown};
 use crate::error::Result;
 use crate::progress::{Face, Progress, Ticker};
@@ -50,7 +50,6 @@ pub(super) fn copy(
     let (source, target) = (parse_url(&args.source)?, parse_url(&args.target)?);
     let options =
         CopyOptions { expect_root: args.expect_root.clone(), without_base: args.without_base };
-    cancel_by_signal(progress)?;
     let ticker = Ticker::start(progress, face);
     let result = copy::copy(&source, &target, &options, progress);
     ticker.finish();

@@ -69,6 +69,7 @@ pub(super) fn sign(args: &SignArgs, json: bool, progress: &Arc<Progress>) -> Res
     let image = open_own_image(&url, progress)?;
     restore::check_root(&*image, args.expect_root.as_deref())?;
     image.check_index()?;
+    progress.begin_work()?;
     let signature =
         trust::sign(&key, &url, image.root(), image.stored_len(), &store_options(progress))?;
     let id = key.public_key().id().to_string();

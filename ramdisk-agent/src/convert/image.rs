@@ -76,6 +76,7 @@ pub fn write(
 ) -> Result<ConvertSummary> {
     let header =
         Header::new(Uuid::new_v4(), format!("imprint-agent {}", env!("CARGO_PKG_VERSION")));
+    progress.begin_work()?;
     let mut writer = store::create(target, header.image_id, &super::stores(image, progress))?;
     let written = match write_frames(image, &mut *writer, made, &header, level, progress) {
         Ok(written) => written,

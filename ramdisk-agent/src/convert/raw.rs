@@ -115,6 +115,7 @@ pub fn write<E: Encode>(
     encode: &E,
     progress: &Arc<Progress>,
 ) -> Result<ConvertSummary> {
+    progress.begin_work()?;
     let mut writer = store::create(target, Uuid::new_v4(), &super::stores(image, progress))?;
     let room = if E::IS_DISK { check_room(image, &*writer) } else { Ok(()) };
     let checked = room

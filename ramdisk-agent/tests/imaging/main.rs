@@ -33,6 +33,7 @@ mod rescue;
 mod resumed;
 mod retarget;
 mod round_trip;
+mod signals;
 mod signatures;
 mod smaller;
 mod sources;

@@ -1,0 +1,153 @@
+//! Signals while nothing has been written yet: a plan is made, a server or a disk is waited for. The program ends at once, as cancelled.
+
+use std::fs;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::agent::{capture, worker};
+use crate::disks::noise_file;
+use crate::faulty::FaultyDisk;
+
+const MIB: u64 = 1 << 20;
+/// A store's own patience is longer, and a program that waits for it does not end by itself.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A web server that takes connections and never says anything.
+struct Mute {
+    listener: TcpListener,
+}
+
+impl Mute {
+    fn new() -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").unwrap() }
+    }
+
+    fn url(&self, name: &str) -> String {
+        format!("http://{}/{name}", self.listener.local_addr().unwrap())
+    }
+
+    /// Returns when it has been asked for something.
+    fn asked(&self) -> TcpStream {
+        let (mut connection, _) = self.listener.accept().unwrap();
+        assert_eq!(connection.read(&mut [0]).unwrap(), 1);
+        connection
+    }
+}
+
+fn start(args: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imprint-agent"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Sends a signal; the exit code, and what was said.
+fn end(mut child: Child, signal: Signal) -> (Option<i32>, String, String) {
+    assert_eq!(child.try_wait().unwrap(), None, "it has ended before");
+    kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+    let until = Instant::now() + LIMIT;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() >= until {
+            child.kill().unwrap();
+            panic!("it has not ended {LIMIT:?} after {signal}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn is_cancelled((code, stdout, stderr): (Option<i32>, String, String)) {
+    assert_eq!(code, Some(11), "{stderr}");
+    assert_eq!(stderr.trim(), "imprint-agent: cancelled before anything was changed [cancelled]");
+    assert_eq!(stdout, "");
+}
+
+#[test]
+fn a_signal_ends_what_waits_for_a_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("target");
+    noise_file(&target, 8 * MIB, 7);
+    let before = fs::read(&target).unwrap();
+    let target = target.to_str().unwrap();
+    let server = Mute::new();
+    let url = server.url("a.img.zst");
+    let copy = dir.path().join("copy.img.zst");
+    let commands: [&[&str]; 5] = [
+        &["restore", &url, target, "--yes"],
+        &["restore", &url, target, "--yes", "--json", "--progress", "json"],
+        &["plan", "restore", &url, target],
+        &["verify", &url],
+        &["convert", &url, copy.to_str().unwrap()],
+    ];
+    for args in commands {
+        for signal in [Signal::SIGINT, Signal::SIGTERM] {
+            let child = start(args);
+            let _connection = server.asked();
+            let ended = end(child, signal);
+            // Reports of a stage are no part of the message.
+            let stderr = ended.2.lines().filter(|line| !line.starts_with('{'));
+            let stderr = stderr.collect::<Vec<_>>().join("\n");
+            is_cancelled((ended.0, ended.1, stderr));
+        }
+    }
+    assert!(fs::read(target).unwrap() == before, "the target was written to");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the target is there");
+}
+
+#[test]
+fn a_worker_says_what_its_job_came_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("target");
+    noise_file(&target, 8 * MIB, 7);
+    let server = Mute::new();
+    let job = json!({
+        "id": "1", "disk": target, "image_url": server.url("a.img.zst"), "action": "restore", "options": {},
+    });
+    let child = worker(&job);
+    let _connection = server.asked();
+    let (code, stdout, _) = end(child, Signal::SIGTERM);
+    assert_eq!(code, Some(1));
+    let lines: Vec<Value> =
+        stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let outcomes: Vec<&Value> = lines.iter().filter(|line| line["outcome"].is_object()).collect();
+    assert_eq!(outcomes.len(), 1, "{stdout}");
+    assert_eq!(outcomes[0]["outcome"]["kind"], "cancelled", "{stdout}");
+}
+
+/// Whether a process does something of its own when this signal comes.
+fn catches(child: &Child, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() >> (signal as u64 - 1) & 1 == 1
+}
+
+#[test]
+fn a_signal_ends_what_waits_for_a_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    noise_file(&source, 8 * MIB, 7);
+    let disk = FaultyDisk::slow(&source, dir.path(), 64 * MIB);
+    // From here on it does not answer, so that no plan is ever made.
+    disk.signal(Signal::SIGSTOP);
+    let image = dir.path().join("a.img.zst");
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let child = start(&["capture", disk.path().to_str().unwrap(), image.to_str().unwrap()]);
+        let until = Instant::now() + LIMIT;
+        while !catches(&child, signal) {
+            assert!(Instant::now() < until, "it does not catch {signal}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        is_cancelled(end(child, signal));
+    }
+    disk.signal(Signal::SIGCONT);
+    assert!(!image.exists() && !Path::new(&format!("{}.partial", image.display())).exists());
+    capture(disk.path(), &image, &[]);
+}
