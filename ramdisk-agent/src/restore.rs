@@ -19,6 +19,7 @@ mod assembly;
 mod commit;
 mod customise;
 mod delta;
+mod gaps;
 mod grow;
 mod ids;
 mod layout;

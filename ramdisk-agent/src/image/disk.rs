@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 
 use image_format::{FrameEntry, FrameKind};
 
@@ -41,6 +42,32 @@ impl<'a> ImageDisk<'a> {
         self.at = offset;
         self.read_exact(&mut bytes).map_err(disk_error)?;
         Ok(bytes)
+    }
+
+    /// How many bytes of a range of the disk are not zero, and from the first to behind the last of them. Holes are not fetched.
+    pub fn not_zero(&mut self, range: Range<u64>) -> Result<Option<(u64, Range<u64>)>> {
+        let (mut count, mut place) = (0, None::<Range<u64>>);
+        let mut at = range.start;
+        while at < range.end {
+            let entry = self.image.frame_at(at)?;
+            let end = (entry.logical_offset + u64::from(entry.logical_len)).min(range.end);
+            if entry.kind == FrameKind::Data {
+                self.at = at;
+                self.load()?;
+                let (entry, content) = self.frame.as_ref().expect("just loaded");
+                let index = |at: u64| {
+                    usize::try_from(at - entry.logical_offset).expect("a frame is a few MiB")
+                };
+                let found =
+                    (at..end).zip(&content[index(at)..index(end)]).filter(|(_, b)| **b != 0);
+                for (at, _) in found {
+                    count += 1;
+                    place = Some(place.map_or(at, |place| place.start)..at + 1);
+                }
+            }
+            at = end;
+        }
+        Ok(place.map(|place| (count, place)))
     }
 
     fn load(&mut self) -> Result<()> {

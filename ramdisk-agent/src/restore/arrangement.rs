@@ -14,6 +14,7 @@ use crate::image::{ImageDisk, disk_error};
 use crate::probe;
 use crate::restore::commit::Piece;
 use crate::restore::customise::{self, Volume};
+use crate::restore::gaps;
 use crate::restore::grow::{self, Growth};
 use crate::restore::layout::{self, Holds, Movable};
 use crate::restore::placement::{Placement, Segment};
@@ -105,7 +106,9 @@ pub fn arrange(
         fresh.extend(heads);
         (segments, withheld, retargeting.table_pieces(disk, table, &slots, target_bytes)?)
     } else {
-        let segments = layout::segments(&partitions, &slots, &made_anew, disk_bytes, target_bytes);
+        let (segments, left_out) =
+            layout::segments(&partitions, &slots, &made_anew, disk_bytes, target_bytes);
+        notes.extend(gaps::notes(disk, table, &left_out)?);
         let first = slots.iter().map(|slot| slot.start_bytes).min().unwrap_or(HEAD_LEN);
         let withheld = withheld(disk, table, first.min(HEAD_LEN).min(disk_bytes))?;
         let pieces = table::arrange(disk, table, &slots, target_bytes).map_err(image_error)?;

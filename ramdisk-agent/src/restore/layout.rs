@@ -9,6 +9,7 @@ use std::ops::Range;
 use agent_api::Grow;
 
 use crate::error::{Error, Result};
+use crate::restore::gaps::{self, LeftOut};
 use crate::restore::placement::Segment;
 use crate::run::size;
 use crate::table::{Partition, Slot, Table};
@@ -137,26 +138,30 @@ fn grow_into_rest(places: &mut [Movable], room_end: u64, index: usize) {
     slot.len_bytes = slot.len_bytes.max(aligned.saturating_sub(slot.start_bytes));
 }
 
-/// Which bytes of the image go where. What lies before the first partition that is moved or changed stays in its place, the gaps
-/// included; behind it only the partitions' contents are taken along. A partition in `made_anew` is not taken at all.
+/// Which bytes of the image go where, and what of it has no place any more. Partitions' contents go with them; a partition in
+/// `made_anew` is not taken at all. What lies outside of partitions stays where it was, as [`gaps`] says.
 pub fn segments(
     partitions: &[Movable],
     places: &[Slot],
     made_anew: &[u32],
     image_bytes: u64,
     target_bytes: u64,
-) -> Vec<Segment> {
+) -> (Vec<Segment>, Vec<LeftOut>) {
     let whole = |image: Range<u64>| Segment { target: image.start, image };
     let changed = partitions.iter().zip(places).position(|(p, place)| p.slot != *place);
     let Some(changed) = changed else {
-        return vec![whole(0..image_bytes.min(target_bytes))];
+        let behind = gaps::divide(partitions, places, target_bytes..image_bytes, target_bytes);
+        return (vec![whole(0..image_bytes.min(target_bytes))], behind.1);
     };
-    let mut segments = vec![whole(0..partitions[changed].first())];
+    let first = partitions[changed].first();
+    let mut segments = vec![whole(0..first)];
     segments.extend(contents(&partitions[changed..], &places[changed..], made_anew));
-    segments
+    let (kept, left_out) = gaps::divide(partitions, places, first..image_bytes, target_bytes);
+    segments.extend(kept);
+    (segments, left_out)
 }
 
-/// The same without anything outside of partitions.
+/// Which bytes of the image go where without anything outside of partitions.
 pub fn contents(partitions: &[Movable], places: &[Slot], made_anew: &[u32]) -> Vec<Segment> {
     let taken = partitions.iter().zip(places).filter(|(p, _)| !made_anew.contains(&p.slot.number));
     taken
@@ -219,12 +224,13 @@ mod tests {
         assert_eq!(chosen(&swap, Grow::Last).unwrap(), 1);
         let grown = places(&swap, 100 * MIB + 5000, Some(1)).unwrap();
         assert_eq!(mib(&grown), [(1, 10), (11, 85), (96, 4)]);
-        let segments = segments(&swap, &grown, &[], 40 * MIB, 101 * MIB);
+        let (segments, left_out) = segments(&swap, &grown, &[], 40 * MIB, 101 * MIB);
         let part = |image: Range<u64>, target: u64| Segment {
             image: image.start * MIB..image.end * MIB,
             target: target * MIB,
         };
         assert_eq!(segments, [part(0..11, 0), part(11..31, 11), part(31..35, 96)]);
+        assert_eq!(left_out, [LeftOut { image: 35 * MIB..40 * MIB, covered_by: Some(2) }]);
         let notes = notes(&swap, &grown);
         assert_eq!(notes.len(), 2);
         assert!(notes[1].starts_with("partition 3 moves"), "{notes:?}");
@@ -257,8 +263,12 @@ mod tests {
         for room in [20 * MIB + 64 * 512, 20 * MIB + 64 * 512 + 4096] {
             assert_eq!(places(&odd, room, Some(0)).unwrap(), [odd[0].slot]);
         }
-        let whole = segments(&odd, &[odd[0].slot], &[], 40 * MIB, 90 * MIB);
+        let (whole, left_out) = segments(&odd, &[odd[0].slot], &[], 40 * MIB, 90 * MIB);
         assert_eq!(whole, [Segment { image: 0..40 * MIB, target: 0 }]);
+        assert_eq!(left_out, []);
+        let (cut, left_out) = segments(&odd, &[odd[0].slot], &[], 40 * MIB, 30 * MIB);
+        assert_eq!(cut, [Segment { image: 0..30 * MIB, target: 0 }]);
+        assert_eq!(left_out, [LeftOut { image: 30 * MIB..40 * MIB, covered_by: None }]);
     }
 
     #[test]
@@ -305,9 +315,28 @@ mod tests {
                 end = place.end_bytes();
             }
             prop_assert!(end <= room * MIB);
-            let taken = segments(&partitions, &places, &[], 1 << 40, 1 << 40);
-            prop_assert!(taken.windows(2).all(|w| w[0].image.end <= w[1].image.start));
+            let (mut taken, left_out) = segments(&partitions, &places, &[], 400 * MIB, room * MIB);
+            taken.sort_by_key(|segment| segment.target);
             prop_assert!(taken.windows(2).all(|w| w[0].on_target().end <= w[1].target));
+            prop_assert!(taken.iter().all(|segment| segment.on_target().end <= room * MIB));
+            // Every byte of the image is taken along once, or left out once, but for the rest of swap that gave way.
+            let mut all: Vec<_> = taken.iter().map(|segment| segment.image.clone()).collect();
+            all.extend(left_out.iter().map(|left| left.image.clone()));
+            all.sort_by_key(|range| range.start);
+            prop_assert!(all.windows(2).all(|w| w[0].end <= w[1].start));
+            let given: u64 = partitions
+                .iter()
+                .zip(&places)
+                .map(|(p, place)| p.slot.len_bytes.saturating_sub(place.len_bytes))
+                .sum();
+            let total: u64 = all.iter().map(|range| range.end - range.start).sum();
+            prop_assert_eq!(total + given, 400 * MIB);
+            // Of what lies outside of partitions nothing has moved.
+            let is_outside = |at: u64| {
+                !partitions.iter().any(|p| (p.slot.start_bytes..p.slot.end_bytes()).contains(&at))
+            };
+            let moved = taken.iter().filter(|s| s.target != s.image.start);
+            prop_assert!(moved.into_iter().all(|s| !is_outside(s.image.start)));
         }
     }
 }

@@ -20,6 +20,7 @@ mod devices;
 mod disks;
 mod faulty;
 mod fresh_ids;
+mod gaps;
 mod grow;
 mod layout_file;
 mod limit;
