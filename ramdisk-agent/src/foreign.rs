@@ -15,6 +15,7 @@ mod error;
 pub mod folder;
 mod image;
 mod kept;
+mod logical;
 mod others;
 pub mod partclone;
 mod plan;

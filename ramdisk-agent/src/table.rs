@@ -6,6 +6,7 @@
 //! writes last, for a disk of any size on which the partitions may lie elsewhere, and [`retarget()`] those for a disk with sectors of
 //! another size. Where they are to lie is for others to say.
 
+mod chain;
 mod fresh;
 mod gpt;
 mod identity;
@@ -23,6 +24,7 @@ use crate::probe;
 use gpt::Gpt;
 use mbr::Mbr;
 
+pub use chain::{FreshLogical, logical_pieces};
 pub use fresh::{FreshPartition, described, pieces as fresh_pieces, room_end};
 pub use gpt::Damage;
 pub use kinds::{TypeId, attribute_of, type_names, type_of};
@@ -30,6 +32,8 @@ pub use retarget::{Retargetable, retarget, retargetable};
 
 /// The bytes of LBA 0 that an MBR uses, at every sector size.
 const MBR_LEN: usize = 512;
+/// The name of a [`TablePiece`] that is a table of logical partitions.
+pub const LOGICAL_TABLES: &str = "logical partitions";
 /// The logical sector sizes that disks have.
 pub(crate) const SECTOR_BYTES: [u32; 2] = [512, 4096];
 

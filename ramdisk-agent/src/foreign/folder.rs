@@ -7,6 +7,7 @@ use image_format::ReadAt;
 
 use super::assembled::{Assembled, Content, Segment, Start, in_order, swap_header};
 use super::error::{ForeignError, Result};
+use super::logical::{self, Saved};
 use super::sfdisk::{Dump, DumpedPartition};
 use super::source::Source;
 use super::walk::Walk;
@@ -65,6 +66,13 @@ impl Folder<'_> {
         Ok(String::from_utf8_lossy(&self.bytes(name, format)?).into_owned())
     }
 
+    /// What was saved of the extended partition under this name. FOG makes an empty file where it has nothing.
+    fn saved_table(&self, name: Option<String>, format: &'static str) -> Result<Option<Saved>> {
+        let Some(name) = name.filter(|name| self.names.contains(name)) else { return Ok(None) };
+        let bytes = self.bytes(&name, format)?;
+        Ok((!bytes.is_empty()).then_some(Saved { name, bytes }))
+    }
+
     fn source(&self, names: &[String], format: &'static str) -> Result<Source> {
         if let Some(missing) = names.iter().find(|name| !self.names.contains(*name)) {
             return Err(ForeignError::damaged(format, format!("{missing} is missing")));
@@ -90,6 +98,13 @@ impl Parts {
     fn add_bytes(&mut self, start: u64, bytes: &[u8]) {
         let content = Content::Bytes(bytes.into());
         self.segments.push(Segment { start, len: bytes.len() as u64, content });
+    }
+
+    fn add_logical_tables(&mut self, dump: &Dump, saved: Option<Saved>) -> Result<()> {
+        for table in logical::tables(dump, saved, self.format)? {
+            self.add_bytes(table.offset, &table.bytes);
+        }
+        Ok(())
     }
 
     /// The volume in these files, at its partition's place.
@@ -144,14 +159,6 @@ impl Parts {
     }
 }
 
-fn check_table(dump: &Dump, format: &'static str) -> Result<()> {
-    if dump.logical {
-        let reason = "logical partitions in it: their tables were not saved; restore it with its own tool and capture that disk";
-        return Err(ForeignError::refused(format, reason));
-    }
-    Ok(())
-}
-
 /// The disk's length from a primary GPT that begins at LBA 1.
 fn len_by_gpt(head: &[u8], sector_bytes: u64) -> Option<u64> {
     let at = usize::try_from(sector_bytes).ok()?;
@@ -161,7 +168,7 @@ fn len_by_gpt(head: &[u8], sector_bytes: u64) -> Option<u64> {
 
 /// Where the last partition ends, and a little more.
 fn len_by_partitions(dump: &Dump) -> u64 {
-    let end = dump.partitions.iter().map(|p| p.start + p.len).max().unwrap_or(0);
+    let end = dump.end();
     end.checked_next_multiple_of(MIB).unwrap_or(end)
 }
 
@@ -191,9 +198,10 @@ impl Clonezilla<'_> {
         }
         let dump =
             Dump::parse(&self.folder.text(&format!("{disk}-pt.sf"), Self::FORMAT)?, Self::FORMAT)?;
-        check_table(&dump, Self::FORMAT)?;
         let mut parts = Parts::new(Self::FORMAT);
         let disk_len = self.add_tables(&mut parts, disk, &dump)?;
+        let ebr = dump.extended.as_ref().map(|extended| format!("{}-ebr", extended.name));
+        parts.add_logical_tables(&dump, self.folder.saved_table(ebr, Self::FORMAT)?)?;
         for partition in &dump.partitions {
             self.add_partition(&mut parts, partition)?;
         }
@@ -202,7 +210,7 @@ impl Clonezilla<'_> {
 
     /// The tables and what was kept behind the MBR; the disk's length.
     fn add_tables(&self, parts: &mut Parts, disk: &str, dump: &Dump) -> Result<u64> {
-        let first = dump.partitions.first().map_or(0, |p| p.start);
+        let first = dump.first();
         let optional = |suffix: &str| {
             let name = format!("{disk}-{suffix}");
             let there = self.folder.names.contains(&name);
@@ -225,7 +233,7 @@ impl Clonezilla<'_> {
             parts.add_bytes(0, &cut(&head, first));
             if let Some(tail) = optional("gpt-2nd")? {
                 let start = len.saturating_sub(tail.len() as u64);
-                let end = dump.partitions.iter().map(|p| p.start + p.len).max().unwrap_or(0);
+                let end = dump.end();
                 // What of it reaches into the last partition is that partition's.
                 let skip = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
                 parts.add_bytes(start + skip as u64, tail.get(skip..).unwrap_or_default());
@@ -306,16 +314,17 @@ impl Fog<'_> {
     fn open(&self) -> Result<ForeignDisk> {
         let refused = |reason: &str| Err(ForeignError::refused(Self::FORMAT, reason));
         let names = &self.folder.names;
-        if !names.contains("d1.partitions") || names.contains("d2.partitions") {
+        if names.contains("d2.partitions") {
             return refused("several disks were saved: one is read");
         }
         if names.iter().any(|name| name.to_ascii_lowercase().contains("lvm")) {
             return refused("LVM in it: restore it with FOG and capture that disk");
         }
         let dump = Dump::parse(&self.folder.text("d1.partitions", Self::FORMAT)?, Self::FORMAT)?;
-        check_table(&dump, Self::FORMAT)?;
         let mut parts = Parts::new(Self::FORMAT);
         let disk_len = self.add_tables(&mut parts, &dump)?;
+        let ebr = dump.extended.as_ref().map(|extended| format!("d1p{}.ebr", extended.number));
+        parts.add_logical_tables(&dump, self.folder.saved_table(ebr, Self::FORMAT)?)?;
         for partition in &dump.partitions {
             self.add_partition(&mut parts, partition)?;
         }
@@ -323,7 +332,7 @@ impl Fog<'_> {
     }
 
     fn add_tables(&self, parts: &mut Parts, dump: &Dump) -> Result<u64> {
-        let first = dump.partitions.first().map_or(0, |p| p.start);
+        let first = dump.first();
         let head = self.folder.bytes("d1.mbr", Self::FORMAT)?;
         let sector = usize::try_from(dump.sector_bytes).expect("512 or 4096");
         let is_header =

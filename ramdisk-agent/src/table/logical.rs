@@ -8,7 +8,7 @@
 use std::io::{self, Read, Seek};
 
 use super::mbr::{self, ENTRIES, ENTRY_LEN, Entry, Mbr};
-use super::{Partition, Sectors, Slot, Table, TablePiece, TableRefusal, too_small};
+use super::{LOGICAL_TABLES, Partition, Sectors, Slot, Table, TablePiece, TableRefusal, too_small};
 use crate::extents::Extents;
 
 /// The number of the first logical partition.
@@ -192,7 +192,7 @@ pub fn pieces(
 }
 
 /// The type of the entry that leads to the next table.
-const EXTENDED_IN_CHAIN: u8 = 0x05;
+pub const EXTENDED_IN_CHAIN: u8 = 0x05;
 
 /// Each table that is still needed, with its new place and that of its partition. The first is where the extended partition begins.
 fn moved_links<'a>(
@@ -251,5 +251,5 @@ fn piece(src: &mut (impl Read + Seek), at: u64, sectors: Sectors) -> io::Result<
         return Err(too_small(sectors.disk_bytes));
     }
     let bytes = sectors.read(src, at / u64::from(sectors.bytes), 1)?;
-    Ok(TablePiece { name: "logical partitions", offset: at, bytes })
+    Ok(TablePiece { name: LOGICAL_TABLES, offset: at, bytes })
 }

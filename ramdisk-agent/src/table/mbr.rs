@@ -23,7 +23,7 @@ const SIGNATURE: usize = 510;
 
 const PROTECTIVE: u8 = 0xEE;
 const EXTENDED: [u8; 3] = [0x05, 0x0F, 0x85];
-const ACTIVE: u8 = 0x80;
+pub const ACTIVE: u8 = 0x80;
 /// The last CHS address of an entry that is too large for one.
 const CHS_MAX: [u8; 3] = [0xFF; 3];
 
@@ -50,6 +50,11 @@ impl Entry {
     /// As the kernel has it: without a length there is nothing.
     fn is_used(&self) -> bool {
         self.kind != 0 && self.len != 0
+    }
+
+    /// Its type.
+    pub fn kind(&self) -> u8 {
+        self.kind
     }
 
     /// Whether it holds logical partitions.
