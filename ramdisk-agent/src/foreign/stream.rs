@@ -3,10 +3,12 @@
 //! A stream is read to its very end: what is cut off, and what has something else behind its end, is an error. Memory is limited,
 //! whatever window a stream asks for.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
+
+use liblzma::bufread::XzDecoder;
 
 use super::error::{ForeignError, Result};
-use super::source::Source;
+use super::source::{Source, Stream};
 use crate::run::size;
 use crate::store::StoreError;
 
@@ -106,39 +108,131 @@ impl Codec {
     pub fn decode(self, source: &Source) -> Result<Box<dyn Read + Send>> {
         let failed = |source| ForeignError::Read { format: self.name(), source };
         let stream = source.stream();
-        let decoder: Box<dyn Read + Send> = match self {
-            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(stream)),
-            Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(stream)),
-            Self::Xz => {
-                let flags = liblzma::stream::CONCATENATED;
-                let decoder = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, flags)
-                    .map_err(|e| failed(e.into()))?;
-                Box::new(liblzma::bufread::XzDecoder::new_stream(stream, decoder))
+        let decoder = match self {
+            Self::Gzip => {
+                Decoder::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(stream)), false)
             }
+            Self::Xz => Decoder::Xz(Box::new(XzStreams::new(stream).map_err(failed)?)),
+            Self::Bzip2 => Decoder::Other(Box::new(bzip2::bufread::MultiBzDecoder::new(stream))),
             Self::Zstd => {
                 let mut decoder =
                     zstd::stream::read::Decoder::with_buffer(stream).map_err(failed)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed)?;
-                Box::new(decoder)
+                Decoder::Other(Box::new(decoder))
             }
         };
         Ok(Box::new(Explained { decoder, codec: self }))
     }
 }
 
+enum Decoder {
+    /// With whether anything has come out of it.
+    Gzip(Box<flate2::bufread::MultiGzDecoder<Stream>>, bool),
+    Xz(Box<XzStreams>),
+    Other(Box<dyn Read + Send>),
+}
+
+/// Where in a stream a decoder meets what is wrong with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Within,
+    /// Behind a whole member, where a further one may begin.
+    Behind,
+    Unknown,
+}
+
+impl Decoder {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Gzip(decoder, has_begun) => {
+                let read = decoder.read(buf)?;
+                *has_begun |= read > 0;
+                Ok(read)
+            }
+            Self::Xz(streams) => streams.read(buf),
+            Self::Other(decoder) => decoder.read(buf),
+        }
+    }
+
+    /// After an error.
+    fn place(&self) -> Place {
+        match self {
+            // It has a header from there on where that was read.
+            Self::Gzip(decoder, true) if decoder.header().is_none() => Place::Behind,
+            Self::Xz(streams) if streams.is_behind => Place::Behind,
+            Self::Gzip(..) | Self::Xz(_) => Place::Within,
+            Self::Other(_) => Place::Unknown,
+        }
+    }
+}
+
+/// Streams of xz one behind the other, with zeros between them as the format allows.
+struct XzStreams {
+    decoder: Option<XzDecoder<Stream>>,
+    /// Whether a stream has ended and nothing has come out of a further one yet.
+    is_behind: bool,
+}
+
+impl XzStreams {
+    fn new(source: Stream) -> io::Result<Self> {
+        Ok(Self { decoder: Some(Self::begin(source)?), is_behind: false })
+    }
+
+    fn begin(source: Stream) -> io::Result<XzDecoder<Stream>> {
+        let decoder = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, 0)?;
+        Ok(XzDecoder::new_stream(source, decoder))
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while let Some(decoder) = &mut self.decoder {
+            let read = decoder.read(buf)?;
+            if read > 0 || buf.is_empty() {
+                self.is_behind = false;
+                return Ok(read);
+            }
+            self.is_behind = true;
+            let mut source = self.decoder.take().expect("it is there").into_inner();
+            if skip_padding(&mut source)? {
+                self.decoder = Some(Self::begin(source)?);
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Skips zeros, of which there are four or a multiple of that (section 2.2 of the format). Whether anything else follows.
+fn skip_padding(source: &mut Stream) -> io::Result<bool> {
+    let mut skipped = 0;
+    let more = loop {
+        let bytes = source.fill_buf()?;
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        let (at_end, all) = (bytes.is_empty(), zeros == bytes.len());
+        source.consume(zeros);
+        skipped += zeros;
+        if at_end || !all {
+            break !at_end;
+        }
+    };
+    if skipped % 4 != 0 {
+        let fault = format!("{skipped} zeros, which are no padding");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, fault));
+    }
+    Ok(more)
+}
+
 /// A decoder whose errors say what is wrong with the stream, and not only with the call that met it.
 struct Explained {
-    decoder: Box<dyn Read + Send>,
+    decoder: Decoder,
     codec: Codec,
 }
 
 impl Read for Explained {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.decoder.read(buf).map_err(|error| explain(self.codec, error))
+        self.decoder.read(buf).map_err(|error| explain(self.codec, self.decoder.place(), error))
     }
 }
 
-fn explain(codec: Codec, error: io::Error) -> io::Error {
+fn explain(codec: Codec, place: Place, error: io::Error) -> io::Error {
     let is_the_sources = StoreError::find(&error).is_some() || error.raw_os_error().is_some();
     if is_the_sources || error.kind() == io::ErrorKind::Interrupted {
         return error;
@@ -151,10 +245,17 @@ fn explain(codec: Codec, error: io::Error) -> io::Error {
         return io::Error::other(codec.too_large("larger"));
     }
     let name = codec.name();
-    io::Error::new(
-        error.kind(),
-        format!(
+    let text = match (place, error.kind()) {
+        (Place::Behind, _) => format!(
+            "something stands behind the end of the {name} stream that is not {name}, or not all of it ({said})"
+        ),
+        (Place::Within, io::ErrorKind::UnexpectedEof) => {
+            format!("the {name} stream is cut off: it ends before its own end ({said})")
+        }
+        (Place::Within, _) => format!("the {name} stream is damaged ({said})"),
+        (Place::Unknown, _) => format!(
             "the {name} stream is cut off or damaged, or something stands behind its end that is not {name} ({said})"
         ),
-    )
+    };
+    io::Error::new(error.kind(), text)
 }
