@@ -132,6 +132,12 @@ impl Table {
         table.map_or(0, |at| partition.start_bytes.saturating_sub(at))
     }
 
+    /// Whether there is an extended partition with a table in it.
+    #[must_use]
+    pub fn has_extended(&self) -> bool {
+        self.extended.is_some()
+    }
+
     /// Where the space for partitions ends on a disk of that size: before the backup GPT, or where an MBR cannot count further.
     #[must_use]
     pub fn room_end(&self, disk_bytes: u64) -> u64 {

@@ -20,7 +20,7 @@ use crate::restore::layout::{self, Holds, Movable};
 use crate::restore::placement::{Placement, Segment};
 use crate::restore::retargeting::{self, Retargeting, Sectors};
 use crate::run::size;
-use crate::table::{self, Slot, Table, TableKind};
+use crate::table::{self, LOGICAL_TABLES, Slot, Table, TableKind, TablePiece};
 
 /// What is withheld at the start of a disk or a volume until everything else is on it, at most; partitions that begin earlier are
 /// not withheld.
@@ -112,6 +112,7 @@ pub fn arrange(
         let first = slots.iter().map(|slot| slot.start_bytes).min().unwrap_or(HEAD_LEN);
         let withheld = withheld(disk, table, first.min(HEAD_LEN).min(disk_bytes))?;
         let pieces = table::arrange(disk, table, &slots, target_bytes).map_err(image_error)?;
+        notes.extend(extended_note(table, &pieces));
         let commit = commit_pieces(pieces.into_iter().map(Piece::from).collect(), &withheld);
         (segments, withheld, commit)
     };
@@ -227,6 +228,7 @@ fn bare(
     }
     let withheld = withheld(disk, table, HEAD_LEN.min(disk_bytes).min(target_bytes))?;
     let pieces = table::arrange(disk, table, &[], target_bytes).map_err(image_error)?;
+    notes.extend(extended_note(table, &pieces));
     let commit = commit_pieces(pieces.into_iter().map(Piece::from).collect(), &withheld);
     let whole = Segment { image: 0..disk_bytes.min(target_bytes), target: 0 };
     let placement = Placement::new(vec![whole], withheld, &places_of(&commit));
@@ -238,6 +240,14 @@ const BACKUP_MOVES: &str =
     "the backup GPT goes to the end of the target; the space between is left unpartitioned";
 
 const BACKUP_STAYS: &str = "there is no room for a backup GPT behind the last partition: the table stays as it was captured";
+
+/// An extended partition is written with the tables in it, or not at all.
+fn extended_note(table: &Table, pieces: &[TablePiece]) -> Option<String> {
+    let is_left_out = table.has_extended() && !pieces.iter().any(|p| p.name == LOGICAL_TABLES);
+    is_left_out.then(|| {
+        "the extended partition has no logical ones in it and does not fit as it is: it is left out".into()
+    })
+}
 
 /// What becomes of space that the image's disk has and the target has not, or the other way round.
 fn space_note(
@@ -338,10 +348,14 @@ pub fn growth(
 pub fn swap_header(disk: &mut ImageDisk<'_>, old: Slot, slot: &Slot) -> Result<Piece> {
     let head_len = old.len_bytes.min(fs::SWAP_HEAD_LEN);
     let head = disk.bytes(old.start_bytes, index(head_len))?;
+    let what = match slot.number {
+        0 => "the swap area".to_owned(),
+        number => format!("the swap area of partition {number}"),
+    };
     let bytes = fs::swap_header(&head, slot.len_bytes).ok_or_else(|| {
         Error::refused(format!(
-            "partition {} cannot become a swap area of {}; nothing was written",
-            slot.number,
+            "{what} cannot become one of {}: it has 10 pages at least, and 2^32 of them at most (16 TiB of 4 KiB); leave --grow out, or make it \
+             anew with mkswap; nothing was written",
             size(slot.len_bytes)
         ))
     })?;

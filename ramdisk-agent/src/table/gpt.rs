@@ -398,14 +398,13 @@ fn assemble(
     metadata = metadata.union(&primary.sectors(sectors));
     let backup = match backup {
         Ok((_, copy)) => Some(copy),
-        Err(_) => {
+        Err(unsound) => {
+            let damage = unsound.damage;
             let made = remade_backup(sectors, &header, &primary, &partitions);
-            if made.is_none() {
-                warnings.push(
-                    "there is no room for a backup GPT before the disk's end; none will be written"
-                        .into(),
-                );
-            }
+            warnings.push(match made {
+                Some(_) => format!("the backup GPT is damaged ({damage}); it will be restored from the primary"),
+                None => format!("the backup GPT is damaged ({damage}), and there is no room for another before the disk's end; none will be written"),
+            });
             made
         }
     };
@@ -449,10 +448,8 @@ fn warnings(
         warnings.push(format!("the primary GPT is damaged ({damage}); the backup is used, and both will be restored from it"));
     }
     match backup {
-        Err(unsound) => {
-            let damage = &unsound.damage;
-            warnings.push(format!("the backup GPT is damaged ({damage}); it will be restored from the primary"));
-        }
+        // Whether it can be made anew is not known yet.
+        Err(_) => {}
         Ok((_, copy)) if copy.header_lba != sectors.count - 1 => warnings.push(format!(
             "the backup GPT is at LBA {} and not at the disk's end, LBA {}: the disk has grown since it was partitioned",
             copy.header_lba,

@@ -84,7 +84,12 @@ fn partitions_that_leave_no_room_for_a_backup_gpt() {
     capture(&source, &image, &[]);
     let planned =
         agent(&["plan", "restore", image.to_str().unwrap(), source.to_str().unwrap()]).stdout;
-    assert!(planned.contains("there is no room for a backup GPT"), "{planned}");
+    // In one sentence, and none that says something else.
+    assert_eq!(planned.matches("backup GPT").count(), 1, "{planned}");
+    assert!(
+        planned.contains("and there is no room for another before the disk's end"),
+        "{planned}"
+    );
 
     let captured = fs::read(&source).unwrap();
     for (flags, more, word) in [
@@ -132,4 +137,47 @@ fn an_empty_table_onto_a_disk_that_is_smaller() {
     }
     noise_file(&target, 40 * 512, 1);
     try_restore(&image, &target, &[]).refused("refused", &["do not fit a disk of 20480 bytes"]);
+}
+
+#[test]
+fn an_extended_partition_with_nothing_in_it_is_not_left_out_silently() {
+    let dir = tempfile::tempdir().unwrap();
+    let [source, image, target] = ["s", "a.img.zst", "t"].map(|name| dir.path().join(name));
+    let file = File::create_new(&source).unwrap();
+    file.set_len(16 * MIB).unwrap();
+    let script = dir.path().join("script");
+    fs::write(
+        &script,
+        "label: dos\nstart=2048, size=4096, type=83\nstart=8192, size=8192, type=5\n",
+    )
+    .unwrap();
+    let command = format!("sfdisk -q --no-reread {} < {}", source.display(), script.display());
+    run("fdisk", "sh", &["-c", &command]);
+    file.write_all_at(&noise(2 << 20, 4), MIB).unwrap();
+    file.write_all_at(&[0x55, 0xAA], 8192 * 512 + 510).unwrap();
+    capture(&source, &image, &[]);
+    let listed = |disk: &Path| run("fdisk", "sfdisk", &["-d", disk.to_str().unwrap()]);
+    for (len, is_kept) in [(16 * MIB, true), (20 * MIB, true), (6 * MIB, false)] {
+        noise_file(&target, len, 1);
+        let summary = restore(&image, &target, &[]);
+        let told =
+            words(&summary["changes"]).contains("the extended partition has no logical ones");
+        assert_eq!(told, !is_kept, "{summary:#}");
+        assert_eq!(listed(&target).contains("type=5"), is_kept);
+    }
+}
+
+#[test]
+fn swap_beyond_what_its_header_can_say_is_refused_by_its_name() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let [source, image, target] = ["s", "a.img.zst", "t"].map(|name| dir.path().join(name));
+    disks::swap(&source, 4 * MIB);
+    capture(&source, &image, &[]);
+    File::create_new(&target).unwrap().set_len(17 << 40).unwrap();
+    let ran = try_restore(&image, &target, &["--grow", "last"]);
+    ran.refused(
+        "refused",
+        &["the swap area cannot become one of 17.00 TiB", "nothing was written"],
+    );
+    assert!(!ran.stderr.contains("partition 0"), "{}", ran.stderr);
 }
