@@ -67,12 +67,10 @@ fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
         progress.set_access(access);
     }
     match &cli.command {
-        // Nothing of these takes long but a check of a store, whose files are to be removed again; in a restored system somebody else
-        // waits for signals.
+        // Nothing of these takes long; in a restored system somebody else waits for signals.
         Command::Keygen(_)
         | Command::Disks
         | Command::LoadKernel { .. }
-        | Command::StoreCheck { .. }
         | Command::InSystem { .. } => {}
         Command::Run { .. } => cancel_by_signal(progress, Listener::Supervisor)?,
         _ => cancel_by_signal(progress, Listener::Person)?,

@@ -54,6 +54,7 @@ fn run(
     let probe = Probe::new(id, report.probe_bytes);
     let began = Instant::now();
     for offset in probe.offsets() {
+        go_on(options)?;
         writer.append(probe.piece(offset))?;
     }
     *step = "making it durable";
@@ -65,7 +66,7 @@ fn run(
 
     *step = "reading it again";
     let began = Instant::now();
-    compare(&*writer.reader()?, &probe)?;
+    compare(&*writer.reader()?, &probe, options)?;
     report.read_bytes_per_second = Some(probe.per_second(began));
     report.done.push("it reads as it was written".to_owned());
 
@@ -91,7 +92,7 @@ fn published(
 ) -> Result<()> {
     report.done.push("it gets its name when it is complete".to_owned());
     *step = "opening it by its name";
-    compare(&*store::open_with(url, options)?, probe)?;
+    compare(&*store::open_with(url, options)?, probe, options)?;
     *step = "trying to overwrite it";
     match store::create(url, Uuid::new_v4(), options) {
         Ok(_) => {
@@ -113,7 +114,15 @@ fn published(
     Ok(())
 }
 
-fn compare(file: &dyn ImageFile, probe: &Probe) -> Result<()> {
+/// Fails once the check is cancelled; what was written is removed then.
+fn go_on(options: &Options) -> Result<()> {
+    match options.cancelled.load(Ordering::Relaxed) {
+        true => Err(Error::new(ErrorKind::Cancelled, "cancelled by a signal")),
+        false => Ok(()),
+    }
+}
+
+fn compare(file: &dyn ImageFile, probe: &Probe, options: &Options) -> Result<()> {
     if file.len_bytes() != probe.len {
         return Err(wrong("it has another length than was written"));
     }
@@ -125,6 +134,7 @@ fn compare(file: &dyn ImageFile, probe: &Probe) -> Result<()> {
             if offset >= probe.len {
                 return Ok(());
             }
+            go_on(options)?;
             compare_piece(file, offset, probe.piece(offset), &mut piece)?;
         }
     };

@@ -235,3 +235,25 @@ fn a_server_that_hangs_is_told_of_before_anything_is_open() {
         }
     });
 }
+
+#[test]
+fn a_check_of_a_store_that_is_ended_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+        .args(["store-check", "--probe", "4096"])
+        .arg(folder.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let is_empty = || std::fs::read_dir(folder.path()).unwrap().next().is_none();
+    let began = Instant::now();
+    while is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(30), "nothing is written");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = nix::unistd::Pid::from_raw(agent.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let status = agent.wait().unwrap();
+    assert!(is_empty(), "what it wrote is still there");
+    assert_eq!(status.code(), Some(11), "{status}");
+}
