@@ -103,7 +103,7 @@ pub(super) async fn list(
         (status = 304, description = "The client has it (If-None-Match)"),
         (status = 403, description = "wrong_file"), (status = 404, description = "No such file"),
         (status = 409, description = "not_a_file, not_our_store"), (status = 412, description = "changed: it is not the file of If-Match"), (status = 416, description = "no_such_range"),
-        (status = 500, description = "store_failed: its beginning cannot be read"),
+        (status = 500, description = "its beginning cannot be read: store_failed"),
     )
 )]
 pub(super) async fn read(
