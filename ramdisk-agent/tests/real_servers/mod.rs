@@ -8,9 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use agent_api::ErrorKind;
+use fault_proxy::Proxy;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use ramdisk_agent::store::{self, Observer, Options, ReadAt as _, Result, StoreError, StoreUrl};
+use ramdisk_agent::store::{
+    self, Observer, Options, ReadAt as _, Result, StoreError, StoreUrl, StoreWriter,
+};
 use uuid::Uuid;
 
 /// A server that can be killed.
@@ -240,4 +243,55 @@ pub fn is_cancelled_soon<T>(
         assert!(took < Duration::from_secs(4), "it took {took:?}: {error}");
         took
     })
+}
+
+/// Removing what was written fails, and not after the budget of a job.
+pub fn fails_to_tidy_up_soon(writer: Box<dyn StoreWriter>) {
+    let began = Instant::now();
+    assert!(writer.abort().is_err());
+    assert!(began.elapsed() < Duration::from_secs(9), "it took {:?}", began.elapsed());
+}
+
+/// Whatever waits for the server behind this proxy, reached at the URLs of `url_at`, ends soon after a cancellation.
+pub fn who_is_cancelled_does_not_wait_for_a_server_that_hangs(
+    server: &impl RealServer,
+    proxy: &Proxy,
+    url_at: impl Fn(&str) -> StoreUrl,
+    options: &Options,
+) {
+    let url = url_at("x");
+    let with = || Options { cancelled: Arc::default(), ..options.clone() };
+    // In the middle of writing: it ends at once, and so does tidying up.
+    let options = with();
+    let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
+    writer.append(&pattern(4 << 20, 7)).unwrap();
+    writer.commit().unwrap();
+    proxy.set_silent(true);
+    is_cancelled_soon(&options.cancelled, || {
+        writer.append(&pattern(4 << 20, 8))?;
+        writer.commit()
+    });
+    fails_to_tidy_up_soon(writer);
+    // At the first contact, and in the middle of reading.
+    let options = with();
+    is_cancelled_soon(&options.cancelled, || store::open_with(&url, &options));
+    proxy.set_silent(false);
+    std::fs::write(server.folder().join("y"), pattern(4 << 20, 9)).unwrap();
+    let options = with();
+    let image = store::open_with(&url_at("y"), &options).unwrap();
+    proxy.set_silent(true);
+    is_cancelled_soon(&options.cancelled, || {
+        let read = image.read_exact_at(&mut vec![0; 4 << 20], 0);
+        read.map_err(|error| error.downcast::<StoreError>().unwrap())
+    });
+    drop(image);
+    // A server that answers is tidied up after.
+    proxy.set_silent(false);
+    let options = with();
+    let mut writer = store::create(&url_at("z"), Uuid::new_v4(), &options).unwrap();
+    writer.append(&pattern(4 << 20, 7)).unwrap();
+    writer.commit().unwrap();
+    options.cancelled.store(true, Ordering::SeqCst);
+    writer.abort().unwrap();
+    assert!(!server.folder().join("z.partial").exists());
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::ganesha::{Ganesha, MOUNT_PORT, NFS_PORT, isolate};
 use crate::misbehaving::{options, write};
-use crate::real_servers::{self, RealServer as _, is_cancelled_soon, pattern};
+use crate::real_servers::{self, RealServer as _, pattern};
 
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -213,44 +213,12 @@ fn a_silent_connection_is_replaced() {
 fn who_is_cancelled_does_not_wait_for_a_server_that_hangs() {
     let server = Ganesha::start();
     let proxy = Proxy::start(server.address(), []).unwrap();
-    let url = server.url_at(proxy.port(), "x");
-    let with = || Options { cancelled: Arc::default(), ..options() };
-    // In the middle of writing: it ends at once, and so does tidying up.
-    let options = with();
-    let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
-    writer.append(&pattern(4 << 20, 7)).unwrap();
-    writer.commit().unwrap();
-    proxy.set_silent(true);
-    is_cancelled_soon(&options.cancelled, || {
-        writer.append(&pattern(4 << 20, 8))?;
-        writer.commit()
-    });
-    let began = Instant::now();
-    assert!(writer.abort().is_err());
-    assert!(began.elapsed() < Duration::from_secs(9), "it took {:?}", began.elapsed());
-    // At the first contact, and in the middle of reading.
-    let options = with();
-    is_cancelled_soon(&options.cancelled, || store::open_with(&url, &options));
-    proxy.set_silent(false);
-    std::fs::write(server.folder().join("y"), pattern(4 << 20, 9)).unwrap();
-    let options = with();
-    let image = store::open_with(&server.url_at(proxy.port(), "y"), &options).unwrap();
-    proxy.set_silent(true);
-    is_cancelled_soon(&options.cancelled, || {
-        let read = image.read_exact_at(&mut vec![0; 4 << 20], 0);
-        read.map_err(|error| error.downcast::<StoreError>().unwrap())
-    });
-    drop(image);
-    // A server that answers is tidied up after.
-    proxy.set_silent(false);
-    let options = with();
-    let mut writer =
-        store::create(&server.url_at(proxy.port(), "z"), Uuid::new_v4(), &options).unwrap();
-    writer.append(&pattern(4 << 20, 7)).unwrap();
-    writer.commit().unwrap();
-    options.cancelled.store(true, std::sync::atomic::Ordering::SeqCst);
-    writer.abort().unwrap();
-    assert!(!server.folder().join("z.partial").exists());
+    real_servers::who_is_cancelled_does_not_wait_for_a_server_that_hangs(
+        &server,
+        &proxy,
+        |name| server.url_at(proxy.port(), name),
+        &options(),
+    );
 }
 
 #[test]
