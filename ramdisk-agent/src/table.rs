@@ -28,10 +28,11 @@ pub use chain::{FreshLogical, logical_pieces};
 pub use fresh::{FreshPartition, described, pieces as fresh_pieces, room_end};
 pub use gpt::Damage;
 pub use kinds::{TypeId, attribute_of, type_names, type_of};
+pub(crate) use mbr::is_extended;
 pub use retarget::{Retargetable, retarget, retargetable};
 
 /// The bytes of LBA 0 that an MBR uses, at every sector size.
-const MBR_LEN: usize = 512;
+pub(crate) const MBR_LEN: usize = 512;
 /// The name of a [`TablePiece`] that is a table of logical partitions.
 pub const LOGICAL_TABLES: &str = "logical partitions";
 /// The logical sector sizes that disks have.

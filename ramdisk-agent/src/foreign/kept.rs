@@ -11,6 +11,7 @@ use std::ops::Range;
 use super::spans::SPAN_LEN;
 use crate::fs::bytes::{le32, le64};
 use crate::seek;
+use crate::table::{MBR_LEN, is_extended};
 
 /// Kept of a partition's start: signatures lie there.
 const HEAD_LEN: u64 = 128 << 10;
@@ -22,9 +23,6 @@ const MAX_PARTITIONS: usize = 64;
 const MAX_LOGICAL_TABLES: usize = 64;
 /// Whole spans that are kept because tables of logical partitions lie in them.
 const MAX_TABLE_SPANS: usize = 4;
-
-const MBR_LEN: usize = 512;
-const EXTENDED: [u8; 3] = [0x05, 0x0F, 0x85];
 
 /// Keeps what passes by.
 #[derive(Debug, Default)]
@@ -120,7 +118,7 @@ impl Keeper {
             return;
         };
         for (kind, start, len) in entries(mbr) {
-            if EXTENDED.contains(&kind) {
+            if is_extended(kind) {
                 self.extended = start;
                 self.tables.insert(start);
             } else if kind != 0 {
@@ -152,7 +150,7 @@ impl Keeper {
             return;
         }
         for (kind, start, len) in entries(sector) {
-            if EXTENDED.contains(&kind) {
+            if is_extended(kind) {
                 // One that lies before this one has gone by, and would make a ring.
                 let next = self.extended.saturating_add(start);
                 if next > at {

@@ -6,9 +6,7 @@
 
 use super::error::{ForeignError, Result};
 use super::sfdisk::Dump;
-use crate::table::{self, FreshLogical, Slot, TablePiece};
-
-const TABLE_LEN: usize = 512;
+use crate::table::{self, FreshLogical, MBR_LEN, Slot, TablePiece};
 
 /// The first table as it was saved, with the file's name.
 #[derive(Debug)]
@@ -54,12 +52,12 @@ pub fn tables(dump: &Dump, saved: Option<Saved>, format: &'static str) -> Result
         .map_err(|e| damaged(format!("the tables of its logical partitions cannot be made: {e}")))
 }
 
-fn checked(saved: Saved, format: &'static str) -> Result<[u8; TABLE_LEN]> {
+fn checked(saved: Saved, format: &'static str) -> Result<[u8; MBR_LEN]> {
     let Saved { name, bytes } = saved;
-    let fault = match <[u8; TABLE_LEN]>::try_from(bytes) {
+    let fault = match <[u8; MBR_LEN]>::try_from(bytes) {
         Ok(table) if table.ends_with(&[0x55, 0xAA]) => return Ok(table),
         Ok(_) => format!("{name} is no table of logical partitions: it does not end in 55 AA"),
-        Err(bytes) => format!("{name} has {} bytes in place of {TABLE_LEN}", bytes.len()),
+        Err(bytes) => format!("{name} has {} bytes in place of {MBR_LEN}", bytes.len()),
     };
     Err(ForeignError::damaged(format, fault))
 }

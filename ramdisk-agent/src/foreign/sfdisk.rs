@@ -1,12 +1,11 @@
 //! What `sfdisk --dump` prints of a partition table: Clonezilla and FOG keep it beside their images.
 
 use super::error::{ForeignError, Result};
+use crate::table;
 
 /// More partitions than any table has.
 const MAX_PARTITIONS: usize = 256;
 
-/// The types of extended partitions.
-const EXTENDED: [u8; 3] = [0x05, 0x0F, 0x85];
 /// The largest number of a partition in an MBR itself.
 const LAST_PRIMARY: u32 = 4;
 
@@ -99,7 +98,7 @@ impl Dump {
         if len == 0 {
             return Some(());
         }
-        if !EXTENDED.contains(&kind) {
+        if !table::is_extended(kind) {
             self.partitions.push(partition);
             return Some(());
         }

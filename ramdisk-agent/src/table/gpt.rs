@@ -447,15 +447,15 @@ fn warnings(
         let damage = &unsound.damage;
         warnings.push(format!("the primary GPT is damaged ({damage}); the backup is used, and both will be restored from it"));
     }
-    match backup {
-        // Whether it can be made anew is not known yet.
-        Err(_) => {}
-        Ok((_, copy)) if copy.header_lba != sectors.count - 1 => warnings.push(format!(
+    // Whether a damaged one can be made anew is not known yet.
+    if let Ok((_, copy)) = backup
+        && copy.header_lba != sectors.count - 1
+    {
+        warnings.push(format!(
             "the backup GPT is at LBA {} and not at the disk's end, LBA {}: the disk has grown since it was partitioned",
             copy.header_lba,
             sectors.count - 1
-        )),
-        Ok(_) => {}
+        ));
     }
     if header.last_usable_lba >= sectors.count {
         warnings.push("the GPT was made for a larger disk".into());

@@ -27,6 +27,11 @@ pub const ACTIVE: u8 = 0x80;
 /// The last CHS address of an entry that is too large for one.
 const CHS_MAX: [u8; 3] = [0xFF; 3];
 
+/// Whether this is the type of an entry that holds logical partitions.
+pub fn is_extended(kind: u8) -> bool {
+    EXTENDED.contains(&kind)
+}
+
 /// A sector with the signature of an MBR.
 #[derive(Debug, Clone)]
 pub struct Mbr {
@@ -59,7 +64,7 @@ impl Entry {
 
     /// Whether it holds logical partitions.
     pub fn is_extended(&self) -> bool {
-        EXTENDED.contains(&self.kind)
+        is_extended(self.kind)
     }
 
     /// The first sector behind it.

@@ -66,13 +66,14 @@ pub(super) fn create_partial(partial: &Path, on: On) -> Result<File> {
         match new {
             Ok(file) => {
                 // Between creation and lock another process may have taken this for a left-over.
-                if on == On::Machine {
-                    let locked = lock(&file, partial);
-                    if matches!(locked, Err(StoreError::Io { .. })) {
+                if on == On::Machine
+                    && let Err(error) = lock(&file, partial)
+                {
+                    if !matches!(error, StoreError::Busy { .. }) {
                         // Nobody else has it where nothing can be locked.
                         let _ = fs::remove_file(partial);
                     }
-                    locked?;
+                    return Err(error);
                 }
                 if !is_at(&file, partial).map_err(failed)? {
                     return Err(busy());
