@@ -29,6 +29,10 @@ impl fmt::Debug for SecretText {
     }
 }
 
+/// Environment variables that name files, in PEM, with certificates of further authorities that web servers' ones may come from. The
+/// controller hands them on to the agents that it starts on its own machine.
+pub const CA_FILE_VARIABLES: [&str; 2] = ["IMPRINT_CA_FILE", "SSL_CERT_FILE"];
+
 /// Credentials for one store, or for one server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

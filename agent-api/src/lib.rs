@@ -24,7 +24,7 @@ mod rate;
 mod session;
 mod store_report;
 
-pub use access::{SecretText, StoreAccess};
+pub use access::{CA_FILE_VARIABLES, SecretText, StoreAccess};
 pub use error_kind::ErrorKind;
 pub use job::{
     CaptureSummary, Failure, FileAction, FileChange, Finish, JobAction, JobSpec, Note, Outcome,

@@ -43,6 +43,16 @@ const BODY_MAX: usize = 1024 * 1024;
 /// Longest time for an answer. Work is held open for 25 s, and a BMC may need three tries of 30 s.
 const ANSWER_LIMIT: Duration = Duration::from_secs(150);
 
+/// Does something to its end, whether or not its client still listens.
+async fn to_its_end<T: Send + 'static, E: Send + 'static>(
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, E> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
 #[derive(OpenApi)]
 #[openapi(
     info(

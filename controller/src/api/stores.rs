@@ -9,8 +9,8 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
-use super::ApiError;
 use super::auth::Caller;
+use super::{ApiError, to_its_end};
 use crate::clock::rfc3339;
 use crate::context::Controller;
 use crate::db::{CHECK_TOKEN_PREFIX, StoreRow};
@@ -321,16 +321,20 @@ pub(super) async fn check(
             "a web server's URL with a query is only read from: a probe cannot be written there",
         ));
     }
-    if store.url.is_some() {
-        let access = controller.stores.credentials(store)?;
-        return Ok(Json(check::check(&controller.agent, &url, &access).await?));
-    }
-    // Of our own store: with a token that lives as long as this.
-    let token = Secret::random();
-    let name = format!("{CHECK_TOKEN_PREFIX}{}", hex(&random_bytes::<8>()));
-    controller.db.add_token(&name, &token.hash()).await?;
-    let access = controller.stores.own_access(&store, &token);
-    let report = check::check(&controller.agent, &url, &access).await;
-    controller.db.remove_token(&name).await?;
-    Ok(Json(report?))
+    // To its end, so that the probe is removed.
+    let work = async move {
+        if store.url.is_some() {
+            let access = controller.stores.credentials(store)?;
+            return Ok(check::check(&controller.agent, &url, &access).await?);
+        }
+        // Of our own store: with a token that lives as long as this.
+        let token = Secret::random();
+        let name = format!("{CHECK_TOKEN_PREFIX}{}", hex(&random_bytes::<8>()));
+        controller.db.add_token(&name, &token.hash()).await?;
+        let access = controller.stores.own_access(&store, &token);
+        let report = check::check(&controller.agent, &url, &access).await;
+        controller.db.remove_token(&name).await?;
+        Ok::<_, ApiError>(report?)
+    };
+    to_its_end(work).await.map(Json)
 }

@@ -17,12 +17,12 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::ApiError;
 use super::auth::StoreCaller;
 use super::files::own_store;
+use super::{ApiError, to_its_end};
 use crate::context::Controller;
 use crate::names::FileName;
-use crate::store::embedded::{APPEND_MAX, EmbeddedError, Upload, UploadState};
+use crate::store::embedded::{APPEND_MAX, Upload, UploadState};
 
 /// Where the first byte of a PATCH belongs.
 const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
@@ -84,16 +84,6 @@ async fn own_upload(
     let upload = controller.stores.embedded.upload(&file, &upload_id).await?;
     caller.is_writer(upload.job())?;
     Ok(upload)
-}
-
-/// Does something to its end, whether or not its client still listens.
-async fn to_its_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, EmbeddedError>> + Send + 'static,
-) -> Result<T, ApiError> {
-    match tokio::spawn(work).await {
-        Ok(result) => Ok(result?),
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }
 
 /// Begins an upload, or says how far it is if it was begun before.
@@ -230,10 +220,7 @@ pub(super) async fn append(
         }
         result
     };
-    match tokio::spawn(work).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+    to_its_end(work).await
 }
 
 async fn take(

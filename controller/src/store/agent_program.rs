@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use agent_api::{ErrorKind, Failure, SecretText, StageProgress, StoreAccess};
+use agent_api::{CA_FILE_VARIABLES, ErrorKind, Failure, SecretText, StageProgress, StoreAccess};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -63,7 +63,7 @@ pub async fn run(
 ) -> Result<Value, ProgramError> {
     let failed = |error| ProgramError::Program(program.to_owned(), error);
     let mut command = Command::new(program);
-    command.args(["--progress", "json", "--attached"]).args(args);
+    command.args(["--progress", "json"]).args(args);
     let mut child = start(command, access).await.map_err(failed)?;
     let pid = child.id();
     let stdout = child.stdout.take().expect("it was asked for");
@@ -87,10 +87,7 @@ pub async fn run(
     let (result, last) = tokio::select! {
         ended = &mut ended => ended.map_err(failed)?,
         () = cancelled => {
-            if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
-                // It may have ended by itself.
-                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-            }
+            ask_to_end(pid);
             match timeout(END_LIMIT, &mut ended).await {
                 Ok(ended) => ended.map_err(failed)?,
                 Err(_) => {
@@ -112,11 +109,22 @@ pub async fn run(
     Err(ProgramError::Failed(failure(&last)))
 }
 
-/// Starts the program and hands it the credentials; it answers in JSON, and is killed when it is dropped.
+/// Asks a program to end, by its process id while it is a child that was not waited for.
+pub(super) fn ask_to_end(pid: Option<u32>) {
+    if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+}
+
+/// Starts the program and hands it the credentials; it answers in JSON, and is killed when it is dropped. Of our environment it gets what
+/// says whom it is to trust.
 pub(super) async fn start(mut command: Command, access: &[StoreAccess]) -> std::io::Result<Child> {
+    let trusted = CA_FILE_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     let mut child = command
-        .args(["--json", "--credentials", "/dev/stdin"])
+        .args(["--json", "--attached", "--credentials", "/dev/stdin"])
         .env_clear()
+        .envs(trusted)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

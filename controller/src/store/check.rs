@@ -14,8 +14,10 @@ use tokio::time::timeout;
 use super::agent_program;
 use crate::names::printable;
 
-/// Less than an answer of the API may take.
-const LIMIT: Duration = Duration::from_secs(140);
+/// With [`END_LIMIT`], less than an answer of the API may take.
+const LIMIT: Duration = Duration::from_secs(130);
+/// How long the program may take to remove its probe when it was asked to end.
+const END_LIMIT: Duration = Duration::from_secs(10);
 /// Longest message of the program that is passed on, in characters.
 const MESSAGE_MAX: usize = 1000;
 
@@ -42,14 +44,60 @@ pub async fn check(
     folder: &str,
     access: &StoreAccess,
 ) -> Result<StoreReport, CheckError> {
+    check_within(LIMIT, program, folder, access).await
+}
+
+async fn check_within(
+    limit: Duration,
+    program: &Path,
+    folder: &str,
+    access: &StoreAccess,
+) -> Result<StoreReport, CheckError> {
     let failed = |error| CheckError::Program(program.to_owned(), error);
     let mut command = Command::new(program);
     command.args(["--progress", "none", "store-check", folder]);
     let child =
         agent_program::start(command, std::slice::from_ref(access)).await.map_err(failed)?;
-    let output = timeout(LIMIT, child.wait_with_output()).await.map_err(|_| CheckError::Slow)?;
+    let pid = child.id();
+    let output = child.wait_with_output();
+    tokio::pin!(output);
+    let Ok(output) = timeout(limit, &mut output).await else {
+        agent_program::ask_to_end(pid);
+        // Killed if that takes too long as well.
+        let _ = timeout(END_LIMIT, output).await;
+        return Err(CheckError::Slow);
+    };
     let output = output.map_err(failed)?;
     serde_json::from_slice(&output.stdout).map_err(|_| {
         CheckError::NoReport(printable(&String::from_utf8_lossy(&output.stderr), MESSAGE_MAX))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// It may be about to remove its probe.
+    #[tokio::test]
+    async fn a_slow_program_is_asked_to_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, asked) = (folder.path().join("slow"), folder.path().join("asked"));
+        let text = format!(
+            "#!/bin/sh\ntrap 'echo > {}; exit 11' TERM\necho > {}\nread nothing < {}\n",
+            asked.display(),
+            folder.path().join("ready").display(),
+            folder.path().join("never").display(),
+        );
+        nix::unistd::mkfifo(&folder.path().join("never"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let limit = Duration::from_secs(2);
+        let result = check_within(limit, &program, "nfs://h/e", &StoreAccess::default()).await;
+        assert!(matches!(result, Err(CheckError::Slow)), "{result:?}");
+        assert!(folder.path().join("ready").exists(), "it was started");
+        assert!(asked.exists());
+    }
 }

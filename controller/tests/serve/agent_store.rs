@@ -370,9 +370,18 @@ pub fn agent_program(folder: &Path) -> PathBuf {
 async fn stores_are_tried_out() {
     let tools = tempfile::tempdir().unwrap();
     let program = agent_program(tools.path());
-    let served = Served::start_with(&["--agent", program.to_str().unwrap()]).await;
+    let authority = tools.path().join("authority.pem");
+    let certified = rcgen::generate_simple_self_signed(vec!["authority".to_owned()]).unwrap();
+    fs::write(&authority, certified.cert.pem()).unwrap();
+    let environment = [("IMPRINT_CA_FILE", authority.as_path()), ("HOME", tools.path())];
+    let args = ["--agent", program.to_str().unwrap()];
+    let served = Served::start_in(&args, &environment).await;
     let (status, report) = served.post("/v1/stores/local/check", json!({})).await;
     assert_eq!((status, &report["failure"]), (200, &Value::Null), "{report}");
+    let noted = fs::read(tools.path().join("noted")).unwrap();
+    let noted = String::from_utf8_lossy(&noted);
+    let handed_on = format!("\0IMPRINT_CA_FILE={}\0", authority.display());
+    assert!(noted.contains(&handed_on) && !noted.contains("HOME="), "{noted}");
     assert!(report["write_bytes_per_second"].as_u64().unwrap() > 0, "{report}");
     assert_eq!(report["done"].as_array().unwrap().len(), 6, "{report}");
     assert_eq!(served.get("/v1/stores/local/files").await, json!([]), "nothing is left");

@@ -36,6 +36,7 @@ pub async fn wait<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T
 pub struct Served {
     folder: TempDir,
     args: Vec<String>,
+    environment: Vec<(String, PathBuf)>,
     child: Option<Child>,
     http: Client,
     pub boot_url: String,
@@ -56,6 +57,11 @@ impl Served {
     }
 
     pub async fn start_with(args: &[&str]) -> Self {
+        Self::start_in(args, &[]).await
+    }
+
+    /// The same with variables in its environment.
+    pub async fn start_in(args: &[&str], environment: &[(&str, &Path)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("boot")).unwrap();
         fs::write(folder.path().join("boot/kernel"), "the kernel").unwrap();
@@ -63,6 +69,10 @@ impl Served {
         let mut served = Self {
             folder,
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            environment: environment
+                .iter()
+                .map(|(name, path)| ((*name).to_owned(), (*path).to_owned()))
+                .collect(),
             child: None,
             // Trusts nobody until the controller's pin is known.
             http: trusting(&"0".repeat(64)),
@@ -105,6 +115,7 @@ impl Served {
             .arg(self.path("boot"))
             .args(&self.args)
             .env("IMPRINT_LOG", "trace")
+            .envs(self.environment.iter().map(|(name, path)| (name, path)))
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()

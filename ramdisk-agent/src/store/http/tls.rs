@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use agent_api::CA_FILE_VARIABLES;
 use key_pin::{Pin, WrongKey};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -15,9 +16,6 @@ use rustls::{
 };
 
 use super::super::{Result, StoreError};
-
-/// Files with certificates of further authorities, in PEM.
-const CA_FILE_VARIABLES: [&str; 2] = ["IMPRINT_CA_FILE", "SSL_CERT_FILE"];
 
 /// A configuration that believes the known authorities.
 pub(super) fn by_authorities() -> Result<Arc<ClientConfig>> {
