@@ -12,6 +12,7 @@ pub mod events;
 pub mod files;
 pub mod hosts;
 pub mod images;
+pub mod inspection;
 pub mod jobs;
 mod range;
 pub mod stores;
@@ -82,6 +83,7 @@ fn routes(controller: Arc<Controller>) -> OpenApiRouter {
         .routes(routes!(hosts::seen))
         .routes(routes!(images::list, images::add))
         .routes(routes!(images::show, images::remove))
+        .routes(routes!(inspection::content))
         .routes(routes!(tasks::copy))
         .routes(routes!(tasks::verify))
         .routes(routes!(tasks::list))

@@ -311,15 +311,17 @@ fn verify_command(
 fn inspect_command(image: &str, json: bool, progress: &Arc<Progress>) -> Result<()> {
     let image = open_index(&parse_url(image)?, progress)?;
     let manifest = image.manifest();
+    let described = capture::describe_manifest(manifest, image.root(), image.stored_len());
     if json {
         return print_json(&serde_json::json!({
             "root": image.root().to_string(),
             "stored_bytes": image.stored_len(),
             "disk_bytes": image.disk_len(),
             "manifest": manifest,
+            "described": printable(&described),
         }));
     }
-    print(&capture::describe_manifest(manifest, image.root(), image.stored_len()))
+    print(&described)
 }
 
 fn ls_command(folder: &str, json: bool, progress: &Arc<Progress>) -> Result<()> {

@@ -11,6 +11,7 @@ use reqwest::Method;
 use super::connect::{Client, segment};
 use super::table;
 use crate::api::images::{AddImage, ImageView};
+use crate::api::inspection::ImageContent;
 use crate::api::tasks::{CopyImage, TaskView, VerifyImage};
 
 #[derive(Debug, Args)]
@@ -24,6 +25,14 @@ pub(super) struct ListArgs {
 pub(super) enum ImageCommand {
     /// Show an image
     Show {
+        /// Which
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what an image holds, as its file says: disk, partitions, filesystems
+    Inspect {
         /// Which
         name: String,
         /// Print JSON
@@ -208,6 +217,15 @@ pub(super) async fn run(client: &Client, command: ImageCommand) -> anyhow::Resul
                 text(image.job.map(|job| job.to_string())),
                 image.created,
             ))
+        }
+        ImageCommand::Inspect { name, json } => {
+            let path = format!("/v1/images/{}/content", segment(&name)?);
+            let content: ImageContent = client.get(&path).await?;
+            if json {
+                table::json(&content)
+            } else {
+                table::put(&format!("{}\n", content.described))
+            }
         }
         ImageCommand::Add { name, url, store, file, root } => {
             let image = AddImage {

@@ -21,8 +21,8 @@ use crate::names::printable;
 
 /// How long the program may take to end when it was asked to.
 const END_LIMIT: Duration = Duration::from_secs(30);
-/// Longest result that is read.
-const RESULT_MAX: u64 = 1 << 20;
+/// Longest result that is read: a manifest with what is said of it.
+const RESULT_MAX: u64 = 64 << 20;
 /// Longest message of the program that is passed on, in characters.
 const MESSAGE_MAX: usize = 1000;
 

@@ -84,6 +84,24 @@ async fn images_go_from_store_to_store() {
     let task = ended(&served, served.post("/v1/images/new/copy", json!({"store": "local"})).await);
     assert_eq!(task.await["result"]["parent_root"], json!(root));
 
+    // What they hold, as their files say.
+    let content = served.get("/v1/images/new-local/content").await;
+    assert_eq!(content["manifest"]["parent"]["root"], json!(root), "{content}");
+    assert_eq!(content["disk_bytes"], 12 * MIB);
+    let output = served.imprint_beside(&["image", "inspect", "gold"]).await;
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && said.contains(&format!("root       {root}\n")), "{said}");
+    let wrong = json!({"name": "wrong", "url": nas.join("gold.img.zst?"), "root": delta});
+    assert_eq!(served.post("/v1/images", wrong).await.0, 201);
+    fs::copy(&base, nas.join("gold.img.zst?")).unwrap();
+    let (status, problem) = served.ask(Method::GET, "/v1/images/wrong/content", None).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("other_root")), "{problem}");
+    fs::remove_file(nas.join("gold.img.zst?")).unwrap();
+    let (status, problem) = served.ask(Method::GET, "/v1/images/wrong/content", None).await;
+    assert_eq!((status, &problem["code"]), (502, &json!("not_read")), "{problem}");
+    let forgotten = served.ask(Method::DELETE, "/v1/images/wrong?keep_file=true", None).await;
+    assert_eq!(forgotten.0, 204);
+
     // What is checked, and what a check finds.
     for deep in [false, true] {
         let wish = json!({"deep": deep});
