@@ -58,6 +58,7 @@ pub const TESTS: &[Package] = &[
     ("openipmi", "ipmi_sim, the BMC"),
     ("ipmitool", "speaks to BMCs"),
     ("dnsmasq-base", "DHCP and TFTP"),
+    ("ipxe", "network boot programs that it hands out"),
     ("iproute2", "network namespaces"),
 ];
 

@@ -95,13 +95,13 @@ fn resumed(summary: &Value) -> u64 {
 #[test]
 fn a_killed_capture_goes_on_behind_its_last_page() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let disk = disk(folder.path(), SPANS);
+    let disk = disk(folder.path(), 420);
     let image = folder.path().join("x.img.zst");
     let len = stored_bytes(&capture(&disk, &image, &[]));
     let mut pages = Vec::new();
-    for share in [1, 50, 92] {
+    for share in [1, 40, 75] {
         fs::remove_file(&image).unwrap();
-        // At the limit it takes a second: it is not done before it is killed.
+        // What is left takes a third of a second at the limit: it is not done before it is killed, on a busy machine either.
         killed_at(&disk, &image, len * share / 100, &["--limit", "16M"]);
         let summary = capture(&disk, &image, &["--resume"]);
         pages.push(resumed(&summary) / PAGE);
@@ -109,7 +109,7 @@ fn a_killed_capture_goes_on_behind_its_last_page() {
         assert_eq!(stored_bytes(&summary), len, "an image of the same disk has the same length");
         is_of(&image, &disk);
     }
-    // A page is about 4/5 of the file, which grows in chunks of 4 MiB.
+    // A page is 6/10 of the file, which grows in chunks of 4 MiB.
     assert_eq!(pages, [0, 0, 1]);
 }
 
