@@ -100,6 +100,9 @@ fn folders_below_the_export_and_a_name_as_host() {
     assert!(std::fs::read(server.folder().join("a/b c/x.img.zst")).unwrap() == data);
     let error = store::open(&"nfs://localhost/images/a/none/x".parse().unwrap()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    std::os::unix::fs::symlink("a", server.folder().join("link")).unwrap();
+    let error = store::open(&"nfs://localhost/images/link/x".parse().unwrap()).err().unwrap();
+    assert!(error.to_string().contains("a symbolic link is not followed"), "{error}");
     let error = store::open(&"nfs://localhost/elsewhere/x".parse().unwrap()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
     assert!(error.to_string().contains("exports are /images"), "{error}");

@@ -77,6 +77,8 @@ fn no_such_share_folder_or_name() {
     let server = Samba::start();
     let none: StoreUrl = "smb://127.0.0.1/elsewhere/x".parse().unwrap();
     refused(&none, &as_user(&none), ErrorKind::NotFound, &["127.0.0.1 has no share elsewhere"]);
+    let pipes: StoreUrl = "smb://127.0.0.1/IPC$/x".parse().unwrap();
+    refused(&pipes, &as_user(&pipes), ErrorKind::Refused, &["IPC$ is no share with files"]);
     let error = store::list(&"smb://127.0.0.1".parse().unwrap(), &as_guest()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
     assert!(error.to_string().contains("names no share"), "{error}");

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::connect::{connect_privileged, resolve};
+use super::super::connect::{connect_privileged, is_time_out, resolve};
 use super::super::pool::Pool;
 use super::super::watch::Watch;
 use super::super::{NfsUrl, Options, Result, StoreError};
@@ -324,6 +324,10 @@ impl Read for Limited<'_> {
                     ) && Instant::now() < self.deadline =>
                 {
                     go_on(self.watch)?;
+                }
+                Err(error) if is_time_out(&error) => {
+                    let text = format!("no answer within {} s", ANSWER_TIMEOUT.as_secs());
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
                 }
                 other => return other,
             }

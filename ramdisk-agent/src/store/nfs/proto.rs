@@ -88,7 +88,9 @@ impl std::fmt::Display for Status {
             Self::Io => "\"input/output error\" (NFS3ERR_IO): look at its log and its disk",
             Self::Acces => "\"permission denied\" (NFS3ERR_ACCES)",
             Self::Exist => "\"file exists\" (NFS3ERR_EXIST)",
-            Self::NotDir => "\"not a folder\" (NFS3ERR_NOTDIR)",
+            Self::NotDir => {
+                "\"not a folder\" (NFS3ERR_NOTDIR); a symbolic link is not followed: give the path that it leads to"
+            }
             Self::Inval => "\"invalid argument\" (NFS3ERR_INVAL)",
             Self::NoSpc => "\"no space\" (NFS3ERR_NOSPC)",
             Self::Rofs => "\"read-only file system\" (NFS3ERR_ROFS)",

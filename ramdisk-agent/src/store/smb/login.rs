@@ -366,9 +366,14 @@ impl Talk<'_> {
                     .denied(format!("the server answered {status} to opening the share {share}")));
             }
         }
-        let encrypts = messages::read_tree_connect(reply.message())?;
+        let tree = messages::read_tree_connect(reply.message())?;
+        if !tree.has_files {
+            return Err(self.denied(format!(
+                "{share} is no share with files, it is for printing or for programs: name one that has files"
+            )));
+        }
         self.session.outbound.tree_id = reply.header.tree_id;
-        if encrypts { self.encrypt(negotiated) } else { Ok(()) }
+        if tree.encrypts { self.encrypt(negotiated) } else { Ok(()) }
     }
 
     /// Compares what was negotiated with what the server says it was, signed.

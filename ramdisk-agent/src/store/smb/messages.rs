@@ -277,14 +277,19 @@ pub(super) fn tree_connect(path: &str) -> Vec<u8> {
     out
 }
 
-/// Whether the share wants encryption.
-pub(super) fn read_tree_connect(message: &[u8]) -> Result<bool, WireError> {
+/// A share that was opened.
+pub(super) struct Tree {
+    /// It has files; others are pipes and printers.
+    pub(super) has_files: bool,
+    /// It wants encryption.
+    pub(super) encrypts: bool,
+}
+
+pub(super) fn read_tree_connect(message: &[u8]) -> Result<Tree, WireError> {
     let mut cursor = body(message)?;
-    let kind = cursor.structure(16)?.u8()?;
-    if kind != SHARE_IS_DISK {
-        return Err(WireError::Value { field: "share type", value: kind.into() });
-    }
-    Ok(cursor.skip(1)?.u32()? & SHARE_ENCRYPTS != 0)
+    let has_files = cursor.structure(16)?.u8()? == SHARE_IS_DISK;
+    let encrypts = cursor.skip(1)?.u32()? & SHARE_ENCRYPTS != 0;
+    Ok(Tree { has_files, encrypts })
 }
 
 /// SESSION_SETUP with a token; `previous` is a session of ours that the server is to end.
