@@ -123,6 +123,12 @@ impl Watch {
         self.is_cancelled() && !self.lock().tidies
     }
 
+    /// What whoever is called off fails with: nothing is begun any more.
+    pub(super) fn called_off(&self) -> Option<StoreError> {
+        let without = self.lock().progress.elapsed();
+        self.is_called_off().then(|| self.unreachable(without, None))
+    }
+
     pub(super) fn server(&self) -> &str {
         &self.server
     }

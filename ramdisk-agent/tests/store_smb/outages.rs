@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use agent_api::ErrorKind;
 use fault_proxy::{Ending, Proxy, Script, Way};
+use nix::sys::signal::Signal;
 use ramdisk_agent::store::{self, Options, ReadAt as _, StoreError};
 use uuid::Uuid;
 
 use crate::real::write;
-use crate::real_servers::{self, RealServer as _, isolate, pattern};
+use crate::real_servers::{self, RealServer as _, is_cancelled_soon, isolate, pattern};
 use crate::refusals::names;
 use crate::samba::{Samba, as_guest, as_user};
 
@@ -231,6 +232,30 @@ fn who_is_cancelled_does_not_wait_for_a_server_that_hangs() {
         |name| server.url_at(proxy.port(), name),
         &server.options(),
     );
+}
+
+#[test]
+fn what_a_cancelled_writer_wrote_is_removed_by_a_server_that_wakes_up() {
+    let server = Samba::start();
+    let url = server.url("x");
+    for options in [server.options(), as_guest()] {
+        let mut writer = store::create(&url, Uuid::new_v4(), &options).unwrap();
+        writer.append(&pattern(4 << 20, 7)).unwrap();
+        writer.commit().unwrap();
+        server.signal(Signal::SIGSTOP);
+        is_cancelled_soon(&options.cancelled, || {
+            writer.append(&pattern(4 << 20, 8))?;
+            writer.commit()
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_secs(1));
+                server.signal(Signal::SIGCONT);
+            });
+            writer.abort().unwrap();
+        });
+        assert!(!server.folder().join("x.partial").exists());
+    }
 }
 
 #[test]

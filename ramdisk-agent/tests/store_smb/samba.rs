@@ -133,6 +133,12 @@ impl Samba {
         assert!(output.status.success(), "{what:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Sends a signal to the server and its children.
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        killpg(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+    }
+
     /// smbclient, which runs one of its commands in the share.
     pub fn smbclient(&self, command: &str, user: bool) -> String {
         let mut smbclient = Command::new("smbclient");
@@ -174,9 +180,10 @@ impl RealServer for Samba {
 
     /// Ends the server and its children at once, as a crash would.
     fn kill(&mut self) {
+        if self.child.is_some() {
+            self.signal(Signal::SIGKILL);
+        }
         if let Some(mut child) = self.child.take() {
-            let group = Pid::from_raw(i32::try_from(child.id()).unwrap());
-            killpg(group, Signal::SIGKILL).unwrap();
             child.wait().unwrap();
         }
     }

@@ -69,13 +69,18 @@ pub(super) struct Losses {
 }
 
 impl Losses {
+    /// One that was noted already.
+    pub(super) fn one() -> Self {
+        Self { since: Some(Instant::now()), count: 1, ..Self::default() }
+    }
+
     /// One more; an error when that has gone on for longer than the budget.
     pub(super) fn note(&mut self, share: &Share) -> Result<()> {
         self.count = self.count.saturating_add(1);
-        let without = self.since.get_or_insert_with(Instant::now).elapsed();
-        if share.watch.is_called_off() {
-            return Err(share.watch.unreachable(without, None));
+        if let Some(error) = share.watch.called_off() {
+            return Err(error);
         }
+        let without = self.since.get_or_insert_with(Instant::now).elapsed();
         if without < share.options.budget {
             return Ok(());
         }
@@ -194,6 +199,10 @@ impl Share {
                 Some(lost) => self.mourn(&mut slot, &lost)?,
             }
         }
+        // Each of several threads would wait for one more.
+        if let Some(error) = self.watch.called_off() {
+            return Err(error);
+        }
         let _busy = Busy::new(&self.watch);
         loop {
             self.pause(slot.failures)?;
@@ -212,6 +221,14 @@ impl Share {
             if let Some(without) = self.watch.check() {
                 return Err(self.watch.unreachable(without, Some(error)));
             }
+        }
+    }
+
+    /// From now on only what is left behind is tidied up, on connections of its own where the last ones ended since their time was over.
+    pub(super) fn tidy(&self) {
+        self.watch.tidy(self.options.budget);
+        for slot in 0..self.slots.len() {
+            self.slot(slot).link.take_if(|link| link.lost().is_some());
         }
     }
 
@@ -345,10 +362,20 @@ impl Share {
     pub(super) fn until_done<T>(
         &self,
         place: Place<'_>,
+        step: impl FnMut(&Link, bool) -> Result<T, Failure>,
+    ) -> Result<T> {
+        self.until_done_after(Losses::default(), place, step)
+    }
+
+    /// The same after sessions have ended already.
+    pub(super) fn until_done_after<T>(
+        &self,
+        mut losses: Losses,
+        place: Place<'_>,
         mut step: impl FnMut(&Link, bool) -> Result<T, Failure>,
     ) -> Result<T> {
         let _busy = Busy::new(&self.watch);
-        let (mut patience, mut losses) = (Patience::default(), Losses::default());
+        let mut patience = Patience::default();
         loop {
             let link = self.link(0)?;
             match step(&link, losses.any()) {

@@ -346,11 +346,20 @@ impl SmbWriter {
         if std::mem::replace(&mut self.settled, true) {
             return Ok(());
         }
-        self.share.watch.tidy(self.share.options().budget);
-        // Its end is what matters.
-        let _ = self.close();
+        self.share.tidy();
+        let life = self.handle.map(|(life, _)| life);
+        // Its end is what matters; but a server that does not answer is not waited for twice.
+        if let Err(error @ StoreError::Unreachable { .. }) = self.close() {
+            return Err(error);
+        }
+        // A session of ours that ended may still hold the file.
+        let losses = match life == Some(self.share.link(0)?.life) {
+            true => Losses::default(),
+            false => Losses::one(),
+        };
         let (url, number) = (&self.partial_url, self.number);
-        self.share.until_done(Place { doing: "removing", url }, |link, _| {
+        let place = Place { doing: "removing", url };
+        self.share.until_done_after(losses, place, |link, _| {
             match file::open(link, url, How::OWN) {
                 Ok(found) if found.number == number => file::remove(link, found.id),
                 // Somebody else's by now, or nobody's.
@@ -441,7 +450,7 @@ impl StoreWriter for SmbWriter {
 
     fn keep(mut self: Box<Self>) -> Result<()> {
         self.settled = true;
-        self.share.watch.tidy(self.share.options().budget);
+        self.share.tidy();
         // So that the next writer gets at it; the handle of a server that cannot be reached goes with its session.
         let _ = self.close();
         Ok(())
