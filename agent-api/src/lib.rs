@@ -33,7 +33,7 @@ pub use job::{
 };
 pub use options::{
     BootOrder, CaptureOptions, CloudInitSeed, Content, Customisation, DirtyPolicy, FileMode, Grow,
-    Layout, LayoutFormat, LayoutPartition, LayoutSize, LayoutTable, MAX_CONTENT,
+    Layout, LayoutFormat, LayoutPartition, LayoutSize, LayoutTable, MAX_BASES, MAX_CONTENT,
     MAX_GPT_PARTITIONS, MAX_LEVEL, MAX_MBR_PARTITIONS, MAX_SOURCES, MIN_LEVEL, NewFile,
     RestoreOptions, Unknown,
 };

@@ -4,6 +4,7 @@
 //! Each field has a default, is in the JSON whatever its value (the controller tells a misspelt option by that), and says here
 //! what `--help` says. Values that clap refuses on a command line are refused by [`CaptureOptions::check`] elsewhere.
 
+mod bases;
 mod content;
 mod customisation;
 mod layout;
@@ -27,6 +28,8 @@ pub const MIN_LEVEL: i32 = 1;
 pub const MAX_LEVEL: i32 = 19;
 /// The most places that one image is read from.
 pub const MAX_SOURCES: usize = 16;
+/// The most images that can lie beneath a delta image.
+pub const MAX_BASES: usize = 15;
 /// What is fast enough for two cores to follow a disk.
 const DEFAULT_LEVEL: i32 = 3;
 
@@ -50,9 +53,11 @@ pub struct CaptureOptions {
     /// A text kept in the image's manifest
     #[arg(long)]
     pub description: Option<String>,
-    /// Keep only the difference to this image, which a restore then needs too; the image's name ends in .imgd
+    /// Keep only the difference to this image, which a restore then needs too; the image's name ends in .imgd. Given again: where those
+    /// beneath it are, if not each beside its delta
     #[arg(long, value_name = "IMAGE")]
-    pub base: Option<String>,
+    #[serde(with = "bases")]
+    pub base: Vec<String>,
     /// Move no more bytes a second to and from stores than this: K, M and G are powers of 1024, as in 400M
     #[arg(long, value_name = "RATE")]
     pub limit: Option<Rate>,
@@ -74,7 +79,7 @@ impl Default for CaptureOptions {
             rescue: false,
             resume: false,
             description: None,
-            base: None,
+            base: Vec::new(),
             limit: None,
             unknown: Unknown::default(),
         }
@@ -88,11 +93,20 @@ impl CaptureOptions {
     /// A sentence that names the option and what it may be.
     pub fn check(&self) -> Result<(), String> {
         self.unknown.check()?;
+        check_bases(&self.base)?;
         if (MIN_LEVEL..=MAX_LEVEL).contains(&self.level) {
             return Ok(());
         }
         Err(format!("level {} is not between {MIN_LEVEL} and {MAX_LEVEL}", self.level))
     }
+}
+
+/// Refuses more bases than any chain has.
+fn check_bases(bases: &[String]) -> Result<(), String> {
+    if bases.len() <= MAX_BASES {
+        return Ok(());
+    }
+    Err(format!("base names {} images: no more than {MAX_BASES} lie beneath a delta", bases.len()))
 }
 
 /// What to do with a filesystem that was not shut down cleanly.
@@ -119,9 +133,10 @@ pub struct RestoreOptions {
     /// Refuse the image unless this minisign public key has signed it: the key, or the file that it is in
     #[arg(long, value_name = "KEY")]
     pub require_signature: Option<String>,
-    /// Where the base of a delta image is, if not beside it
+    /// Where an image beneath a delta image is, if not beside its delta; may be given several times
     #[arg(long, value_name = "IMAGE")]
-    pub base: Option<String>,
+    #[serde(with = "bases")]
+    pub base: Vec<String>,
     /// Write zeros to free space, so that a previous owner's data do not stay
     #[arg(long)]
     pub scrub_free: bool,
@@ -226,6 +241,7 @@ impl RestoreOptions {
             _ => self
                 .unknown
                 .check()
+                .and_then(|()| check_bases(&self.base))
                 .and_then(|()| self.check_layout())
                 .and_then(|()| self.check_fresh_ids())
                 .and_then(|()| self.customise.check()),

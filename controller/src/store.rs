@@ -208,14 +208,14 @@ impl Stores {
         if job.is_locked {
             return Err(UnsealError { owner: format!("job {}", job.id) }.into());
         }
-        let (base, also, layout) = match &mut spec.action {
+        let (bases, also, layout) = match &mut spec.action {
             JobAction::Capture(options) => (&mut options.base, None, None),
             JobAction::Restore(options) | JobAction::Plan(options) => {
                 (&mut options.base, Some(&mut options.also), options.layout.as_mut())
             }
         };
         let mut stores: Vec<StoreRow> = Vec::new();
-        let texts = [Some(&mut spec.image_url), base.as_mut()].into_iter().flatten();
+        let texts = std::iter::once(&mut spec.image_url).chain(bases);
         let of_layout = layout.into_iter().flat_map(|layout| &mut layout.partitions);
         let of_layout = of_layout.filter_map(|partition| partition.image.as_mut());
         for text in texts.chain(also.into_iter().flatten()).chain(of_layout) {
@@ -297,7 +297,7 @@ pub struct Rights {
     pub write: bool,
 }
 
-/// A capture writes its image. Every job reads its image, from wherever it is told to, and base with what lies beside them; one with a delta image any image of
+/// A capture writes its image. Every job reads its image, from wherever it is told to, and bases with what lies beside them; one with a delta image any image of
 /// the store, since the images beneath a delta are known to the agent only.
 #[must_use]
 pub fn rights(job: &Job, file: &FileName) -> Rights {
@@ -306,23 +306,24 @@ pub fn rights(job: &Job, file: &FileName) -> Rights {
         _ => None,
     };
     let image = local(&job.image_url);
-    let (base, also) = match &job.options {
-        Options::Capture(options) => (options.base.as_deref(), Vec::new()),
+    let (bases, also) = match &job.options {
+        Options::Capture(options) => (&options.base, Vec::new()),
         Options::Restore(options) => {
             let of_layout = options.layout.iter().flat_map(|layout| &layout.partitions);
             let texts = options.also.iter().chain(of_layout.filter_map(|p| p.image.as_ref()));
-            (options.base.as_deref(), texts.collect())
+            (&options.base, texts.collect())
         }
     };
-    let base = base.and_then(local);
+    let bases: Vec<FileName> = bases.iter().filter_map(|text| local(text)).collect();
     let also: Vec<FileName> = also.into_iter().filter_map(|text| local(text)).collect();
     let has_name = |name: &str| file.as_str().ends_with(name);
     let belongs = |image: &FileName| {
         let rest = file.as_str().strip_prefix(image.as_str());
         rest.is_some_and(|rest| rest.is_empty() || BESIDE_IMAGE.contains(&rest))
     };
-    let own = [&image, &base].into_iter().flatten().chain(&also);
-    let deltas = base.is_some() || own.clone().any(|image| image.as_str().ends_with(DELTA_SUFFIX));
+    let own = image.iter().chain(&bases).chain(&also);
+    let deltas =
+        !bases.is_empty() || own.clone().any(|image| image.as_str().ends_with(DELTA_SUFFIX));
     Rights {
         read: own.clone().any(belongs)
             || (deltas && (has_name(IMAGE_SUFFIX) || has_name(DELTA_SUFFIX))),

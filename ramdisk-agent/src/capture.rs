@@ -69,7 +69,7 @@ pub fn run(
 ) -> Result<CaptureSummary> {
     let start = Instant::now();
     let producer = format!("imprint-agent {}", env!("CARGO_PKG_VERSION"));
-    let base = Base::open(options.base.as_deref(), url, &run::store_options(progress))?;
+    let base = Base::open(&options.base, url, &run::store_options(progress))?;
     let attempt = Attempt::new(plan, options, image_id)?;
     progress.begin_work()?;
     let Start { found, note } =

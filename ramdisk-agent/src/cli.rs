@@ -280,7 +280,7 @@ fn verify_command(
     progress.set_limit(args.limit);
     let url = parse_url(&args.image)?;
     let root = args.expect_root.as_deref();
-    let places = Places::new(&url, &args.also, args.base.as_deref(), root)?;
+    let places = Places::new(&url, &args.also, &args.base, root)?;
     // A store that does not answer is told of from the start.
     let ticker = Ticker::start(progress, face);
     let image = open_image(&places, foreign::any_disk(), progress)?;

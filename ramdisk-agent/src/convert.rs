@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::foreign::{self, Access, ForeignImage, Limit, Opened};
 use crate::image::{DiskImage, Fetch, open as image_of_ours};
 use crate::progress::{Progress, millis};
-use crate::run::{parse_url, size, store_options};
+use crate::run::{parse_urls, size, store_options};
 use crate::store::{self, StoreUrl};
 
 /// The level of gzip streams unless another is asked for; the one of gzip itself.
@@ -43,9 +43,9 @@ pub struct ConvertOptions {
     /// A text kept in the image's manifest
     #[arg(long)]
     pub description: Option<String>,
-    /// Where the base of a delta image is, if not beside it
+    /// Where an image beneath a delta image is, if not beside its delta; may be given several times
     #[arg(long, value_name = "IMAGE")]
-    pub base: Option<String>,
+    pub base: Vec<String>,
     /// Refuse a source whose disk is larger, in GiB
     #[arg(long, value_name = "GIB")]
     pub max_size: Option<u64>,
@@ -128,10 +128,10 @@ pub fn run(
     let opening = |e: Error| e.context(format!("opening {source}"));
     let mut summary = match foreign::open(source, &store_options(progress)).map_err(opening)? {
         Opened::Imprint(file) => {
-            let base = options.base.as_deref().map(parse_url).transpose()?;
+            let bases = parse_urls(&options.base)?;
             let stores = store_options(progress);
             let urls = std::slice::from_ref(source);
-            let image = image_of_ours(file, urls, base.as_ref(), &stores).map_err(opening)?;
+            let image = image_of_ours(file, urls, &bases, &stores).map_err(opening)?;
             image.check_index().map_err(opening)?;
             let made = image::Made::again(&*image, options);
             make(&*image, "Imprint image", target, format, progress, || Ok(made))?

@@ -101,22 +101,22 @@ pub fn has_image_name(name: &str) -> bool {
     name.ends_with(".img.zst") || name.ends_with(DELTA_SUFFIX)
 }
 
-/// An image of our own in its file, which is at each of `urls`: with the images beneath it, if it is a delta. `base` is where the first
-/// of those is, if not beside it.
+/// An image of our own in its file, which is at each of `urls`: with the images beneath it, if it is a delta. `bases` are where
+/// some of those are, if not beside their deltas.
 ///
 /// # Errors
 /// If one of the files is no image, or not the one that is wanted.
 pub fn open(
     file: Box<dyn ImageFile>,
     urls: &[StoreUrl],
-    base: Option<&StoreUrl>,
+    bases: &[StoreUrl],
     options: &store::Options,
 ) -> Result<Box<dyn DiskImage>> {
     let image = ImageReader::open(file)?;
     if image.header().is_delta() {
-        return Ok(Box::new(Chain::open(image, urls, base, options)?));
+        return Ok(Box::new(Chain::open(image, urls, bases, options)?));
     }
-    if base.is_some() {
+    if !bases.is_empty() {
         return Err(Error::refused(format!("{} is no delta image, it has no base", urls[0])));
     }
     Ok(Box::new(image))

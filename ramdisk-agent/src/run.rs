@@ -108,19 +108,19 @@ pub type Image = Box<dyn DiskImage>;
 pub struct Places<'a> {
     url: StoreUrl,
     also: Vec<StoreUrl>,
-    base: Option<StoreUrl>,
+    bases: Vec<StoreUrl>,
     expect_root: Option<&'a str>,
 }
 
 impl<'a> Places<'a> {
-    /// An image at `url`, also at these; with its base, if it is a delta and that is elsewhere, and its root, if that is known.
+    /// An image at `url`, also at these; with what lies beneath it, if it is a delta and that is elsewhere, and its root, if that is known.
     ///
     /// # Errors
     /// If one of the texts is no URL, or there are too many.
     pub fn new(
         url: &StoreUrl,
         also: &[String],
-        base: Option<&str>,
+        bases: &[String],
         expect_root: Option<&'a str>,
     ) -> Result<Self> {
         if also.len() >= MAX_SOURCES {
@@ -130,8 +130,8 @@ impl<'a> Places<'a> {
         }
         Ok(Self {
             url: url.clone(),
-            also: also.iter().map(|url| parse_url(url)).collect::<Result<_>>()?,
-            base: base.map(parse_url).transpose()?,
+            also: parse_urls(also)?,
+            bases: parse_urls(bases)?,
             expect_root,
         })
     }
@@ -141,8 +141,7 @@ impl<'a> Places<'a> {
     /// # Errors
     /// As [`Places::new`].
     pub fn of_restore(url: &StoreUrl, options: &'a RestoreOptions) -> Result<Self> {
-        let (base, root) = (options.base.as_deref(), options.expect_root.as_deref());
-        Self::new(url, &options.also, base, root)
+        Self::new(url, &options.also, &options.base, options.expect_root.as_deref())
     }
 
     /// All places of the image itself.
@@ -237,7 +236,7 @@ fn open_member(
 ) -> Result<Image> {
     let places = match own {
         Some(own) if own == url => Places::of_restore(url, options)?,
-        _ => Places::new(url, &[], None, None)?,
+        _ => Places::new(url, &[], &[], None)?,
     };
     let image = open_image(&places, foreign::any_disk(), progress)?;
     check_signature(&*image, &places, options.require_signature.as_deref(), progress)?;
@@ -246,9 +245,9 @@ fn open_member(
 }
 
 /// Opens an image and checks its index; a foreign image is read whole, and may hold no more than `limit`. A delta image is opened
-/// with those beneath it, the first of which is at `base`, or beside it.
+/// with those beneath it, each of which is one of the bases, or beside its delta.
 pub fn open_image(places: &Places<'_>, limit: Limit, progress: &Arc<Progress>) -> Result<Image> {
-    let Places { url, base, .. } = places;
+    let Places { url, bases, .. } = places;
     let opening = |e: Error| e.context(format!("opening {url}"));
     if !places.also.is_empty() {
         let urls: Vec<StoreUrl> = places.all().cloned().collect();
@@ -257,15 +256,15 @@ pub fn open_image(places: &Places<'_>, limit: Limit, progress: &Arc<Progress>) -
         let Sources { urls, file, tallies } = sources;
         progress.set_sources(tallies);
         let file = Box::new(Metered::new(file, progress));
-        return image::open(file, &urls, base.as_ref(), &options).map_err(opening);
+        return image::open(file, &urls, bases, &options).map_err(opening);
     }
     match foreign::open(url, &store_options(progress)).map_err(opening)? {
         Opened::Imprint(file) => {
             let file = Box::new(Metered::new(file, progress));
             let urls = std::slice::from_ref(url);
-            image::open(file, urls, base.as_ref(), &store_options(progress)).map_err(opening)
+            image::open(file, urls, bases, &store_options(progress)).map_err(opening)
         }
-        Opened::Foreign(_) if base.is_some() => {
+        Opened::Foreign(_) if !bases.is_empty() => {
             Err(Error::refused(format!("{url} is no delta image, it has no base")))
         }
         Opened::Foreign(disk) => {
@@ -338,7 +337,8 @@ pub fn open_target(
     let target = Disk::open_target(path)?;
     let is_image = |url: &StoreUrl| matches!(url, StoreUrl::File(file) if target.is_at(file));
     let of_layout = options.layout.iter().flat_map(|layout| &layout.partitions);
-    let texts = options.also.iter().chain(of_layout.filter_map(|p| p.image.as_ref()));
+    let texts = options.also.iter().chain(&options.base);
+    let texts = texts.chain(of_layout.filter_map(|p| p.image.as_ref()));
     let mut others = texts.filter_map(|text| text.parse::<StoreUrl>().ok());
     if image.is_some_and(&is_image) || others.any(|url| is_image(&url)) {
         return Err(Error::refused(format!(
@@ -362,6 +362,11 @@ pub fn parse_url(text: &str) -> Result<StoreUrl> {
     text.parse().map_err(|e: store::UrlError| {
         Error::refused(format!("'{}' names no image", store::shown(text))).because(e)
     })
+}
+
+/// Parses several.
+pub fn parse_urls(texts: &[String]) -> Result<Vec<StoreUrl>> {
+    texts.iter().map(|text| parse_url(text)).collect()
 }
 
 /// Says something on standard error that the summary says as well.

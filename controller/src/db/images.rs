@@ -215,7 +215,8 @@ impl Db {
         }
         let delta: Option<String> = sqlx::query_scalar(
             "SELECT images.name FROM images JOIN jobs ON jobs.id = images.job_id
-             WHERE jobs.action = 'capture' AND json_extract(jobs.options, '$.options.base') = ?1
+             WHERE jobs.action = 'capture'
+               AND EXISTS (SELECT 1 FROM json_each(jobs.options, '$.options.base') WHERE value = ?1)
              UNION ALL
              -- Copies too: beside it (rtrim leaves the folder), but for where the same image is there again.
              SELECT delta.name FROM images JOIN images AS delta ON delta.parent_root = images.root

@@ -64,6 +64,11 @@ impl Db {
         let column = |place: &Value| place.as_str().map(|place| self.column(place));
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         let asked = &options["options"];
+        // One base is a text, several are a list.
+        let base = match asked["base"].as_array() {
+            Some(several) => several.iter().filter_map(column).collect(),
+            None => column(&asked["base"]).map_or(Value::Null, Value::from),
+        };
         let also: Vec<_> = list(&asked["also"]).iter().filter_map(column).collect();
         let partitions = list(&asked["layout"]["partition"]);
         let partitions: Vec<_> = partitions
@@ -73,7 +78,7 @@ impl Db {
         json!({
             "action": options["action"],
             "options": {
-                "base": column(&asked["base"]), "also": also, "layout": {"partition": partitions},
+                "base": base, "also": also, "layout": {"partition": partitions},
             },
         })
     }

@@ -181,7 +181,9 @@ impl Db {
         let job: Option<i64> = sqlx::query_scalar(
             "SELECT id FROM jobs WHERE state NOT IN ('succeeded', 'failed', 'cancelled')
                AND (substr(image_url, 1, length(?1)) = ?1
-                    OR substr(json_extract(options, '$.options.base'), 1, length(?1)) = ?1
+                    -- One base is a text, several are a list: json_each takes both.
+                    OR EXISTS (SELECT 1 FROM json_each(options, '$.options.base')
+                               WHERE substr(value, 1, length(?1)) = ?1)
                     OR EXISTS (SELECT 1 FROM json_each(options, '$.options.also')
                                WHERE substr(value, 1, length(?1)) = ?1)
                     OR EXISTS (SELECT 1 FROM json_each(options, '$.options.layout.partition')

@@ -184,10 +184,12 @@ impl Db {
                 if let Summary::Capture(summary) = summary.as_ref() {
                     let bytes = |value: u64| i64::try_from(value).ok();
                     let parent_root = match &job.options {
-                        Options::Capture(CaptureOptions { base: Some(base), .. }) => {
-                            Self::root_at(&mut *tx, &self.column(base)).await?
-                        }
-                        _ => None,
+                        // The first one is what it is the difference to.
+                        Options::Capture(CaptureOptions { base, .. }) => match base.first() {
+                            Some(base) => Self::root_at(&mut *tx, &self.column(base)).await?,
+                            None => None,
+                        },
+                        Options::Restore(_) => None,
                     };
                     let image = NewImage {
                         name: job.image.clone(),

@@ -23,7 +23,7 @@ pub fn image(disk: &Path, image: &Path, more: &[&str]) -> String {
     assert_eq!(main(&Cli::parse_from(args)), 0);
     let url = StoreUrl::File(image.to_owned());
     let urls = std::slice::from_ref(&url);
-    let opened = open(store::open(&url).unwrap(), urls, None, &Options::default()).unwrap();
+    let opened = open(store::open(&url).unwrap(), urls, &[], &Options::default()).unwrap();
     opened.root().to_string()
 }
 

@@ -489,6 +489,47 @@ async fn a_delta_reads_what_lies_beneath_it() {
     assert_eq!(names.as_array().unwrap().len(), 2, "{names}");
 }
 
+#[tokio::test]
+async fn a_delta_on_a_chain_in_several_folders_reads_all_of_it() {
+    let served = Served::start_with(&[]).await;
+    let person = Client::person(&served);
+    person.put_whole("old.img.zst", ID, b"old").await;
+    let images = [
+        json!({"name": "old", "store": "local", "root": "ab".repeat(32)}),
+        json!({"name": "newer", "url": "https://web/images/newer.imgd", "root": "cd".repeat(32)}),
+    ];
+    for image in images {
+        assert_eq!(served.post("/v1/images", image).await.0, 201);
+    }
+    served.add_node7().await;
+    let wish =
+        |base: Value| json!({"action": "capture", "host": "node7", "image": "new", "base": base});
+    let (status, problem) = served.post("/v1/jobs", wish(json!(["newer", "missing"]))).await;
+    assert_eq!(status, 404, "{problem}");
+    let job = served.post("/v1/jobs", wish(json!(["newer", "old"]))).await;
+    assert_eq!(job.0, 202, "{}", job.1);
+    let job = job.1["id"].as_i64().unwrap();
+    served.wait_state(job, "booting").await;
+    for image in ["old", "newer"] {
+        let (status, problem) =
+            served.ask(Method::DELETE, &format!("/v1/images/{image}"), None).await;
+        assert_eq!((status, &problem["code"]), (409, &json!("image_in_use")), "{image}");
+    }
+    let agent = Agent::check_in(&served, 1).await;
+    let work = agent.work().await;
+    let old = format!("{}/v1/stores/local/files/old.img.zst", served.api_url);
+    assert_eq!(work["options"]["base"], json!(["https://web/images/newer.imgd", old]));
+    let client = of_job(&served, &work);
+    assert_eq!(client.bytes("old.img.zst").await, b"old");
+    assert_eq!(client.upload(Method::PUT, "new.imgd", ID, "").await.0, 200);
+    assert_eq!(client.upload(Method::POST, "new.imgd", ID, "/publish").await.0, 200);
+    assert_eq!(agent.outcome(job, captured()).await.0, 200);
+    agent.work().await;
+    served.wait_state(job, "succeeded").await;
+    let (status, problem) = served.ask(Method::DELETE, "/v1/images/old", None).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("image_is_base")), "{problem}");
+}
+
 /// A file system of this size at the controller's folder of images, until it is dropped.
 struct Tmpfs(std::path::PathBuf);
 

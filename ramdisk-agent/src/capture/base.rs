@@ -10,7 +10,7 @@ use image_format::{
 
 use crate::error::{Error, Result};
 use crate::image::{Chain, DELTA_SUFFIX, DiskImage, Fetch, MAX_CHAIN_LEN};
-use crate::run::parse_url;
+use crate::run::{parse_url, parse_urls};
 use crate::store::{self, StoreUrl};
 
 /// The image that a capture is the difference to.
@@ -20,14 +20,15 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens the base of a capture to `target`, if it is to have one. Names must say which it is: a delta alone is no disk.
+    /// Opens the base of a capture to `target`, if it is to have one: the first of `bases`; the others lie beneath it. Names must say which
+    /// it is: a delta alone is no disk.
     pub fn open(
-        base: Option<&str>,
+        bases: &[String],
         target: &StoreUrl,
         options: &store::Options,
     ) -> Result<Option<Self>> {
         let is_delta = target.file_name().is_some_and(|name| name.ends_with(DELTA_SUFFIX));
-        let Some(base) = base else {
+        let Some((base, beneath)) = bases.split_first() else {
             if is_delta {
                 return Err(Error::refused(format!(
                     "{target} ends in {DELTA_SUFFIX}, as the difference to another image does: give --base with that image"
@@ -44,13 +45,19 @@ impl Base {
         let opening = |e: Error| e.context(format!("opening the base {url}"));
         let file = store::open_with(&url, options).map_err(|e| opening(e.into()))?;
         let image = ImageReader::open(file).map_err(|e| opening(e.into()))?;
+        let beneath = parse_urls(beneath)?;
+        if !beneath.is_empty() && !image.header().is_delta() {
+            return Err(Error::refused(format!(
+                "{url} is no delta image, nothing lies beneath it: give --base once; it is the first of them that the capture is the difference to"
+            )));
+        }
         let parent = Parent {
             root: image.root(),
             image_id: image.header().image_id,
             name: url.file_name().unwrap_or_default().to_owned(),
         };
         let chain =
-            Chain::open(image, std::slice::from_ref(&url), None, options).map_err(opening)?;
+            Chain::open(image, std::slice::from_ref(&url), &beneath, options).map_err(opening)?;
         if chain.len() >= MAX_CHAIN_LEN {
             return Err(Error::refused(format!(
                 "{url} is the last of {} images already, and a restore reads no more than {MAX_CHAIN_LEN}: flatten it first",

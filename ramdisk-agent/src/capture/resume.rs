@@ -174,7 +174,7 @@ fn other_plan<R>(
     options: &CaptureOptions,
     producer: &str,
 ) -> Option<String> {
-    if partial.header().is_delta() || options.base.is_some() {
+    if partial.header().is_delta() || !options.base.is_empty() {
         return Some("cannot be gone on with: delta images are always captured whole".into());
     }
     if options.rescue {

@@ -222,9 +222,9 @@ pub(super) struct FlattenArgs {
     /// zstd level, 1 to 19, 3 unless given
     #[arg(long)]
     pub(super) level: Option<i32>,
-    /// Where the base of the delta image is, if not beside it
+    /// Where an image beneath the delta image is, if not beside its delta; may be given several times
     #[arg(long, value_name = "IMAGE")]
-    pub(super) base: Option<String>,
+    pub(super) base: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -253,9 +253,9 @@ pub(super) struct VerifyArgs {
     /// Refuse the image unless this minisign public key has signed it: the key, or the file that it is in
     #[arg(long, value_name = "KEY")]
     pub(super) require_signature: Option<String>,
-    /// Where the base of a delta image is, if not beside it
+    /// Where an image beneath a delta image is, if not beside its delta; may be given several times
     #[arg(long, value_name = "IMAGE")]
-    pub(super) base: Option<String>,
+    pub(super) base: Vec<String>,
     /// Read no more bytes a second than this: K, M and G are powers of 1024, as in 400M
     #[arg(long, value_name = "RATE")]
     pub(super) limit: Option<Rate>,

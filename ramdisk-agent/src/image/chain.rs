@@ -7,10 +7,11 @@
 //!
 //! Whatever is wrong with a frame is said with the file that it is in, since only one of them has to be fetched again.
 //!
-//! A parent is the image of one root. It is looked for beside its child: under the name that it had, then under any other; or it is
-//! where the caller says.
+//! A parent is the image of one root. It is one of those that the caller names, whatever their order, or lies beside its child: under the
+//! name that it had, or under any other. What the caller names counts first, so that a copy can stand in for one that is damaged; and what
+//! he names and no image of the chain needs is refused, since he took it for another.
 
-use agent_api::ErrorKind;
+use agent_api::{ErrorKind, MAX_BASES};
 use image_format::{
     Decoder, FrameBase, FrameEntry, FrameKind, ImageReader, Manifest, Parent, Root, StoredFrame,
 };
@@ -20,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::store::{self, ImageFile, StoreUrl};
 
 /// The most images that one restore reads: a full one and the deltas on it.
-pub const MAX_CHAIN_LEN: usize = 16;
+pub const MAX_CHAIN_LEN: usize = MAX_BASES + 1;
 
 type Reader = ImageReader<Box<dyn ImageFile>>;
 
@@ -84,19 +85,20 @@ pub(crate) fn open_one(url: &StoreUrl, options: &store::Options) -> Result<Reade
 }
 
 impl Chain {
-    /// Opens the images beneath `image`, which was opened at all of `urls`. `base` is where its parent is, if not beside the first of
-    /// those.
+    /// Opens the images beneath `image`, which was opened at all of `urls`. `bases` are where those of them are that do not lie beside
+    /// their deltas; beside an image of several places means beside the first of those.
     ///
     /// # Errors
-    /// `not_found` naming the root that is wanted; `refused` if `base` is another image, or the chain is too long.
+    /// `not_found` naming the root that is wanted; `refused` if it is none of the `bases`, one of those is not needed, or the chain is too long.
     pub fn open(
         image: Reader,
         urls: &[StoreUrl],
-        base: Option<&StoreUrl>,
+        bases: &[StoreUrl],
         options: &store::Options,
     ) -> Result<Self> {
         let name = urls.iter().map(StoreUrl::to_string).collect::<Vec<_>>().join(" and ");
-        let (mut at, mut base) = (urls[0].clone(), base.cloned());
+        let mut at = urls[0].clone();
+        let mut given = Given::open(bases, options)?;
         let mut links = vec![Link { image, name, beneath: None }];
         while let Some((parent, delta)) = links.last().and_then(Link::parent) {
             if links.len() == MAX_CHAIN_LEN {
@@ -106,13 +108,14 @@ impl Chain {
                     MAX_CHAIN_LEN - 1
                 )));
             }
-            let (place, image) = match base.take() {
-                Some(base) => (base.clone(), named(&parent, &base, options)?),
-                None => beside(&parent, &at, options)?,
+            let (place, image) = match given.take(&parent) {
+                Some(found) => found,
+                None => beside(&parent, &at, options).map_err(|error| given.blamed_for(error))?,
             };
             links.push(Link { image, name: place.to_string(), beneath: Some(delta) });
             at = place;
         }
+        given.check_all_taken(&links)?;
         Ok(Self { links })
     }
 
@@ -173,18 +176,55 @@ pub(crate) fn parent_beside(
     Ok(beside(parent, child, options)?.0)
 }
 
-/// The parent where the caller says that it is.
-fn named(parent: &Parent, url: &StoreUrl, options: &store::Options) -> Result<Reader> {
-    let image = open_one(url, options)?;
-    if image.root() == parent.root {
-        return Ok(image);
+/// The images that the caller names and that have not found their place yet.
+struct Given(Vec<(StoreUrl, Reader)>);
+
+impl Given {
+    fn open(urls: &[StoreUrl], options: &store::Options) -> Result<Self> {
+        if urls.len() > MAX_BASES {
+            return Err(Error::refused(format!(
+                "--base is given {} times: no more than {MAX_BASES} images lie beneath a delta",
+                urls.len()
+            )));
+        }
+        let open = |url: &StoreUrl| Ok((url.clone(), open_one(url, options)?));
+        Ok(Self(urls.iter().map(open).collect::<Result<_>>()?))
     }
-    Err(Error::refused(format!(
-        "{url} is not the image that is wanted as base: its root is {}, wanted is {} ({})",
-        image.root(),
-        parent.root,
-        parent.name
-    )))
+
+    /// The parent, if it is one of them.
+    fn take(&mut self, parent: &Parent) -> Option<(StoreUrl, Reader)> {
+        let at = self.0.iter().position(|(_, image)| image.root() == parent.root)?;
+        Some(self.0.remove(at))
+    }
+
+    /// What is left, each with its root.
+    fn shown(&self) -> String {
+        let line = |(url, image): &(StoreUrl, Reader)| format!("{url} (root {})", image.root());
+        self.0.iter().map(line).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The error of a parent that is nowhere, with what was given instead, if something was.
+    fn blamed_for(&self, error: Error) -> Error {
+        if self.0.is_empty() || error.kind() != ErrorKind::NotFound {
+            return error;
+        }
+        let none = "what --base gives is not the image that is wanted";
+        Error::refused(format!("{none}: {}", self.shown())).because(error)
+    }
+
+    /// Refuses what is not needed: whoever gave it means that it is.
+    fn check_all_taken(&self, links: &[Link]) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let needed = |link: &Link| format!("{} (root {})", link.name, link.image.root());
+        Err(Error::refused(format!(
+            "--base gives what {} is no difference to: {}; beneath it are {}",
+            links[0].name,
+            self.shown(),
+            links[1..].iter().map(needed).collect::<Vec<_>>().join(", ")
+        )))
+    }
 }
 
 /// The parent in the folder of its child.

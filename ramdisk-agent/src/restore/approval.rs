@@ -94,7 +94,7 @@ pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
             delta: false,
             limit: None,
             also: Vec::new(),
-            base: None,
+            base: Vec::new(),
             layout: options.layout.as_deref().map(|layout| Box::new(without_places(layout))),
             ..options.clone()
         },

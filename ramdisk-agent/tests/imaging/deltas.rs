@@ -150,6 +150,64 @@ fn a_base_is_found_by_its_root_and_a_wrong_one_is_refused() {
 }
 
 #[test]
+fn every_image_of_a_chain_may_lie_elsewhere() {
+    let rig = Rig::new();
+    let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (d1, d0) = (near.path().join("d1.imgd"), far.path().join("renamed.img.zst"));
+    fs::rename(rig.path("d1.imgd"), &d1).unwrap();
+    fs::rename(rig.path("d0.img.zst"), &d0).unwrap();
+    let (child, target) = (rig.path("d2.imgd"), rig.path("target"));
+    let (d1, d0) = (d1.to_str().unwrap(), d0.to_str().unwrap());
+
+    // With one base only, the other is looked for beside its own child.
+    noise_file(&target, rig.len, 3);
+    let before = blake3::hash(&fs::read(&target).unwrap());
+    let beside = near.path().to_str().unwrap();
+    try_restore(&child, &target, &["--base", d1])
+        .refused("not_found", &["d0.img.zst", beside, "--base"]);
+    // The order of several does not matter.
+    let expected = rig.expected(2);
+    for flags in [["--base", d1, "--base", d0], ["--base", d0, "--base", d1]] {
+        assert!(rig.content(&child, &flags) == expected, "{flags:?}");
+        assert_eq!(agent(&[&["verify", child.to_str().unwrap()][..], &flags].concat()).code, 0);
+    }
+    let flat = rig.path("flat.img.zst");
+    let ran = words(&[&"flatten", &child, &flat, &"--base", &d0, &"--base", &d1]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+
+    // What is not needed is told from what is, and what is missing is named.
+    noise_file(&target, rig.len, 3);
+    let not_needed = |flags: &[&str], words: &[&str]| {
+        try_restore(&child, &target, flags).refused("refused", words);
+        assert_eq!(blake3::hash(&fs::read(&target).unwrap()), before, "it was written to");
+    };
+    let other = flat.to_str().unwrap();
+    let all = ["--base", d1, "--base", d0, "--base", other];
+    not_needed(&all, &["flat.img.zst", "no difference to", "beneath it are"]);
+    not_needed(&["--base", d1, "--base", d0, "--base", d0], &["renamed.img.zst", "beneath"]);
+    not_needed(&["--base", d1, "--base", other], &["flat.img.zst", "not the image that is wanted"]);
+    not_needed(&["--base", d0], &["renamed.img.zst", "not the image that is wanted", "d1.imgd"]);
+
+    // A capture on such a chain: the first base is what it is the difference to.
+    let (disk, new) = (rig.path("d2"), rig.path("d3.imgd"));
+    let child = child.to_str().unwrap();
+    let flags = ["--base", child, "--base", d0, "--base", d1];
+    try_capture(&disk, &new, &flags[..2]).refused("not_found", &["d1.imgd"]);
+    capture(&disk, &new, &flags);
+    let inspected = words(&[&"inspect", &new, &"--json"]).json();
+    assert_eq!(inspected["manifest"]["parent"]["name"], "d2.imgd");
+    assert!(rig.content(&new, &flags[2..]) == expected);
+    try_capture(&disk, &rig.path("d4.imgd"), &["--base", d0, "--base", d1])
+        .refused("refused", &["renamed.img.zst", "no delta image"]);
+
+    // A base is not a target.
+    let as_target = rig.path("as-target.img.zst");
+    fs::copy(d0, &as_target).unwrap();
+    let base = ["--base", d1, "--base", as_target.to_str().unwrap()];
+    try_restore(&new, &as_target, &base).refused("refused", &["is the image itself"]);
+}
+
+#[test]
 fn stock_zstd_does_not_take_a_delta_for_a_disk() {
     let rig = Rig::new();
     for flags in [&["-dc"][..], &["-t"], &["-l"]] {

@@ -43,8 +43,8 @@ pub(super) async fn plan(
             if let Some(description) = &options.description {
                 description.parse::<FreeText>()?;
             }
-            options.base = base_place(controller, options.base).await?;
-            let suffix = if options.base.is_some() { DELTA_SUFFIX } else { IMAGE_SUFFIX };
+            base_places(controller, &mut options.base).await?;
+            let suffix = if options.base.is_empty() { IMAGE_SUFFIX } else { DELTA_SUFFIX };
             let place = match (request.url, request.store) {
                 (Some(_), Some(_)) => {
                     return Err(ApiError::invalid("give store or url, not both"));
@@ -64,7 +64,7 @@ pub(super) async fn plan(
             }
             let mut options: RestoreOptions = options_of(request.action, request.options)?;
             options.check().map_err(ApiError::invalid)?;
-            options.base = base_place(controller, options.base).await?;
+            base_places(controller, &mut options.base).await?;
             let image = controller.db.image(request.image.as_str()).await?;
             match &options.expect_root {
                 Some(wanted) if !wanted.eq_ignore_ascii_case(&image.root) => {
@@ -104,13 +104,12 @@ pub(super) async fn plan(
     })
 }
 
-/// The place of the base of a delta image: the catalogue knows it by its name.
-async fn base_place(
-    controller: &Controller,
-    base: Option<String>,
-) -> Result<Option<String>, ApiError> {
-    let Some(name) = base else { return Ok(None) };
-    Ok(Some(controller.db.image(name.parse::<ImageName>()?.as_str()).await?.url))
+/// The places of the images beneath a delta: the catalogue knows them by their names.
+async fn base_places(controller: &Controller, bases: &mut [String]) -> Result<(), ApiError> {
+    for base in bases {
+        *base = controller.db.image(base.parse::<ImageName>()?.as_str()).await?.url;
+    }
+    Ok(())
 }
 
 /// A place that somebody wrote.
