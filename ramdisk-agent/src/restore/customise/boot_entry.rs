@@ -3,7 +3,12 @@
 //! What the entry starts is found by the plan, on the image's EFI system partition. Firmware is changed last of all before the commit; an
 //! entry that cannot be made leaves firmware as it was, and fails the restore. Should the commit itself fail, the new entry leads to a disk that
 //! does not boot, and firmware goes on to the next one.
+//!
+//! Which entries led to what was on the disk is told by the GUIDs in its table. A target without one may be blank, or a restore that was
+//! interrupted has wiped it: its entries are then those that no disk of the machine has the partition for. The disk of such an entry may
+//! also have been unplugged, so that only one that is the new one's twin goes: the same label, the same loader.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -11,7 +16,7 @@ use agent_api::{BootOrder, ErrorKind};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::disk::Disk;
+use crate::disk::{self, Disk};
 use crate::efi::load_option::{self, LoadOption};
 use crate::efi::loader;
 use crate::efi::variables::{EFIVARS, Variables};
@@ -36,14 +41,17 @@ pub struct BootEntry {
     loader: String,
     /// The partitions whose entries lead nowhere from now on: those that were on the target, and those that will be.
     stale: Vec<Uuid>,
-    /// What is known of firmware's entries when the plan is made: those that go.
+    /// Partitions on none of the machine's disks, where the target has none either: entries for them that are this one's twins go, too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<Uuid>,
+    /// What is known of firmware's entries when the plan is made: those that go, and why.
     #[serde(skip)]
     removes: Vec<String>,
 }
 
 /// The entry for an image with this table on this target. Refuses where none can be made.
 pub fn plan(
-    disk: &mut ImageDisk<'_>,
+    image: &mut ImageDisk<'_>,
     table: &Table,
     arranged: &Arrangement,
     target: &Disk,
@@ -65,17 +73,15 @@ pub fn plan(
         refused(format!("firmware's variables in {EFIVARS} cannot be changed"))
             .because(io::Error::from(e))
     })?;
-    let (partition, loader) = esp(disk, table, label)?.map_err(refused)?;
+    let (partition, loader) = esp(image, table, label)?.map_err(refused)?;
     let slot = arranged.slots.iter().find(|slot| slot.number == partition.number);
     let slot = slot.ok_or_else(|| refused("its partition is not restored".into()))?;
     let guid = guid(partition).ok_or_else(|| refused("its partition has no GUID".into()))?;
     let sector = u64::from(arranged.sector_bytes);
     let mut stale: Vec<Uuid> = table.partitions.iter().filter_map(guid_of).collect();
-    stale.extend(on_target(target).iter().filter_map(guid_of));
-    let removes = of_partitions(&known, &stale)
-        .map(|(number, option)| format!("Boot{number:04X} '{}'", option.label))
-        .collect();
-    Ok(BootEntry {
+    let before = on_target(target);
+    stale.extend(before.iter().filter_map(guid_of));
+    let mut entry = BootEntry {
         label: label.to_owned(),
         order,
         partition: partition.number,
@@ -84,8 +90,15 @@ pub fn plan(
         guid,
         loader,
         stale,
-        removes,
-    })
+        missing: Vec::new(),
+        removes: Vec::new(),
+    };
+    if before.is_empty() {
+        entry.missing = entry.twins_without_a_disk(&known, || on_other_disks(target));
+    }
+    entry.removes =
+        known.iter().filter_map(|(number, option)| entry.removal(*number, option)).collect();
+    Ok(entry)
 }
 
 /// The one EFI system partition of an image that has a boot loader.
@@ -128,18 +141,27 @@ fn on_target(target: &Disk) -> Vec<Partition> {
     }
 }
 
-/// The entries that boot from one of these partitions.
-fn of_partitions<'a>(
-    entries: &'a [(u16, LoadOption)],
-    guids: &'a [Uuid],
-) -> impl Iterator<Item = &'a (u16, LoadOption)> {
-    let leads_there = |option: &LoadOption| {
-        option
-            .partition
-            .and_then(|partition| partition.guid)
-            .is_some_and(|guid| guids.contains(&guid))
-    };
-    entries.iter().filter(move |(_, option)| leads_there(option))
+/// The partitions on the machine's disks but for the target. `None` if one of them cannot be read, or has a table that cannot be trusted:
+/// anything may be on it.
+fn on_other_disks(target: &Disk) -> Option<Vec<Uuid>> {
+    let mut guids = Vec::new();
+    for other in disk::inventory() {
+        let path = Path::new(&other.path);
+        if target.is_at(path) {
+            continue;
+        }
+        let mut file = File::open(path).ok()?;
+        match table::read_table(&mut file, other.size_bytes, other.logical_sector_bytes).ok()? {
+            TableOutcome::Table(table) => guids.extend(table.partitions.iter().filter_map(guid_of)),
+            TableOutcome::Refused(_) => return None,
+        }
+    }
+    Some(guids)
+}
+
+/// The partition that an entry boots from.
+fn guid_in(option: &LoadOption) -> Option<Uuid> {
+    option.partition.and_then(|partition| partition.guid)
 }
 
 impl BootEntry {
@@ -153,8 +175,53 @@ impl BootEntry {
         let Self { label, partition, loader, .. } = self;
         let made =
             format!("EFI boot entry '{label}' for {loader} on partition {partition}, {place}");
-        let removed = self.removes.iter().map(|entry| format!("EFI boot entry {entry} is removed"));
-        std::iter::once(made).chain(removed).collect()
+        std::iter::once(made).chain(self.removes.iter().cloned()).collect()
+    }
+
+    /// The partitions of entries with this one's label and loader that are neither on the target nor on the `others`.
+    fn twins_without_a_disk(
+        &self,
+        known: &[(u16, LoadOption)],
+        others: impl FnOnce() -> Option<Vec<Uuid>>,
+    ) -> Vec<Uuid> {
+        let twins = known.iter().map(|(_, option)| option).filter(|option| self.is_twin(option));
+        let mut guids: Vec<Uuid> = twins
+            .filter_map(guid_in)
+            .filter(|guid| !guid.is_nil() && !self.stale.contains(guid))
+            .collect();
+        // Disks are not looked at for nothing.
+        if guids.is_empty() {
+            return guids;
+        }
+        let Some(others) = others() else { return Vec::new() };
+        guids.retain(|guid| !others.contains(guid));
+        guids.sort_unstable();
+        guids.dedup();
+        guids
+    }
+
+    fn is_twin(&self, option: &LoadOption) -> bool {
+        let same_loader = |path: &String| path.eq_ignore_ascii_case(&self.loader);
+        option.label == self.label && option.path.as_ref().is_some_and(same_loader)
+    }
+
+    fn is_missing(&self, option: &LoadOption) -> bool {
+        self.is_twin(option) && guid_in(option).is_some_and(|guid| self.missing.contains(&guid))
+    }
+
+    /// Whether an entry of firmware's goes.
+    fn replaces(&self, option: &LoadOption) -> bool {
+        guid_in(option).is_some_and(|guid| self.stale.contains(&guid)) || self.is_missing(option)
+    }
+
+    /// The line for people about an entry that goes.
+    fn removal(&self, number: u16, option: &LoadOption) -> Option<String> {
+        let why = match self.is_missing(option) {
+            true => ": the partition that it is for is on no disk of this machine",
+            false => "",
+        };
+        let line = format!("EFI boot entry Boot{number:04X} '{}' is removed{why}", option.label);
+        self.replaces(option).then_some(line)
     }
 
     /// Makes the entry and removes the stale ones; what was done.
@@ -169,7 +236,8 @@ impl BootEntry {
         let number = variables.free_number().on_disk(|| doing("looking for a place for"))?;
         let Self { label, partition, first_lba, sectors, guid, loader, .. } = self;
         let option = load_option::encode(label, *partition, *first_lba, *sectors, *guid, loader);
-        let stale: Vec<&(u16, LoadOption)> = of_partitions(&entries, &self.stale).collect();
+        let stale: Vec<&(u16, LoadOption)> =
+            entries.iter().filter(|(_, option)| self.replaces(option)).collect();
         let gone: Vec<u16> = stale.iter().map(|(number, _)| *number).collect();
         let made = variables
             .make(number, &option)
@@ -231,6 +299,7 @@ mod tests {
             guid: NEW,
             loader: "\\EFI\\debian\\shimx64.efi".into(),
             stale: vec![NEW, OLD],
+            missing: Vec::new(),
             removes: Vec::new(),
         }
     }
@@ -273,6 +342,64 @@ mod tests {
         // Once more: the same, under another number.
         entry(BootOrder::First).make_in(&variables).unwrap();
         assert_eq!(variables.order().unwrap(), [1, 0]);
+    }
+
+    /// An entry of firmware's with this label, partition and loader.
+    fn option(label: &str, guid: Uuid, loader: &str) -> LoadOption {
+        load_option::decode(&load_option::encode(label, 1, 2, 3, guid, loader)).unwrap()
+    }
+
+    #[test]
+    fn only_twins_of_which_no_disk_is_there_are_taken_for_left_over() {
+        let new = entry(BootOrder::Keep);
+        let [gone, unplugged, there] = [10, 11, 12].map(Uuid::from_u128);
+        let known = [
+            (0, option("Debian", gone, "\\efi\\DEBIAN\\shimx64.efi")),
+            (1, option("Debian", gone, "\\EFI\\debian\\shimx64.efi")),
+            (2, option("Debian", unplugged, "\\EFI\\debian\\grubx64.efi")),
+            (3, option("debian", unplugged, "\\EFI\\debian\\shimx64.efi")),
+            (4, option("Debian", there, "\\EFI\\debian\\shimx64.efi")),
+            (5, option("Debian", Uuid::nil(), "\\EFI\\debian\\shimx64.efi")),
+            (6, option("Debian", OLD, "\\EFI\\debian\\shimx64.efi")),
+        ];
+        let others = || Some(vec![there, OTHER]);
+        assert_eq!(new.twins_without_a_disk(&known, others), [gone]);
+        // A disk that cannot be read may have any of them.
+        assert!(new.twins_without_a_disk(&known, || None).is_empty());
+        // Nobody asks for the disks where nothing depends on them.
+        let not_asked = || panic!("the disks were looked at");
+        assert!(new.twins_without_a_disk(&known[2..4], not_asked).is_empty());
+
+        let new = BootEntry { missing: vec![gone], ..new };
+        let lines: Vec<String> =
+            known.iter().filter_map(|(number, option)| new.removal(*number, option)).collect();
+        let expected = [
+            "EFI boot entry Boot0000 'Debian' is removed: the partition that it is for is on no disk of this machine",
+            "EFI boot entry Boot0001 'Debian' is removed: the partition that it is for is on no disk of this machine",
+            "EFI boot entry Boot0006 'Debian' is removed",
+        ];
+        assert_eq!(lines, expected);
+        // Another loader of a partition that is missing may be all that somebody has to start it by.
+        assert!(!new.replaces(&option("Debian rescue", gone, "\\EFI\\debian\\grubx64.efi")));
+    }
+
+    #[test]
+    fn after_an_interrupted_restore_the_entry_keeps_the_place_of_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let variables = Variables::new(dir.path());
+        let gone = Uuid::from_u128(10);
+        for (number, label, guid) in [(0, "Debian", gone), (1, "PXE", OTHER), (2, "Windows", gone)]
+        {
+            let loader = "\\EFI\\debian\\shimx64.efi";
+            variables.make(number, &load_option::encode(label, 1, 2, 3, guid, loader)).unwrap();
+        }
+        variables.set_order(&[0, 1, 2]).unwrap();
+        let mut new = entry(BootOrder::Keep);
+        new.missing = new.twins_without_a_disk(&variables.entries().unwrap(), || Some(Vec::new()));
+        new.make_in(&variables).unwrap();
+        assert_eq!(variables.order().unwrap(), [3, 1, 2], "in front of the network, where it was");
+        let entries = variables.entries().unwrap();
+        assert_eq!(entries.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [1, 2, 3]);
     }
 
     #[test]
