@@ -190,6 +190,17 @@ impl Job {
         self.options.action()
     }
 
+    /// Whether it was asked for with the hash of this plan.
+    #[must_use]
+    pub fn expects(&self, hash: &str) -> bool {
+        match &self.options {
+            Options::Restore(RestoreOptions { expect_plan: Some(expected), .. }) => {
+                expected.trim().eq_ignore_ascii_case(hash)
+            }
+            _ => false,
+        }
+    }
+
     /// What the agent gets, but for what [`crate::store::Stores::hand_out`] adds.
     #[must_use]
     pub fn spec(&self) -> JobSpec {
@@ -209,6 +220,7 @@ impl Job {
                     }
                     // Once it has been written to, the disk is no longer what was approved, but the same disk.
                     (Some(Approval::Used), Some(PlanSummary { disk: Some(same), .. })) => {
+                        options.expect_plan = None;
                         options.delta = true;
                         disk = Some(same.clone());
                     }

@@ -247,7 +247,7 @@ pub(super) async fn report(
     let Json(mut report) = body?;
     report.progress.stalled = report.progress.stalled.map(|text| printable(&text, LOG_LINE_MAX));
     let stage = report.progress.stage;
-    if stage == Stage::Restoring {
+    if has_written(stage) {
         controller.db.use_approval(id).await?;
     }
     if controller.live.report(id, &session.boot_id, report)
@@ -256,6 +256,20 @@ pub(super) async fn report(
         controller.db.follow_stage(id, state, stage.as_str()).await?;
     }
     orders(&controller, &session).await
+}
+
+/// Whether a restore that is at this stage has begun to write. A report may be lost, so that it is not told by the first such stage alone.
+fn has_written(stage: Stage) -> bool {
+    match stage {
+        Stage::Restoring
+        | Stage::Flushing
+        | Stage::Verifying
+        | Stage::Finishing
+        | Stage::Committing => true,
+        Stage::Planning | Stage::Comparing | Stage::Capturing | Stage::Copying | Stage::Unknown => {
+            false
+        }
+    }
 }
 
 /// Says how the job ended. Saying it again changes nothing.

@@ -55,7 +55,7 @@ impl Db {
     }
 }
 
-/// Stores a plan that the agent made, and lets the job wait. Saying it twice is the same as once.
+/// Stores a plan that the agent made, and lets the job wait unless that plan is approved already. Saying it twice is the same as once.
 pub(super) async fn store_plan(
     tx: &mut SqliteConnection,
     job: &Job,
@@ -75,10 +75,16 @@ pub(super) async fn store_plan(
         .bind(id)
         .execute(&mut *tx)
         .await?;
-    set(tx, id, Approval::Asked).await?;
     if job.state == State::Booting {
         transition(tx, id, State::Booting, State::Running, "agent", "made its plan").await?;
     }
+    if job.approval == Some(Approval::Expected) && job.expects(&plan.hash) {
+        set(tx, id, Approval::Given).await?;
+        let text = format!("the plan is the one that was asked for, {}", plan.hash);
+        record(tx, id, "note", None, None, "agent", &text).await?;
+        return Ok(true);
+    }
+    set(tx, id, Approval::Asked).await?;
     let cause = format!("asks for approval of the plan {}", plan.hash);
     transition(tx, id, State::Running, State::AwaitingApproval, "agent", &cause).await?;
     record(

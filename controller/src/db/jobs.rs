@@ -115,7 +115,7 @@ impl Db {
         .bind(job.disk.as_ref().map(|d| d.as_str()))
         .bind(self.places_of(&options).to_string())
         .bind(job.shutdown.as_str())
-        .bind(job.approval.then_some(Approval::Wanted.as_str()))
+        .bind(Approval::at_first(job).map(Approval::as_str))
         .bind(now)
         .bind(BOOT_BUDGET)
         .bind(&job.created_by)
