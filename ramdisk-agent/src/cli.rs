@@ -68,10 +68,7 @@ fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
     }
     match &cli.command {
         // Nothing of these takes long; in a restored system somebody else waits for signals.
-        Command::Keygen(_)
-        | Command::Disks
-        | Command::LoadKernel { .. }
-        | Command::InSystem { .. } => {}
+        Command::Disks | Command::LoadKernel { .. } | Command::InSystem { .. } => {}
         Command::Run { .. } => cancel_by_signal(progress, Listener::Supervisor)?,
         _ => cancel_by_signal(progress, Listener::Person)?,
     }
@@ -119,13 +116,9 @@ fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
         Command::StoreCheck { folder, probe } => {
             progress.begin_work()?;
             let options = run::store_options(progress);
-            let report = store_check::check(&parse_url(folder)?, probe << 20, &options);
-            if cli.json {
-                print_json(&report)?
-            } else {
-                print(&Shown(&report).to_string())?
-            }
-            return Ok(report.failure.map_or(0, |failure| failure.kind.exit_code()));
+            let checked = store_check::check(&parse_url(folder)?, probe << 20, &options);
+            report(cli.json, &checked, || Shown(&checked).to_string())?;
+            return Ok(checked.failure.map_or(0, |failure| failure.kind.exit_code()));
         }
         Command::Disks => disks_command(cli.json)?,
         Command::InSystem { mount, folder, others } => {
@@ -158,9 +151,30 @@ fn show<T: std::fmt::Display + serde::Serialize>(json: bool, value: &T) -> Resul
 }
 
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::new(ErrorKind::Internal, "writing JSON").because(e))?;
-    print(&text)
+    print(&json_text(value)?)
+}
+
+fn json_text(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string_pretty(value)
+        .map_err(|e| Error::new(ErrorKind::Internal, "writing JSON").because(e))
+}
+
+/// Prints the plan of what has not begun yet.
+fn show_plan(plan: &str) -> Result<()> {
+    print(plan).map_err(|e| e.context("showing the plan failed, nothing was begun"))
+}
+
+/// Prints what work came to that is done: as text, or as JSON. A standard output that takes nothing (its disk is full) does not undo
+/// the work, so that it does not decide about the exit code either.
+fn report(json: bool, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<()> {
+    let text = if json { json_text(value)? } else { text() };
+    if let Err(error) = print(&text) {
+        let (why, text) = (printable(&error.chain()), printable(&text));
+        let note = format!("note: {why}; the work is done all the same, and came to:\n{text}");
+        // With standard error gone as well, the exit code still says it.
+        let _ = writeln!(std::io::stderr(), "imprint-agent: {note}");
+    }
+    Ok(())
 }
 
 fn print(text: &str) -> Result<()> {
@@ -194,7 +208,7 @@ fn capture_command(
     progress.watch(&disk);
     let plan = capture::plan(&disk, options)?;
     if !json {
-        print(&plan.to_string())?;
+        show_plan(&plan.to_string())?;
     }
     let ticker = Ticker::start(progress, face);
     let result = capture::run(&disk, &url, &plan, options, None, progress);
@@ -219,7 +233,7 @@ fn restore_command(
     ticker.finish();
     let (image, plan) = planned?;
     if !json {
-        print(&plan.to_string())?;
+        show_plan(&plan.to_string())?;
     }
     if !args.yes {
         if json {
@@ -246,11 +260,12 @@ fn convert_command(
     let ticker = Ticker::start(progress, face);
     let result = convert::run(&source, &target, options, progress);
     ticker.finish();
-    show(json, &result?)
+    let summary = result?;
+    report(json, &summary, || summary.to_string())
 }
 
 fn finish(json: bool, summary: Summary) -> Result<()> {
-    if json { print_json(&summary) } else { print(&describe(&summary)) }
+    report(json, &summary, || describe(&summary))
 }
 
 fn confirm(target: &Disk) -> Result<()> {
@@ -293,19 +308,19 @@ fn verify_command(
     };
     ticker.finish();
     let verified = result?;
-    if json {
-        return print_json(&serde_json::json!({
-            "root": image.root().to_string(), "verified": verified, "sources": progress.sources(),
-        }));
-    }
-    print(&format!(
-        "{} frames, {} stored, {} decompressed: all hashes right\nroot {}{}",
-        verified.frames,
-        size(verified.stored_bytes),
-        size(verified.content_bytes),
-        image.root(),
-        describe_sources(&progress.sources())
-    ))
+    let value = serde_json::json!({
+        "root": image.root().to_string(), "verified": verified, "sources": progress.sources(),
+    });
+    report(json, &value, || {
+        format!(
+            "{} frames, {} stored, {} decompressed: all hashes right\nroot {}{}",
+            verified.frames,
+            size(verified.stored_bytes),
+            size(verified.content_bytes),
+            image.root(),
+            describe_sources(&progress.sources())
+        )
+    })
 }
 
 fn inspect_command(image: &str, json: bool, progress: &Arc<Progress>) -> Result<()> {

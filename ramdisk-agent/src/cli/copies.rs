@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agent_api::Rate;
 use clap::Args;
 
-use super::{print, print_json};
+use super::report;
 use crate::copy::{self, CopyOptions, Shown};
 use crate::error::Result;
 use crate::progress::{Face, Progress, Ticker};
@@ -54,14 +54,12 @@ pub(super) fn copy(
     let result = copy::copy(&source, &target, &options, progress);
     ticker.finish();
     let summary = result?;
-    if json { print_json(&summary) } else { print(&Shown(&summary).to_string()) }
+    report(json, &summary, || Shown(&summary).to_string())
 }
 
 pub(super) fn rm(args: &RmArgs, json: bool, progress: &Arc<Progress>) -> Result<()> {
     let url = parse_url(&args.image)?;
     copy::remove(&url, args.expect_root.as_deref(), args.force, progress)?;
-    if json {
-        return print_json(&serde_json::json!({ "removed": url.to_string() }));
-    }
-    print(&format!("removed    {url}"))
+    let removed = serde_json::json!({ "removed": url.to_string() });
+    report(json, &removed, || format!("removed    {url}"))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{print, print_json};
+use super::report;
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::restore;
@@ -51,15 +51,15 @@ pub(super) fn keygen(args: &KeygenArgs, json: bool) -> Result<()> {
     key.save(&args.secret_key, &args.public_key, password.as_deref())?;
     let (id, public) = (key.public_key().id().to_string(), key.public_key().to_string());
     let (secret_file, public_file) = (args.secret_key.display(), args.public_key.display());
-    if json {
-        return print_json(&serde_json::json!({
-            "key_id": id, "public_key": public,
-            "secret_key_file": secret_file.to_string(), "public_key_file": public_file.to_string(),
-        }));
-    }
-    print(&format!(
-        "secret     {secret_file}: keep it to yourself\npublic     {public_file}: restore --require-signature takes it\nkey        {public}"
-    ))
+    let value = serde_json::json!({
+        "key_id": id, "public_key": public,
+        "secret_key_file": secret_file.to_string(), "public_key_file": public_file.to_string(),
+    });
+    report(json, &value, || {
+        format!(
+            "secret     {secret_file}: keep it to yourself\npublic     {public_file}: restore --require-signature takes it\nkey        {public}"
+        )
+    })
 }
 
 pub(super) fn sign(args: &SignArgs, json: bool, progress: &Arc<Progress>) -> Result<()> {
@@ -73,13 +73,11 @@ pub(super) fn sign(args: &SignArgs, json: bool, progress: &Arc<Progress>) -> Res
     let signature =
         trust::sign(&key, &url, image.root(), image.stored_len(), &store_options(progress))?;
     let id = key.public_key().id().to_string();
-    if json {
-        return print_json(&serde_json::json!({
-            "root": image.root().to_string(), "key_id": id, "signature": signature.to_string(),
-        }));
-    }
-    print(&format!(
-        "signed     {url}\nby         {id}\nsignature  {signature}\nroot       {}",
-        image.root()
-    ))
+    let root = image.root();
+    let value = serde_json::json!({
+        "root": root.to_string(), "key_id": id, "signature": signature.to_string(),
+    });
+    report(json, &value, || {
+        format!("signed     {url}\nby         {id}\nsignature  {signature}\nroot       {root}")
+    })
 }

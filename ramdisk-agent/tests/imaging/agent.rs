@@ -43,6 +43,21 @@ pub fn agent(args: &[impl AsRef<OsStr>]) -> Ran {
     }
 }
 
+/// The same with a standard output that takes nothing.
+pub fn agent_unheard(args: &[impl AsRef<OsStr>]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::options().write(true).open("/dev/full").unwrap())
+        .output()
+        .unwrap();
+    Ran {
+        code: output.status.code().expect("no signal ended it"),
+        stdout: String::new(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
 /// The most anonymous memory that a command was seen to have, in bytes.
 pub fn peak(args: &[&str]) -> u64 {
     let mut child = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))

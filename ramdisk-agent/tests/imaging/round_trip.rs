@@ -7,7 +7,7 @@ use std::path::Path;
 use ramdisk_agent::extents::Extent;
 use ramdisk_agent::fs::{FsKind, map_volume};
 
-use crate::agent::{agent, capture, restore};
+use crate::agent::{agent, agent_unheard, capture, restore};
 use crate::disks::{self, Part, TestDisk, dump, identity, judge, noise_file, system, take};
 use crate::tools::run;
 
@@ -358,4 +358,38 @@ fn an_ext4_that_was_not_unmounted_comes_back_with_its_journal() {
     let out = dir.path().join("out");
     run("e2fsprogs", "debugfs", &["-R", &format!("dump /etc/text {}", out.display()), path]);
     assert!(fs::read(out).unwrap()[..1024] == fs::read(data).unwrap());
+}
+
+#[test]
+fn a_full_standard_output_does_not_decide() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (disk, image, target) = (at("d"), at("a.img.zst"), at("t"));
+    noise_file(Path::new(&disk), 8 << 20, 1);
+    noise_file(Path::new(&target), 8 << 20, 2);
+    // Nothing was begun: the plan cannot be shown.
+    for words in [&["capture", &disk, &image][..], &["restore", "--yes", &disk, &target]] {
+        let before = fs::read(&target).unwrap();
+        agent_unheard(words).refused("internal", &["showing the plan", "nothing was begun"]);
+        assert!(!Path::new(&image).exists() && fs::read(&target).unwrap() == before);
+    }
+    // What is done is done, and what it came to is told elsewhere.
+    let (root, copy, raw) = ("\"root\":", at("b.img.zst"), at("r.raw"));
+    for (words, told) in [
+        (&["--json", "capture", &disk, &image][..], root),
+        (&["--json", "restore", "--yes", &image, &target], root),
+        (&["verify", &image], "all hashes right"),
+        (&["copy", &image, &copy], "copied"),
+        (&["convert", &image, &raw], "re-read"),
+        (&["rm", &copy], "removed"),
+    ] {
+        let ran = agent_unheard(words);
+        assert_eq!(ran.code, 0, "{words:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains("note: writing to standard output"), "{}", ran.stderr);
+        assert!(ran.stderr.contains(told), "{words:?}: {}", ran.stderr);
+    }
+    assert!(fs::read(&target).unwrap() == fs::read(&disk).unwrap());
+    assert!(!Path::new(&copy).exists() && Path::new(&raw).exists());
+    // Who only asks gets no answer.
+    agent_unheard(&["inspect", &image]).refused("internal", &["standard output"]);
 }
