@@ -107,7 +107,7 @@ fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
             show(cli.json, &plan_restore(url.as_ref(), &target, options, progress)?.1)?;
         }
         Command::Verify(args) => verify_command(args, cli.json, face, progress)?,
-        Command::Keygen(args) => trust::keygen(args, cli.json)?,
+        Command::Keygen(args) => trust::keygen(args, cli.json, progress)?,
         Command::Sign(args) => trust::sign(args, cli.json, progress)?,
         Command::Copy(args) => copies::copy(args, cli.json, face, progress)?,
         Command::Rm(args) => copies::rm(args, cli.json, progress)?,

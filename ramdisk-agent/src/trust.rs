@@ -16,7 +16,7 @@ use image_format::Root;
 use uuid::Uuid;
 
 pub use minisign::{PublicKey, Signature, TrustError};
-pub use password::PasswordFrom;
+pub use password::{PasswordFrom, give_back_terminal};
 pub use root_file::RootFile;
 pub use secret_key::SecretKey;
 

@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::run;
+use crate::{run, trust};
 
 const MESSAGE: &str = "cancelled before anything was changed";
 
@@ -89,6 +89,8 @@ pub(super) fn cancel(progress: &Progress, listener: Listener) {
                 1
             }
         };
+        // Somebody may just have been asked for a password.
+        trust::give_back_terminal();
         // Other threads are at work, so what would run at a regular exit must not.
         signal_hook::low_level::exit(code);
     });

@@ -43,11 +43,13 @@ pub(super) struct SignArgs {
     expect_root: Option<String>,
 }
 
-pub(super) fn keygen(args: &KeygenArgs, json: bool) -> Result<()> {
+pub(super) fn keygen(args: &KeygenArgs, json: bool, progress: &Arc<Progress>) -> Result<()> {
     SecretKey::refuse_existing(&args.secret_key, &args.public_key)?;
     let from = PasswordFrom { file: args.password_file.as_deref() };
     let password = if args.no_password { None } else { Some(from.new_one()?) };
     let key = SecretKey::generate()?;
+    // Both files or none.
+    progress.begin_work()?;
     key.save(&args.secret_key, &args.public_key, password.as_deref())?;
     let (id, public) = (key.public_key().id().to_string(), key.public_key().to_string());
     let (secret_file, public_file) = (args.secret_key.display(), args.public_key.display());

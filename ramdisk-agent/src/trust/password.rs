@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
@@ -102,25 +103,45 @@ fn ask(question: &str) -> Result<String> {
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// A terminal that does not show what is typed, for as long as this lives.
-struct Silent<'a> {
-    terminal: &'a File,
-    before: Termios,
+/// The terminal that does not show what is typed, and how it was before: for whoever ends the program meanwhile.
+static SILENCED: Mutex<Option<(File, Termios)>> = Mutex::new(None);
+
+fn silenced() -> MutexGuard<'static, Option<(File, Termios)>> {
+    SILENCED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<'a> Silent<'a> {
-    fn new(terminal: &'a File) -> std::io::Result<Self> {
-        let before = tcgetattr(terminal)?;
-        let mut quiet = before.clone();
-        quiet.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(terminal, OptionalActions::Flush, &quiet)?;
-        Ok(Self { terminal, before })
+/// Lets the terminal show again what is typed. For a program that ends at once, whatever its threads are at: none of them can silence
+/// it from now on.
+pub fn give_back_terminal() {
+    let mut silenced = silenced();
+    give_back(&mut silenced);
+    std::mem::forget(silenced);
+}
+
+fn give_back(silenced: &mut Option<(File, Termios)>) {
+    if let Some((terminal, before)) = silenced.take() {
+        // A terminal that is gone needs no echo.
+        let _ = tcsetattr(&terminal, OptionalActions::Flush, &before);
     }
 }
 
-impl Drop for Silent<'_> {
+/// A terminal that does not show what is typed, for as long as this lives.
+struct Silent;
+
+impl Silent {
+    fn new(terminal: &File) -> std::io::Result<Self> {
+        let (held, before) = (terminal.try_clone()?, tcgetattr(terminal)?);
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        let mut silenced = silenced();
+        tcsetattr(terminal, OptionalActions::Flush, &quiet)?;
+        *silenced = Some((held, before));
+        Ok(Self)
+    }
+}
+
+impl Drop for Silent {
     fn drop(&mut self) {
-        // A terminal that is gone needs no echo.
-        let _ = tcsetattr(self.terminal, OptionalActions::Flush, &self.before);
+        give_back(&mut silenced());
     }
 }

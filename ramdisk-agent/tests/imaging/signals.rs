@@ -1,7 +1,7 @@
 //! Signals while nothing has been written yet: a plan is made, a server or a disk is waited for. The program ends at once, as cancelled.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -150,4 +150,48 @@ fn a_signal_ends_what_waits_for_a_disk() {
     disk.signal(Signal::SIGCONT);
     assert!(!image.exists() && !Path::new(&format!("{}.partial", image.display())).exists());
     capture(disk.path(), &image, &[]);
+}
+
+#[test]
+fn a_terminal_shows_again_what_is_typed_after_a_signal_at_the_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (key, image) = (at("k"), at("a.img.zst"));
+    let agent = env!("CARGO_BIN_EXE_imprint-agent");
+    // An encrypted key as far as its first bytes go (Ed, Sc, B2): its password is asked for before anything else is looked at.
+    let text = format!("untrusted comment: a key\nRWRTY0Iy{}=\n", "A".repeat(203));
+    fs::write(&key, text).unwrap();
+    let asking = [
+        ("Password for the new", format!("{agent} keygen -s {} -p {}", at("k2"), at("p2"))),
+        ("Password of the", format!("{agent} sign {image} -s {key}")),
+    ];
+    for (prompt, command) in asking {
+        // A shell on a terminal of its own, which says at the end how it is.
+        let line = format!("trap : INT; {command}; echo it ended with $?; stty -a");
+        let mut child = Command::new("script")
+            .args(["-qec", &format!("sh -c '{line}'"), "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("script is missing: apt-get install bsdutils");
+        let (mut keys, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut shown = String::new();
+        let mut see = |until: &str| {
+            let mut piece = [0; 512];
+            while !shown.contains(until) {
+                let len = screen.read(&mut piece).unwrap();
+                assert_ne!(len, 0, "no {until:?} in: {shown}");
+                shown.push_str(&String::from_utf8_lossy(&piece[..len]));
+            }
+            shown.clone()
+        };
+        see(prompt);
+        keys.write_all(b"\x03").unwrap();
+        let shown = see("echok");
+        assert!(shown.contains("it ended with 11"), "{shown}");
+        assert!(!shown.contains("-echo "), "{shown}");
+        drop(keys);
+        child.wait().unwrap();
+    }
+    assert!(!Path::new(&at("k2")).exists());
 }
