@@ -115,6 +115,24 @@ impl Slot {
 }
 
 impl Table {
+    /// That there is none.
+    #[must_use]
+    pub fn none(logical_sector_bytes: u32) -> Self {
+        Self {
+            kind: TableKind::None,
+            disk_id: None,
+            logical_sector_bytes,
+            first_usable_lba: None,
+            last_usable_lba: None,
+            partitions: Vec::new(),
+            warnings: Vec::new(),
+            metadata: Extents::new(),
+            gpt: None,
+            extended: None,
+            new_signature: None,
+        }
+    }
+
     /// The places that the partitions have now.
     #[must_use]
     pub fn slots(&self) -> Vec<Slot> {
@@ -276,19 +294,7 @@ pub fn read_table(
     logical_sector_bytes: u32,
 ) -> io::Result<TableOutcome> {
     let sector = Sectors::new(disk_bytes, logical_sector_bytes)?;
-    let nothing = || Table {
-        kind: TableKind::None,
-        disk_id: None,
-        logical_sector_bytes,
-        first_usable_lba: None,
-        last_usable_lba: None,
-        partitions: Vec::new(),
-        warnings: Vec::new(),
-        metadata: Extents::new(),
-        gpt: None,
-        extended: None,
-        new_signature: None,
-    };
+    let nothing = || Table::none(logical_sector_bytes);
     if sector.count == 0 || probe::is_striped(src, disk_bytes) {
         return Ok(TableOutcome::Table(nothing()));
     }

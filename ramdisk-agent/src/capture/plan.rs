@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::extents::{Extent, Extents, MAX_PIECES};
 use crate::fs::{self, Clean, FsKind, Taken, VolumeMap};
 use crate::run::size;
-use crate::table::{self, Partition, Table, TableKind, TableOutcome};
+use crate::table::{self, Partition, Table, TableKind, TableOutcome, TableRefusal};
 
 /// The gap before the first partition is kept whole up to this size: boot loaders live there.
 const MAX_BOOT_GAP: u64 = 64 << 20;
@@ -96,6 +96,10 @@ pub fn make(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
     let zeroed = whole.zeroed();
     let table = match outcome {
         TableOutcome::Table(table) => table,
+        // What makes no sense may do so only because of what cannot be read.
+        TableOutcome::Refused(refusal) if !zeroed.is_empty() => {
+            return Ok(without_table(disk, &refusal));
+        }
         TableOutcome::Refused(refusal) => {
             return Err(Error::refused(format!(
                 "the partition table of {path} cannot be captured"
@@ -142,6 +146,18 @@ pub fn make(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
         used = Extents::single(0, len);
     }
     Ok(CapturePlan::new(disk.info(), len, table, volumes, used))
+}
+
+/// The plan of a disk whose table cannot be made out, since sectors of it cannot be read: all of it.
+fn without_table(disk: &Disk, refusal: &TableRefusal) -> CapturePlan {
+    let len = disk.len_bytes();
+    let reason = format!(
+        "sectors of the partition table cannot be read, and nothing is known of its partitions ({refusal})"
+    );
+    let map = VolumeMap::raw(FsKind::Unknown, len, reason);
+    let table = Table::none(disk.logical_sector_bytes());
+    let volumes = vec![planned(None, 0, len, map)];
+    CapturePlan::new(disk.info(), len, table, volumes, Extents::single(0, len))
 }
 
 /// Refuses a disk with volumes that were not shut down cleanly.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 
 use agent_api::{DiskInfo, ErrorKind, RestoreOptions};
+use image_format::Manifest;
 use serde::Serialize;
 
 use crate::damage;
@@ -87,6 +88,15 @@ pub struct PlannedPartition {
     pub what: String,
 }
 
+/// What is to be done with a disk whose table could not be read when it was captured.
+const WITHOUT_ITS_TABLE: &str = "sectors of the partition table could not be read: the disk becomes what could be read of it, and does not start before \
+                                 its table is made anew (gdisk, testdisk)";
+
+/// Whether an image was taken whole because sectors of the partition table could not be read.
+fn lacks_its_table(manifest: &Manifest) -> bool {
+    manifest.table.kind == image_format::TableKind::None && !manifest.bad_sectors.is_empty()
+}
+
 /// Refuses an image whose root is not the one that was asked for.
 pub fn check_root(image: &dyn DiskImage, expected: Option<&str>) -> Result<()> {
     match expected.map(str::trim) {
@@ -127,6 +137,12 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
     let outcome = table::read_table(&mut disk, image.disk_len(), sector).map_err(disk_error)?;
     let mut table = match outcome {
         TableOutcome::Table(table) => table,
+        // So it was captured, and whoever restores it has accepted that.
+        TableOutcome::Refused(_) if lacks_its_table(image.manifest()) => {
+            let mut table = Table::none(sector);
+            table.warnings.push(WITHOUT_ITS_TABLE.into());
+            table
+        }
         TableOutcome::Refused(refusal) => {
             return Err(Error::refused("the partition table in the image cannot be restored")
                 .because(refusal));

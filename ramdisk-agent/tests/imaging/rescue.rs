@@ -1,6 +1,7 @@
 //! `capture --rescue`: everything that can be read is saved, what cannot is mapped exactly, and nobody restores it unawares.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
@@ -150,6 +151,63 @@ fn a_bad_copy_of_a_gpt_is_replaced_by_the_other() {
         let verdict = run("gdisk", "sgdisk", &["-v", target.to_str().unwrap()]);
         assert!(verdict.contains("No problems found"), "{verdict}");
     }
+}
+
+#[test]
+fn a_disk_without_a_readable_gpt_is_kept_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = system(dir.path(), "gpt");
+    let (image, unpacked) = (dir.path().join("a.img.zst"), dir.path().join("u"));
+    let target = dir.path().join("t");
+    let bad = [1, disk.len / 512 - 1];
+    let faulty = FaultyDisk::source(&disk.path, dir.path(), &bad.map(Fault::unreadable), &[]);
+    let path = faulty.path().to_str().unwrap();
+    try_capture(faulty.path(), &image, &[])
+        .refused("disk", &["reading the partition table", "LBA 1 ", "--rescue"]);
+    let reason = "sectors of the partition table cannot be read";
+    let planned = agent(&["plan", "capture", "--rescue", path]).stdout;
+    assert!(planned.contains(reason), "{planned}");
+    let summary = capture(faulty.path(), &image, &["--rescue"]);
+    let raw = summary["raw"][0].as_str().unwrap();
+    assert!(raw.contains("the disk: ") && raw.contains(reason), "{raw}");
+    assert!(raw.contains("both copies of the GPT are damaged"), "{raw}");
+    drop(faulty);
+    let inspected = agent(&["inspect", image.to_str().unwrap()]).stdout;
+    assert!(inspected.contains(reason), "{inspected}");
+    assert_eq!(bad_sectors(&image), bad);
+    let expected = without(&disk.path, &bad);
+    unpack(&image, &unpacked);
+    assert!(fs::read(&unpacked).unwrap() == expected);
+
+    // It is restored as it is, for somebody to mend.
+    noise_file(&target, disk.len, 3);
+    try_restore(&image, &target, &[]).refused("refused", &["--accept-bad-sectors"]);
+    let flags = ["--accept-bad-sectors"];
+    let words = ["plan", "restore", flags[0], image.to_str().unwrap(), target.to_str().unwrap()];
+    let planned = agent(&words).stdout;
+    assert!(planned.contains("its table is made anew"), "{planned}");
+    restore(&image, &target, &flags);
+    assert!(fs::read(&target).unwrap() == expected);
+    let (from, to) = (fs::read(&disk.path).unwrap(), fs::File::options().write(true).open(&target));
+    let to = to.unwrap();
+    for sector in bad {
+        let at = sector as usize * 512;
+        to.write_all_at(&from[at..at + 512], sector * 512).unwrap();
+    }
+    judge(&disk, &target, dir.path());
+
+    // A table that makes no sense although all of it can be read is no case for it.
+    for sector in bad {
+        let at = sector * 512;
+        fs::File::options()
+            .write(true)
+            .open(&disk.path)
+            .unwrap()
+            .write_all_at(&[0; 512], at)
+            .unwrap();
+    }
+    try_capture(&disk.path, &dir.path().join("b.img.zst"), &["--rescue"])
+        .refused("refused", &["both copies of the GPT are damaged"]);
 }
 
 #[test]
