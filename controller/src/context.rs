@@ -9,6 +9,7 @@ use crate::dhcp::Dhcp;
 use crate::live::Live;
 use crate::names::KernelArgs;
 use crate::store::Stores;
+use crate::store::agent_program::AgentProgram;
 use crate::tasks::Tasks;
 
 /// Kernel and initramfs of the agent.
@@ -55,7 +56,7 @@ pub struct Controller {
     /// What is being done with images without a machine.
     pub tasks: Tasks,
     /// `imprint-agent` for this machine, which does what is to be done in stores.
-    pub agent: PathBuf,
+    pub agent: AgentProgram,
     /// Time limits of jobs.
     pub limits: crate::reconcile::Limits,
 }

@@ -24,6 +24,7 @@ use crate::live::Live;
 use crate::names::{KernelArgs, StoreName};
 use crate::net::{Subnet, interface_of_address, subnet_of_interface};
 use crate::secret::{Secret, hex, is_hex, sha256};
+use crate::store::agent_program::AgentProgram;
 use crate::store::{DefaultStore, Stores};
 use crate::tasks::Tasks;
 use crate::tls::Identity;
@@ -37,6 +38,8 @@ const ADMIN: &str = "admin";
 const SLOW_CLIENT: Duration = Duration::from_secs(15);
 /// Open answers have so long to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
+/// How long the programs that work in stores may take at the end to remove what they have begun: with what follows, less than systemd gives.
+const LAST_PROGRAMS: Duration = Duration::from_secs(9);
 
 /// Runs the controller.
 #[derive(Debug, Args)]
@@ -197,7 +200,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         dhcp: dhcp.clone(),
         stores,
         tasks: Tasks::default(),
-        agent: agent_program(&args)?,
+        agent: AgentProgram::new(agent_program(&args)?),
         limits: reconcile::Limits::default(),
     });
 
@@ -251,6 +254,13 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         result = https_task => result.context("serving the API").and_then(|r| r.context("serving the API")),
     };
     tracing::info!("ending");
+    // Those that write to our own store are still answered. Whoever asks for the end again does not get to wait.
+    tokio::select! {
+        () = controller.agent.end() => {}
+        () = tokio::time::sleep(LAST_PROGRAMS) => tracing::warn!("programs that work in stores did not end: .partial files may be left"),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     // Whoever listened to the channel has ended already.
     let _ = stop.send(true);
     http_handle.graceful_shutdown(Some(LAST_ANSWERS));

@@ -1,8 +1,7 @@
 //! Work on images that needs no machine: copies and checks, done by `imprint-agent` beside the controller.
 //!
-//! Tasks are known in memory only. With the controller's end they end too, and a copy that was not complete leaves at most a
-//! `.partial` file, which the next copy of that name replaces. What a task works on is not removed meanwhile: whoever begins a task or
-//! removes an image, or a store, holds [`Tasks::catalogue`] while it looks and changes.
+//! Tasks are known in memory only. With the controller's end they end too, and remove what they have begun. What a task works on is not
+//! removed meanwhile: whoever begins a task or removes an image, or a store, holds [`Tasks::catalogue`] while it looks and changes.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -271,6 +270,7 @@ async fn carry_out(
     new: &NewTask,
     cancel: &Notify,
 ) -> Result<Value, Failure> {
+    let _held = controller.agent.hold();
     let progressed = |progress| {
         if let Some(task) = controller.tasks.state().tasks.get_mut(&id) {
             task.progress = Some(progress);

@@ -248,6 +248,7 @@ async fn remove_outside(
     image: Image,
     reached: Reached,
 ) -> Result<(), ApiError> {
+    let _held = controller.agent.hold();
     let mut args = [&["rm".to_owned()], reached.urls.as_slice()].concat();
     args.extend(["--expect-root".to_owned(), image.root.clone()]);
     let ended = agent_program::run(

@@ -2,10 +2,10 @@
 //!
 //! The same program that captures and restores, with the credentials on standard input, so that they are in no process list and no
 //! environment. Its progress comes as JSON lines on standard error, its last line there is why it failed, and its result is JSON on
-//! standard output. It is asked to end before it is made to: what it has begun to write it removes by itself, and so it does when the
-//! controller ends in whatever way (`--attached`).
+//! standard output. It is asked to end before it is made to: what it has begun to write it removes by itself. When the controller ends,
+//! that is waited for ([`AgentProgram::end`]); after a `kill -9` it ends by itself (`--attached`).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::names::printable;
@@ -25,6 +26,55 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 const RESULT_MAX: u64 = 64 << 20;
 /// Longest message of the program that is passed on, in characters.
 const MESSAGE_MAX: usize = 1000;
+
+/// `imprint-agent` on this machine, and the end of what it does.
+#[derive(Debug)]
+pub struct AgentProgram {
+    path: PathBuf,
+    is_ending: watch::Sender<bool>,
+    held: watch::Sender<usize>,
+}
+
+/// Something that is finished before the controller ends.
+#[derive(Debug)]
+pub struct Held<'a>(&'a AgentProgram);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.held.send_modify(|held| *held -= 1);
+    }
+}
+
+impl AgentProgram {
+    /// The program in this file.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, is_ending: watch::Sender::new(false), held: watch::Sender::new(0) }
+    }
+
+    /// For what follows on the program's work: the controller's end waits until this is dropped.
+    pub fn hold(&self) -> Held<'_> {
+        self.held.send_modify(|held| *held += 1);
+        Held(self)
+    }
+
+    /// Asks everything that runs to end, and what begins from now on, too; waits until that has happened.
+    pub async fn end(&self) {
+        self.is_ending.send_replace(true);
+        // An error would mean that the sender is gone, which we hold.
+        let _ = self.held.subscribe().wait_for(|held| *held == 0).await;
+    }
+
+    /// Waits until everything is to end.
+    pub(super) async fn ending(&self) {
+        // As above.
+        let _ = self.is_ending.subscribe().wait_for(|is_ending| *is_ending).await;
+    }
+
+    pub(super) fn path(&self) -> &PathBuf {
+        &self.path
+    }
+}
 
 /// Why work was not done.
 #[derive(Debug, thiserror::Error)]
@@ -50,19 +100,20 @@ impl ProgramError {
     }
 }
 
-/// Runs the program with these arguments to its end, or until `cancelled` is over; its result.
+/// Runs the program with these arguments to its end, or until `cancelled` is over or the controller ends; its result.
 ///
 /// # Errors
 /// When it cannot be run, or says why it failed.
 pub async fn run(
-    program: &Path,
+    program: &AgentProgram,
     args: &[String],
     access: &[StoreAccess],
     mut progressed: impl FnMut(StageProgress),
     cancelled: impl Future<Output = ()>,
 ) -> Result<Value, ProgramError> {
-    let failed = |error| ProgramError::Program(program.to_owned(), error);
-    let mut command = Command::new(program);
+    let _held = program.hold();
+    let failed = |error| ProgramError::Program(program.path.clone(), error);
+    let mut command = Command::new(&program.path);
     command.args(["--progress", "json"]).args(args);
     let mut child = start(command, access).await.map_err(failed)?;
     let pid = child.id();
@@ -84,6 +135,10 @@ pub async fn run(
     };
     let ended = async { tokio::try_join!(result, said) };
     tokio::pin!(ended);
+    // One of them asks it, once: being asked again it would end wherever it is.
+    let cancelled = async {
+        tokio::select! { () = cancelled => {}, () = program.ending() => {} }
+    };
     let (result, last) = tokio::select! {
         ended = &mut ended => ended.map_err(failed)?,
         () = cancelled => {
@@ -118,7 +173,7 @@ pub(super) fn ask_to_end(pid: Option<u32>) {
 }
 
 /// Starts the program and hands it the credentials; it answers in JSON, and is killed when it is dropped. Of our environment it gets what
-/// says whom it is to trust.
+/// says whom it is to trust, and of the signals of our terminal none.
 pub(super) async fn start(mut command: Command, access: &[StoreAccess]) -> std::io::Result<Child> {
     let trusted = CA_FILE_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     let mut child = command
@@ -128,6 +183,7 @@ pub(super) async fn start(mut command: Command, access: &[StoreAccess]) -> std::
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
     let mut stdin = child.stdin.take().expect("it was asked for");

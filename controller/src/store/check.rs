@@ -4,14 +4,14 @@
 //! the credentials on standard input, so that they are in no process list and no environment. What holds for the controller's
 //! machine need not hold for the agents': a server may let one address in and not another.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use agent_api::{StoreAccess, StoreReport};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::agent_program;
+use super::agent_program::{self, AgentProgram};
 use crate::names::printable;
 
 /// With [`END_LIMIT`], less than an answer of the API may take.
@@ -40,7 +40,7 @@ pub enum CheckError {
 /// # Errors
 /// When there is no report. A store that does not do what it should is no error here: the report says so.
 pub async fn check(
-    program: &Path,
+    program: &AgentProgram,
     folder: &str,
     access: &StoreAccess,
 ) -> Result<StoreReport, CheckError> {
@@ -49,25 +49,31 @@ pub async fn check(
 
 async fn check_within(
     limit: Duration,
-    program: &Path,
+    program: &AgentProgram,
     folder: &str,
     access: &StoreAccess,
 ) -> Result<StoreReport, CheckError> {
-    let failed = |error| CheckError::Program(program.to_owned(), error);
-    let mut command = Command::new(program);
+    let _held = program.hold();
+    let failed = |error| CheckError::Program(program.path().clone(), error);
+    let mut command = Command::new(program.path());
     command.args(["--progress", "none", "store-check", folder]);
     let child =
         agent_program::start(command, std::slice::from_ref(access)).await.map_err(failed)?;
     let pid = child.id();
     let output = child.wait_with_output();
     tokio::pin!(output);
-    let Ok(output) = timeout(limit, &mut output).await else {
-        agent_program::ask_to_end(pid);
-        // Killed if that takes too long as well.
-        let _ = timeout(END_LIMIT, output).await;
-        return Err(CheckError::Slow);
+    let is_over = async {
+        tokio::select! { () = tokio::time::sleep(limit) => true, () = program.ending() => false }
     };
-    let output = output.map_err(failed)?;
+    let ended = tokio::select! {
+        ended = &mut output => Some(ended),
+        is_slow = is_over => {
+            agent_program::ask_to_end(pid);
+            // Killed if that takes too long as well.
+            timeout(END_LIMIT, output).await.ok().filter(|_| !is_slow)
+        }
+    };
+    let output = ended.ok_or(CheckError::Slow)?.map_err(failed)?;
     serde_json::from_slice(&output.stdout).map_err(|_| {
         CheckError::NoReport(printable(&String::from_utf8_lossy(&output.stderr), MESSAGE_MAX))
     })
@@ -95,6 +101,7 @@ mod tests {
         fs::write(&program, text).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
         let limit = Duration::from_secs(2);
+        let program = AgentProgram::new(program);
         let result = check_within(limit, &program, "nfs://h/e", &StoreAccess::default()).await;
         assert!(matches!(result, Err(CheckError::Slow)), "{result:?}");
         assert!(folder.path().join("ready").exists(), "it was started");

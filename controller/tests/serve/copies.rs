@@ -212,3 +212,28 @@ async fn what_a_task_works_with_stays_until_it_ends() {
     assert_eq!(served.get("/v1/images/gold").await["url"], "nfs://h/i/gold.img.zst");
     assert!(!served.log_text().contains(password));
 }
+
+#[tokio::test]
+async fn what_tasks_have_begun_is_removed_before_the_controller_has_ended() {
+    let tools = tempfile::tempdir().unwrap();
+    let (program, begun) = (tools.path().join("imprint-agent"), tools.path().join("begun"));
+    // Asked once more it would end where it is.
+    let text = format!(
+        "#!/bin/sh\ntrap 'trap \"exit 1\" TERM; /bin/sleep 0.5; rm {begun}; exit 1' TERM\n\
+         echo $$ > {begun}.new; mv {begun}.new {begun}\nwhile :; do /bin/sleep 0.05; done\n",
+        begun = begun.display()
+    );
+    write_program(&program, &text);
+    let mut served = Served::start_with(&["--agent", program.to_str().unwrap()]).await;
+    let nas = json!({"name": "nas", "url": "nfs://nas/images"});
+    assert_eq!(served.post("/v1/stores", nas).await.0, 201);
+    let image = json!({"name": "gold", "url": "nfs://h/i/gold.img.zst", "root": "ab".repeat(32)});
+    assert_eq!(served.post("/v1/images", image).await.0, 201);
+    assert_eq!(served.post("/v1/images/gold/copy", json!({"store": "nas"})).await.0, 202);
+    let pid = wait("it begins", async || fs::read_to_string(&begun).ok()).await;
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+    // Ctrl-C is for those of one group.
+    assert_eq!(nix::unistd::getpgid(Some(pid)).unwrap(), pid);
+    served.end().await;
+    assert!(!begun.exists());
+}

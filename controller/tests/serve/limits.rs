@@ -14,6 +14,7 @@ use controller::job::{Job, NewJob, Options, Shutdown, State};
 use controller::live::Live;
 use controller::reconcile::{Limits, start};
 use controller::secret::Secret;
+use controller::store::agent_program::AgentProgram;
 use controller::store::{DefaultStore, Stores};
 use controller::tasks::Tasks;
 use tempfile::TempDir;
@@ -108,7 +109,7 @@ impl Rig {
             },
             dhcp: None,
             stores,
-            agent: "/nonexistent".into(),
+            agent: AgentProgram::new("/nonexistent".into()),
             limits,
         });
         start(&controller, job);

@@ -142,6 +142,16 @@ impl Served {
         }
     }
 
+    /// What `systemctl stop` does.
+    pub async fn end(&mut self) {
+        let mut child = self.child.take().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)
+            .unwrap();
+        let status = wait("imprint serve ends", async || child.try_wait().unwrap()).await;
+        assert!(status.success(), "{status}");
+    }
+
     /// A path in the controller's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
