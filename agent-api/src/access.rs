@@ -2,12 +2,69 @@
 
 use std::fmt;
 
+use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
 
 /// A text that no log, error or `{:?}` shows. On the wire it is the plain text: only what is inside TLS carries it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct SecretText(String);
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Asked for a text, serde_json makes the error by itself.
+        deserializer.deserialize_any(OnlyText)
+    }
+}
+
+/// Takes a text. What is none is not repeated by the error, as serde's own would: a password may be a number.
+struct OnlyText;
+
+impl OnlyText {
+    fn refuse<E: Error>() -> Result<SecretText, E> {
+        Err(E::custom("it is not a text: put it in quotes"))
+    }
+}
+
+impl Visitor<'_> for OnlyText {
+    type Value = SecretText;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<SecretText, E> {
+        Ok(SecretText(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<SecretText, E> {
+        Ok(SecretText(text))
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<SecretText, E> {
+        Self::refuse()
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<SecretText, E> {
+        Self::refuse()
+    }
+
+    fn visit_i128<E: Error>(self, _: i128) -> Result<SecretText, E> {
+        Self::refuse()
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<SecretText, E> {
+        Self::refuse()
+    }
+
+    fn visit_u128<E: Error>(self, _: u128) -> Result<SecretText, E> {
+        Self::refuse()
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<SecretText, E> {
+        Self::refuse()
+    }
+}
 
 impl SecretText {
     /// The text itself.
@@ -73,5 +130,18 @@ mod tests {
         let text = serde_json::to_string(&access).unwrap();
         assert_eq!(serde_json::from_str::<StoreAccess>(&text).unwrap(), access);
         assert!(!format!("{access:?}").contains("hunter"));
+    }
+
+    #[test]
+    fn what_is_no_text_is_not_repeated() {
+        for secret in ["777123", "-777123", "777123.5", "777123000000000000000000", "true", "[7]"] {
+            let given = format!(r#"{{"password":{secret}}}"#);
+            let error = serde_json::from_str::<StoreAccess>(&given).unwrap_err().to_string();
+            assert!(!error.contains("777123") && !error.contains("true"), "{error}");
+            // As a part of something that is read twice, such as a kind of BMC.
+            let value: serde_json::Value = serde_json::from_str(&given).unwrap();
+            let error = serde_json::from_value::<StoreAccess>(value).unwrap_err().to_string();
+            assert!(!error.contains("777123") && !error.contains("true"), "{error}");
+        }
     }
 }

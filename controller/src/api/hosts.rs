@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use agent_api::SecretText;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -43,7 +44,8 @@ pub enum BmcRequest {
         user: String,
         /// Password. Never shown again. Left out when a host is changed: stays.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        password: Option<String>,
+        #[schema(value_type = Option<String>, write_only)]
+        password: Option<SecretText>,
     },
 }
 
@@ -245,8 +247,10 @@ fn bmc_row(
         ));
     }
     let password = match (password, before) {
-        (Some(password), _) if plain(&password) && password.len() <= PASSWORD_MAX => {
-            controller.bmcs.sealer().seal(name, &Secret::new(password))
+        (Some(password), _)
+            if plain(password.expose()) && password.expose().len() <= PASSWORD_MAX =>
+        {
+            controller.bmcs.sealer().seal(name, &Secret::new(password.expose().to_owned()))
         }
         (Some(_), _) => {
             return Err(ApiError::invalid(

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use agent_api::SecretText;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Method;
@@ -145,13 +146,13 @@ struct BmcArgs {
 }
 
 impl BmcArgs {
-    fn password(&self) -> anyhow::Result<Option<String>> {
+    fn password(&self) -> anyhow::Result<Option<SecretText>> {
         if let Some(path) = &self.bmc_password_file {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("reading {}", path.display()))?;
-            return Ok(Some(text.lines().next().unwrap_or_default().to_owned()));
+            return Ok(Some(text.lines().next().unwrap_or_default().to_owned().into()));
         }
-        Ok(std::env::var(PASSWORD_VARIABLE).ok())
+        Ok(std::env::var(PASSWORD_VARIABLE).ok().map(SecretText::from))
     }
 
     /// The BMC that is wanted; `before` fills in what is not given.
