@@ -123,7 +123,7 @@ fn start(tree: &Tree<'_>, script: &Content, target: &Disk) -> std::io::Result<Ch
             ("HOME", "/root"),
             ("LANG", "C.UTF-8"),
         ])
-        .env("IMPRINT_TARGET", target.path())
+        .env("IMPRINT_TARGET", std::path::absolute(target.path())?)
         .stdin(Stdio::from(file))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
