@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CaptureOptions, ErrorKind, RestoreOptions, StoreAccess};
+use crate::{CaptureOptions, ErrorKind, RestoreOptions, StoreAccess, Unknown};
 
 /// The answer to `GET /v1/agent/work`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,6 +59,9 @@ pub struct JobSpec {
     /// What to do.
     #[serde(flatten)]
     pub action: JobAction,
+    /// What else is said of it, and is refused: a disk whose name is misspelled would be the machine's only one.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// Something about a job that whoever looks at it should know, said once its work is done: `POST /v1/agent/jobs/ID/note`.
@@ -399,6 +402,7 @@ mod tests {
             image_id: None,
             access: vec![StoreAccess::default()],
             action: JobAction::Restore(RestoreOptions::default()),
+            unknown: Unknown::default(),
         };
         let work = Work::Job(Box::new(job));
         let text = serde_json::to_string(&work).unwrap();
@@ -410,5 +414,22 @@ mod tests {
         let text = r#"{"id":"j","image_url":"/x","action":"capture","options":{}}"#;
         let job: JobSpec = serde_json::from_str(text).unwrap();
         assert_eq!(job.action, JobAction::Capture(CaptureOptions::default()));
+        job.unknown.check().unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_is_misspelled_is_not_left_out_of_account() {
+        for misspelled in
+            [r#""disck":"serial=X","#, r#""Disk":"serial=X","#, r#""option":{"x":1},"#]
+        {
+            let text = format!(
+                r#"{{{misspelled}"id":"j","image_url":"/x","action":"restore","options":{{}}}}"#
+            );
+            let job: JobSpec = serde_json::from_str(&text).unwrap();
+            assert!(job.unknown.check().is_err(), "{text}");
+            let handed_on: JobSpec =
+                serde_json::from_str(&serde_json::to_string(&job).unwrap()).unwrap();
+            assert_eq!(handed_on, job);
+        }
     }
 }

@@ -4,7 +4,7 @@ mod approval;
 mod state;
 
 use agent_api::{
-    CaptureOptions, ErrorKind, JobAction, JobSpec, Outcome, PlanSummary, RestoreOptions,
+    CaptureOptions, ErrorKind, JobAction, JobSpec, Outcome, PlanSummary, RestoreOptions, Unknown,
 };
 use serde::{Deserialize, Serialize};
 
@@ -246,6 +246,7 @@ impl Job {
             image_id: None,
             access: Vec::new(),
             action,
+            unknown: Unknown::default(),
         }
     }
 

@@ -55,6 +55,7 @@ pub fn print_outcome(result: Result<Summary>) -> Result<bool> {
 }
 
 fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
+    job.unknown.check().map_err(Error::refused)?;
     let selector = match &job.disk {
         Some(text) => text.parse()?,
         None => Selector::Only,

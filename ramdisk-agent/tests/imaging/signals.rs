@@ -195,3 +195,17 @@ fn a_terminal_shows_again_what_is_typed_after_a_signal_at_the_prompt() {
     }
     assert!(!Path::new(&at("k2")).exists());
 }
+
+#[test]
+fn a_job_that_misspells_its_disk_is_for_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::write(&disk, [0; 1 << 20]).unwrap();
+    // Only a plan: it would be of this machine's only disk.
+    let job = json!({
+        "id": "1", "Disk": disk, "image_url": folder.path().join("x.img.zst"), "action": "plan", "options": {},
+    });
+    let output = worker(&job).wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("refused") && said.contains("Disk that this version"), "{said}");
+}

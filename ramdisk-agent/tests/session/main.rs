@@ -64,6 +64,7 @@ fn job(id: &str) -> Work {
         image_id: None,
         access: Vec::new(),
         action: agent_api::JobAction::Restore(RestoreOptions::default()),
+        unknown: agent_api::Unknown::default(),
     }))
 }
 
