@@ -153,6 +153,7 @@ fn credentials_that_are_none_are_refused_and_never_quoted() {
         (b"[smb://me:a/hunter2@nas/x]\nuser=me\n", "no URL"),
         (b"password=hunter2\n", "and no user"),
         (b"domain=HOME\n", "and no user"),
+        (b"token=hunter2\n", "a token was given"),
         (b"password=\xff\xfehunter2\n", "UTF-8"),
         (b"\xff\xfeh\0u\0n\0", "UTF-8"),
         (&[b'#'; 70_000], "longer than"),

@@ -166,10 +166,12 @@ impl StoreWriter for Nfs4Writer {
     }
 
     fn abort(self: Box<Self>) -> Result<()> {
+        self.held.share.tidy();
         self.held.finish(|writer| writer.abort())
     }
 
     fn keep(self: Box<Self>) -> Result<()> {
+        self.held.share.tidy();
         self.held.finish(|writer| writer.keep())
     }
 }

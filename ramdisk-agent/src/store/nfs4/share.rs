@@ -33,6 +33,7 @@ struct Inner {
     mounted: Mounted,
     folder: Nfs4Url,
     watch: Watch,
+    budget: Duration,
     /// After how many seconds it was given up; nothing is tried any more then, as the budget would be spent again each time.
     given_up: OnceLock<Duration>,
 }
@@ -45,8 +46,14 @@ impl Share {
         let mounted = mount::mount(folder, options, &watch)?;
         watch.set_budget(options.budget);
         let given_up = OnceLock::new();
-        let inner = Inner { mounted, folder: folder.clone(), watch, given_up };
+        let budget = options.budget;
+        let inner = Inner { mounted, folder: folder.clone(), watch, budget, given_up };
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// From now on only what is left behind is tidied up.
+    pub(super) fn tidy(&self) {
+        self.0.watch.tidy(self.0.budget);
     }
 
     pub(super) fn mounted(&self) -> &Mounted {

@@ -475,6 +475,9 @@ fn account(url: &SmbUrl, options: &Options) -> Result<Account> {
             Some(access) if access.password.is_some() || access.domain.is_some() => Err(denied(
                 "a password or a domain was given, and no user: give that too, as user= or IMPRINT_STORE_USER, or as smb://USER@…; or neither, to come as a guest".to_owned(),
             )),
+            Some(access) if access.token.is_some() => Err(denied(
+                "a token was given, which SMB servers do not take: give user and password, or neither, to come as a guest".to_owned(),
+            )),
             _ => Ok(Account::Anonymous),
         };
     };
