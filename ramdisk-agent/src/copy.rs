@@ -83,7 +83,7 @@ pub fn copy(
     if let Err(error) = capture::publish(writer, image.root(), &mut checked, None, progress) {
         for url in beside {
             // The first error is the one that matters; what stays is a text that belongs to no image.
-            let _ = store::remove(&url, &stores);
+            let _ = store::remove(&url, &stores.to_tidy_up());
         }
         return Err(error);
     }

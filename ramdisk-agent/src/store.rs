@@ -27,7 +27,7 @@ mod window;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_api::{StoreAccess, StoreFacts};
@@ -212,6 +212,18 @@ impl Options {
     #[must_use]
     pub fn access_for(&self, url: &StoreUrl) -> Option<&StoreAccess> {
         self.access.of(url)
+    }
+
+    /// The same for removing what is left behind: whether the work is cancelled or not, and within less time.
+    #[must_use]
+    pub fn to_tidy_up(&self) -> Self {
+        let most = watch::tidy_budget(self.cancelled.load(Ordering::Relaxed));
+        Self {
+            budget: self.budget.min(most),
+            connect_budget: self.connect_budget.min(most),
+            cancelled: Arc::default(),
+            ..self.clone()
+        }
     }
 }
 

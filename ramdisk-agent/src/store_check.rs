@@ -73,11 +73,12 @@ fn run(
     *step = "publishing it";
     writer.publish()?;
     let result = published(folder, &name, &url, options, &probe, report, step);
-    if result.is_err() {
-        // The error that was first is the one that is told.
-        let _ = store::remove(&url, options);
-    }
-    result
+    result.map_err(|error| match store::remove(&url, &options.to_tidy_up()) {
+        Err(left) if left.kind() != ErrorKind::NotFound => {
+            error.context(format!("the probe could not be removed and stays as {url}"))
+        }
+        _ => error,
+    })
 }
 
 /// The rest of the check, with the probe under its name.

@@ -169,7 +169,7 @@ impl Beside {
             if let Err(error) = result {
                 for url in written {
                     // The first error is the one that matters; what stays is a text that belongs to no image.
-                    let _ = store::remove(&url, options);
+                    let _ = store::remove(&url, &options.to_tidy_up());
                 }
                 return Err(error);
             }

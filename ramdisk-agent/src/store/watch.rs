@@ -31,6 +31,11 @@ const TICK: Duration = Duration::from_millis(250);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
+/// So long tidying up may take without progress.
+pub(super) fn tidy_budget(is_cancelled: bool) -> Duration {
+    if is_cancelled { TIDY_CANCELLED } else { TIDY_BUDGET }
+}
+
 pub(super) struct Watch {
     /// Who is waited for: "nfs server 10.0.0.5".
     server: String,
@@ -107,7 +112,7 @@ impl Watch {
 
     /// From now on only what is left behind is tidied up: within less time, and whether the work is cancelled or not.
     pub(super) fn tidy(&self, budget: Duration) {
-        let most = if self.is_cancelled() { TIDY_CANCELLED } else { TIDY_BUDGET };
+        let most = tidy_budget(self.is_cancelled());
         let mut state = self.lock();
         state.budget = budget.min(most);
         state.progress = Instant::now();

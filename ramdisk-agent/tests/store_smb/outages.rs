@@ -1,16 +1,18 @@
 //! Servers and connections that end in the middle.
 
 use std::net::TcpListener;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agent_api::ErrorKind;
 use fault_proxy::{Ending, Proxy, Script, Way};
 use nix::sys::signal::Signal;
 use ramdisk_agent::store::{self, Options, ReadAt as _, StoreError};
+use ramdisk_agent::store_check;
 use uuid::Uuid;
 
 use crate::real::write;
-use crate::real_servers::{self, RealServer as _, is_cancelled_soon, isolate, pattern};
+use crate::real_servers::{self, RealServer as _, is_cancelled_soon, isolate, pattern, wait_until};
 use crate::refusals::names;
 use crate::samba::{Samba, as_guest, as_user};
 
@@ -256,6 +258,26 @@ fn what_a_cancelled_writer_wrote_is_removed_by_a_server_that_wakes_up() {
         });
         assert!(!server.folder().join("x.partial").exists());
     }
+}
+
+#[test]
+fn a_probe_that_has_its_name_is_removed_after_a_cancellation() {
+    let server = Samba::start();
+    let folder = "smb://127.0.0.1/images".parse().unwrap();
+    let is_there = |end: &str| names(server.folder()).iter().any(|name| name.ends_with(end));
+    let options = server.options();
+    let report = std::thread::scope(|scope| {
+        let check = scope.spawn(|| store_check::check(&folder, 64 << 20, &options));
+        wait_until("it is published", Duration::from_secs(60), || is_there(".probe"));
+        server.signal(Signal::SIGSTOP);
+        options.cancelled.store(true, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_secs(2));
+        server.signal(Signal::SIGCONT);
+        check.join().unwrap()
+    });
+    let failure = report.failure.expect("it is cancelled");
+    assert_eq!(failure.kind, ErrorKind::Cancelled, "{failure:?}");
+    assert!(!is_there(".probe") && !is_there(".partial"), "{failure:?}");
 }
 
 #[test]
