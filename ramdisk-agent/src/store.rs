@@ -288,14 +288,19 @@ pub fn create(url: &StoreUrl, image_id: Uuid, options: &Options) -> Result<Box<d
     Ok(limit::writer(writer, options.limiter.as_ref()))
 }
 
-/// Refuses what has no room for a writer's suffix. A store may take less; then it says so itself.
+/// Refuses what has no room for a writer's suffix, and what has it already: the next writer would take that for what it replaces. A store may
+/// take less; then it says so itself.
 fn check_name(url: &StoreUrl, doing: &'static str) -> Result<()> {
-    match url.file_name() {
-        Some(name) if name.len() > NAME_MAX_BYTES => {
-            Err(StoreError::NameTooLong { doing, url: url.to_string() })
-        }
-        _ => Ok(()),
+    let Some(name) = url.file_name() else { return Ok(()) };
+    if name.len() > NAME_MAX_BYTES {
+        return Err(StoreError::NameTooLong { doing, url: url.to_string() });
     }
+    // Some servers do not tell upper from lower case.
+    if name.to_ascii_lowercase().ends_with(PARTIAL_SUFFIX) {
+        let reason = format!("{PARTIAL_SUFFIX} is the end of names that are not finished yet");
+        return Err(StoreError::Denied { doing, url: url.to_string(), reason });
+    }
+    Ok(())
 }
 
 /// What a writer of this image has left behind; `None` if there is nothing. Refuses as [`create`] does.

@@ -330,6 +330,22 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_the_next_writer_would_replace_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["x.img.zst.partial", "x.PARTIAL", ".partial"] {
+            let url = StoreUrl::File(folder.path().join(name));
+            let options = Options::default();
+            let created = crate::store::create(&url, Uuid::new_v4(), &options).map(drop);
+            let found = crate::store::left_over(&url, &options).map(drop);
+            for error in [created.unwrap_err(), found.unwrap_err()] {
+                assert_eq!(error.kind(), agent_api::ErrorKind::Refused);
+                assert!(error.to_string().contains("not finished yet"), "{error}");
+            }
+        }
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
     fn a_partial_file_that_is_gone_was_lost_to_somebody() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
