@@ -1,8 +1,12 @@
 //! TCP connections to a server, whatever it speaks: addresses, time limits, and the privileged source port that an NFS server's
 //! `secure` exports ask for.
+//!
+//! Neither a name server nor a server that is not there can be waited for in pieces: both are asked in a thread of its own, which is left
+//! behind when nobody waits any more.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -12,6 +16,7 @@ use rustix::net::{
 };
 
 use super::StoreError;
+use super::watch::Watch;
 
 /// How long one attempt to connect may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,25 +28,34 @@ const DEAD_PEER_AFTER: Duration = Duration::from_secs(20);
 const PRIVILEGED: std::ops::RangeInclusive<u16> = 665..=1023;
 
 /// The addresses of a host, IPv4 first as most servers' exports are by IPv4 address.
-pub(super) fn resolve(host: &str) -> Result<Vec<IpAddr>, StoreError> {
+pub(super) fn resolve(host: &str, watch: &Watch) -> Result<Vec<IpAddr>, StoreError> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![address]);
     }
     let failed = |source| StoreError::Resolve { host: host.to_owned(), source };
-    let mut addresses: Vec<IpAddr> =
-        (host, 0).to_socket_addrs().map_err(|error| failed(Some(error)))?.map(|a| a.ip()).collect();
+    let name = host.to_owned();
+    let ask = move || {
+        let found = (name.as_str(), 0).to_socket_addrs()?;
+        Ok(found.map(|address| address.ip()).collect::<Vec<IpAddr>>())
+    };
+    let mut addresses = unless_over(watch, ask)
+        .map_err(|error| watch.called_off().unwrap_or_else(|| failed(Some(error))))?;
     addresses.sort_by_key(IpAddr::is_ipv6);
     addresses.dedup();
     if addresses.is_empty() { Err(failed(None)) } else { Ok(addresses) }
 }
 
 /// Connects.
-pub(super) fn connect(to: SocketAddr) -> io::Result<TcpStream> {
-    connect_from(None, to).map_err(describe_timeout)
+pub(super) fn connect(to: SocketAddr, watch: &Watch) -> io::Result<TcpStream> {
+    unless_over(watch, move || connect_from(None, to).map_err(describe_timeout))
 }
 
 /// Connects, from a privileged port if this process may have one.
-pub(super) fn connect_privileged(to: SocketAddr) -> io::Result<TcpStream> {
+pub(super) fn connect_privileged(to: SocketAddr, watch: &Watch) -> io::Result<TcpStream> {
+    unless_over(watch, move || connect_from_privileged(to))
+}
+
+fn connect_from_privileged(to: SocketAddr) -> io::Result<TcpStream> {
     let ports = u16::try_from(PRIVILEGED.len()).expect("the range has 359 ports");
     let first = random_u16() % ports;
     for step in 0..ports {
@@ -52,7 +66,33 @@ pub(super) fn connect_privileged(to: SocketAddr) -> io::Result<TcpStream> {
             other => return other.map_err(describe_timeout),
         }
     }
-    connect(to)
+    connect_from(None, to).map_err(describe_timeout)
+}
+
+/// Waits for something that cannot be called off for as long as the watch has patience.
+fn unless_over<T: Send + 'static>(
+    watch: &Watch,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (done, answer) = channel();
+    std::thread::Builder::new().name("store-connect".to_owned()).spawn(move || {
+        // Whoever waited may have given up.
+        let _ = done.send(work());
+    })?;
+    loop {
+        match answer.recv_timeout(RECEIVE_TICK) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Timeout) => {
+                if watch.check().is_some() || watch.is_called_off() {
+                    let text = "the time for it is over";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(io::Error::other("a thread of the agent ended without a result"));
+            }
+        }
+    }
 }
 
 /// Whether a socket of ours had nothing for a tick ([`RECEIVE_TICK`]), and not TCP itself gave up.
@@ -102,13 +142,40 @@ fn connect_from(port: Option<u16>, to: SocketAddr) -> Result<TcpStream, Errno> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::sync::atomic::Ordering;
+    use std::time::Instant;
 
+    use super::super::Options;
     use super::*;
+
+    fn watch() -> Watch {
+        Watch::new("a server".to_owned(), &Options::default())
+    }
+
+    #[test]
+    fn who_is_cancelled_does_not_wait_for_what_cannot_be_called_off() {
+        let options = Options::default();
+        let watch = Watch::new("a server".to_owned(), &options);
+        let began = Instant::now();
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(200));
+                options.cancelled.store(true, Ordering::Relaxed);
+            });
+            let work = || {
+                std::thread::sleep(Duration::from_secs(60));
+                Ok(())
+            };
+            unless_over(&watch, work).unwrap_err()
+        });
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
 
     #[test]
     fn root_connects_from_a_privileged_port() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let _stream = connect_privileged(listener.local_addr().unwrap()).unwrap();
+        let _stream = connect_privileged(listener.local_addr().unwrap(), &watch()).unwrap();
         let (_, from) = listener.accept().unwrap();
         let privileged = nix::unistd::geteuid().is_root();
         assert_eq!(from.port() < 1024, privileged, "{from}");
@@ -120,15 +187,18 @@ mod tests {
         let address = listener.local_addr().unwrap();
         drop(listener);
         for connect in [connect, connect_privileged] {
-            assert_eq!(connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+            assert_eq!(
+                connect(address, &watch()).unwrap_err().kind(),
+                io::ErrorKind::ConnectionRefused
+            );
         }
     }
 
     #[test]
     fn names_and_addresses() {
-        assert_eq!(resolve("127.0.0.1").unwrap(), [IpAddr::from([127, 0, 0, 1])]);
-        assert!(resolve("localhost").unwrap()[0].is_ipv4());
-        let error = resolve("no-such-host.invalid").unwrap_err();
+        assert_eq!(resolve("127.0.0.1", &watch()).unwrap(), [IpAddr::from([127, 0, 0, 1])]);
+        assert!(resolve("localhost", &watch()).unwrap()[0].is_ipv4());
+        let error = resolve("no-such-host.invalid", &watch()).unwrap_err();
         assert!(error.to_string().contains("no-such-host.invalid"), "{error}");
         assert_eq!(error.kind(), agent_api::ErrorKind::Network);
     }

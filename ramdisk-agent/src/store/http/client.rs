@@ -175,7 +175,7 @@ impl Client {
     }
 
     fn connect(&self, url: &HttpUrl) -> Result<Connection, Trouble> {
-        let addresses = match resolve(&url.host) {
+        let addresses = match resolve(&url.host, &self.watch) {
             Ok(addresses) => addresses,
             // A name server may be down for a while; at the first contact the name is likelier wrong.
             Err(error) if self.has_connected.load(Ordering::Relaxed) => {
@@ -186,7 +186,7 @@ impl Client {
         let tls = if url.is_tls { Some(self.tls_for(url)?) } else { None };
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for address in addresses {
-            match connect(SocketAddr::new(address, url.port())) {
+            match connect(SocketAddr::new(address, url.port()), &self.watch) {
                 Ok(socket) => {
                     let transport =
                         Transport::new(socket, tls).map_err(|e| self.trouble(url, e))?;

@@ -297,7 +297,7 @@ fn reconnect(shared: &Arc<Shared>) -> Option<JoinHandle<()>> {
         return None;
     }
     drop(state);
-    let connected = connect_privileged(shared.address);
+    let connected = connect_privileged(shared.address, &shared.watch);
     let mut state = shared.lock();
     let started = connected.and_then(|stream| {
         if state.closed {

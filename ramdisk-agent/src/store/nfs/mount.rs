@@ -61,7 +61,7 @@ pub(super) fn mount(folder: &NfsUrl, options: &Options, watch: &Watch) -> Result
     let credential = Credential::unix(folder.uid, folder.gid);
     watch.began();
     let mounted = loop {
-        let attempt = resolve(&folder.host).map_err(Failure::Final).and_then(|hosts| {
+        let attempt = resolve(&folder.host, watch).map_err(Failure::Final).and_then(|hosts| {
             let mut last = Failure::Again(io::ErrorKind::AddrNotAvailable.into());
             for host in hosts {
                 match attempt(folder, host, &credential, watch) {
@@ -139,7 +139,7 @@ fn nfs_address(
         return Ok(SocketAddr::new(host, port));
     }
     let usual = SocketAddr::new(host, NFS_PORT);
-    match connect_privileged(usual) {
+    match connect_privileged(usual, watch) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             match getport(host, NFS_PROGRAM, credential, watch) {
                 Ok(Some(port)) => Ok(SocketAddr::new(host, port)),
@@ -290,7 +290,7 @@ fn exchange(
     arguments: impl FnOnce(&mut Encoder),
 ) -> io::Result<Record> {
     go_on(watch)?;
-    let mut stream = connect_privileged(server)?;
+    let mut stream = connect_privileged(server, watch)?;
     let mut call = begin_call(uuid::Uuid::new_v4().as_fields().0, procedure, credential);
     arguments(&mut call);
     stream.write_all(&finish_call(call, 0))?;

@@ -199,20 +199,25 @@ pub(super) fn mount(folder: &Nfs4Url, options: &Options, watch: &Watch) -> Resul
 
 /// An address at which the server takes connections: the kernel's own attempts say less, and later.
 fn reach(folder: &Nfs4Url, watch: &Watch) -> Result<IpAddr> {
-    let addresses = resolve(&folder.host)?;
+    let addresses = resolve(&folder.host, watch)?;
     let port = folder.port.unwrap_or(PORT);
     let mut failures = 0;
     watch.began();
     loop {
         let mut last = None;
         for &address in &addresses {
-            match connect(SocketAddr::new(address, port)) {
+            match connect(SocketAddr::new(address, port), watch) {
                 Ok(_) => {
                     watch.answered();
                     return Ok(address);
                 }
                 Err(error) => last = Some(error),
             }
+        }
+        // Pauses are none once it is called off.
+        if let Some(error) = watch.called_off() {
+            watch.gave_up();
+            return Err(error);
         }
         if let Some(without) = watch.check() {
             watch.gave_up();

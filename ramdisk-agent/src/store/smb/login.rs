@@ -218,7 +218,7 @@ impl Talk<'_> {
     /// A server that hung up on us: does it answer in SMB 1?
     fn only_smb1(&self) -> Option<LoginError> {
         let address = self.session.stream.peer_addr().ok()?;
-        let stream = super::super::connect::connect(address).ok()?;
+        let stream = super::super::connect::connect(address, self.watch).ok()?;
         (&stream).write_all(negotiate::SMB1_PROBE).ok()?;
         let mut answer = [0; negotiate::SMB1_ANSWER_BYTES];
         Limited::new(&stream, self.watch, self.silence).read_exact(&mut answer).ok()?;

@@ -294,7 +294,7 @@ impl Share {
     fn connect(&self, slot: &mut Slot) -> Result<Arc<Link>, LoginError> {
         let mut failed = None;
         // Resolved anew each time: a server may come back at another address.
-        let addresses = match resolve(&self.url.host) {
+        let addresses = match resolve(&self.url.host, &self.watch) {
             Ok(addresses) => addresses,
             Err(error) if slot.life == 0 => return Err(LoginError::Refused(error)),
             Err(error) => return Err(LoginError::Connection(std::io::Error::other(error))),
@@ -312,7 +312,7 @@ impl Share {
 
     fn connect_to(&self, address: SocketAddr, slot: &mut Slot) -> Result<Arc<Link>, LoginError> {
         let login = |account: &Account| {
-            let stream = connect(address)?;
+            let stream = connect(address, &self.watch)?;
             let previous = slot.session_id;
             log_in(stream, &self.url, account, previous, self.options.silence, &self.watch)
         };
