@@ -226,7 +226,8 @@ fn open_layout(
             "no partition of the layout comes from an image; nothing was written",
         ));
     }
-    Ok(Assembly { image: Joined::new(images)?, members })
+    let names = taken.iter().map(|(url, _)| url.to_string());
+    Ok(Assembly { image: Joined::new(names.zip(images).collect())?, members })
 }
 
 fn open_member(

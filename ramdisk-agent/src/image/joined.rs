@@ -7,7 +7,7 @@ use std::fmt;
 use image_format::{FrameEntry, Hash, Manifest, Root};
 
 use super::{DiskImage, Fetch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Images one behind the other.
 pub struct Joined {
@@ -17,6 +17,8 @@ pub struct Joined {
 
 struct Member {
     image: Box<dyn DiskImage>,
+    /// Where it lies, for people.
+    name: String,
     /// Where its first byte is.
     base: u64,
     /// The number that its first frame has.
@@ -24,18 +26,19 @@ struct Member {
 }
 
 impl Joined {
-    /// Joins at least one image.
+    /// Joins at least one image; the texts say where they lie.
     ///
     /// # Errors
     /// If the index of one of them cannot be read.
-    pub fn new(images: Vec<Box<dyn DiskImage>>) -> Result<Self> {
+    pub fn new(images: Vec<(String, Box<dyn DiskImage>)>) -> Result<Self> {
         let (mut members, mut base, mut first) = (Vec::new(), 0, 0);
         let mut roots = b"imprint layout images 1".to_vec();
-        for image in images {
+        for (name, image) in images {
             let (len, last) = (image.disk_len(), image.disk_len().saturating_sub(1));
-            let frames = image.frame_at(last)?.index + 1;
-            roots.extend_from_slice(image.root().as_bytes());
-            members.push(Member { image, base, first });
+            let member = Member { image, name, base, first };
+            let frames = member.image.frame_at(last).map_err(|e| member.at_fault(e))?.index + 1;
+            roots.extend_from_slice(member.image.root().as_bytes());
+            members.push(member);
             base += len;
             first += frames;
         }
@@ -68,6 +71,11 @@ impl fmt::Debug for Joined {
 }
 
 impl Member {
+    /// Says of which image it is what is wrong.
+    fn at_fault(&self, error: Error) -> Error {
+        error.context(format!("reading {}", self.name))
+    }
+
     fn lifted(&self, entry: FrameEntry) -> FrameEntry {
         FrameEntry {
             index: self.first + entry.index,
@@ -109,12 +117,14 @@ impl DiskImage for Joined {
     }
 
     fn check_index(&self) -> Result<()> {
-        self.members.iter().try_for_each(|member| member.image.check_index())
+        let check = |member: &Member| member.image.check_index().map_err(|e| member.at_fault(e));
+        self.members.iter().try_for_each(check)
     }
 
     fn frames(&self) -> Box<dyn Iterator<Item = Result<FrameEntry>> + Send + '_> {
         let all = self.members.iter().flat_map(|member| {
-            member.image.frames().map(move |frame| frame.map(|entry| member.lifted(entry)))
+            let lift = |entry| member.lifted(entry);
+            member.image.frames().map(move |frame| frame.map(lift).map_err(|e| member.at_fault(e)))
         });
         let mut failed = false;
         Box::new(all.take_while(move |frame| {
@@ -126,7 +136,8 @@ impl DiskImage for Joined {
 
     fn frame_at(&self, logical_offset: u64) -> Result<FrameEntry> {
         let (_, member) = self.at(logical_offset);
-        Ok(member.lifted(member.image.frame_at(logical_offset - member.base)?))
+        let frame = member.image.frame_at(logical_offset - member.base);
+        frame.map(|entry| member.lifted(entry)).map_err(|e| member.at_fault(e))
     }
 
     fn fetcher(&self) -> Result<Box<dyn Fetch + '_>> {
@@ -144,29 +155,31 @@ struct JoinedFetch<'a> {
 }
 
 impl<'a> JoinedFetch<'a> {
-    fn of(&mut self, entry: &FrameEntry) -> Result<(&mut Box<dyn Fetch + 'a>, FrameEntry)> {
+    /// Has the image that a frame is of do this with it.
+    fn of<T>(
+        &mut self,
+        entry: &FrameEntry,
+        work: impl FnOnce(&mut (dyn Fetch + 'a), &FrameEntry) -> Result<T>,
+    ) -> Result<T> {
         let (number, member) = self.image.at(entry.logical_offset);
         let fetcher = match &mut self.fetchers[number] {
             Some(fetcher) => fetcher,
-            none => none.insert(member.image.fetcher()?),
+            none => none.insert(member.image.fetcher().map_err(|e| member.at_fault(e))?),
         };
-        Ok((fetcher, member.own(entry)))
+        work(&mut **fetcher, &member.own(entry)).map_err(|e| member.at_fault(e))
     }
 }
 
 impl Fetch for JoinedFetch<'_> {
     fn check(&mut self, entry: &FrameEntry) -> Result<u64> {
-        let (fetcher, own) = self.of(entry)?;
-        fetcher.check(&own)
+        self.of(entry, |fetcher, own| fetcher.check(own))
     }
 
     fn fetch(&mut self, entry: &FrameEntry, content: &mut [u8]) -> Result<u64> {
-        let (fetcher, own) = self.of(entry)?;
-        fetcher.fetch(&own, content)
+        self.of(entry, |fetcher, own| fetcher.fetch(own, content))
     }
 
     fn check_deeply(&mut self, entry: &FrameEntry, content: &mut Vec<u8>) -> Result<u64> {
-        let (fetcher, own) = self.of(entry)?;
-        fetcher.check_deeply(&own, content)
+        self.of(entry, |fetcher, own| fetcher.check_deeply(own, content))
     }
 }

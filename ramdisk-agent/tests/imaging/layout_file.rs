@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -97,6 +98,19 @@ format = "swap"
 label = "scratch"
 size = "16M"
 "#;
+
+#[test]
+fn the_image_that_is_damaged_is_named() {
+    let bench = Bench::new();
+    let file = File::options().write(true).open(&bench.data).unwrap();
+    file.write_all_at(&[0x55; 64], file.metadata().unwrap().len() / 2).unwrap();
+    let target = bench.path("t");
+    File::create(&target).unwrap().set_len(320 * MIB).unwrap();
+    let layout = bench.layout(SYSTEM);
+    let data = bench.data.to_str().unwrap();
+    try_restore(&bench.image, &target, &["--layout", &layout])
+        .refused("image_corrupt", &[&format!("reading {data}: "), "do not match their hash"]);
+}
 
 #[test]
 fn volumes_of_several_images_become_a_disk() {
