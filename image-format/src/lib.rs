@@ -32,7 +32,7 @@ mod seek_table;
 mod writer;
 mod zstd_header;
 
-pub use codec::{Decoder, EncodedFrame, Encoder, StoredFrame, is_zero};
+pub use codec::{Decoder, EncodedFrame, Encoder, StoredFrame, is_zero, working_memory};
 pub use directory::Totals;
 pub use error::{FormatError, Part, Result};
 pub use hash::{Hash, ParseHashError, Root};

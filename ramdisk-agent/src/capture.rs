@@ -7,6 +7,7 @@
 //! with (`capture/resume.rs`).
 
 mod base;
+pub(crate) mod crew;
 mod logical;
 pub(crate) mod plan;
 mod rescue;
@@ -31,9 +32,11 @@ use crate::pipeline;
 use crate::progress::{Progress, millis};
 use crate::run;
 use crate::store::{self, PARTIAL_SUFFIX, StoreUrl, StoreWriter};
+use crate::sys::memory;
 use crate::telemetry;
 use crate::verify;
 use base::Base;
+use crew::Crew;
 use rescue::Rescue;
 use resume::{Attempt, Start};
 use sink::FrameSink;
@@ -118,6 +121,8 @@ pub(crate) fn publish(
     attempt: Option<Attempt>,
     progress: &Arc<Progress>,
 ) -> Result<()> {
+    // What the frames were made in is not needed any more, and what reads them again takes as much.
+    memory::give_back();
     let flushed = Instant::now();
     progress.begin(Stage::Flushing, 0);
     let durable = writer.commit();
@@ -181,9 +186,8 @@ fn write_image(
 ) -> Result<(CaptureSummary, image_format::Root)> {
     let start = Instant::now();
     progress.begin(Stage::Capturing, plan.disk_bytes);
-    let workers = cores();
-    progress.meter().set_threads(workers);
-    let depth = sink::depth();
+    let crew = Crew::new(options.level, store.holds_bytes(), base.map(Base::images))?;
+    progress.meter().set_threads(crew.workers);
     let (header, covered) = match &begun {
         Begun::Earlier(beginning) => (beginning.header().clone(), beginning.covered()),
         Begun::Now(header) => (header.clone(), 0),
@@ -191,7 +195,7 @@ fn write_image(
     let spans =
         Spans::new(&plan.used, plan.disk_bytes, image_format::DEFAULT_SPAN_LEN).from(covered);
     // A cold disk is read by the kernel ahead of the compressors: one span for each that may be under way.
-    let ahead = u64::from(image_format::DEFAULT_SPAN_LEN) * (depth as u64 + 2);
+    let ahead = u64::from(image_format::DEFAULT_SPAN_LEN) * (crew.depth as u64 + 2);
     let jobs = spans.map(|span| {
         progress.check()?;
         for soon in plan.used.overlapping(span.offset + ahead, u64::from(span.len)) {
@@ -202,11 +206,11 @@ fn write_image(
     let rescue = options.rescue.then(|| Rescue::new(disk)).transpose()?;
     let stored = store.len();
     let mut sink = match begun {
-        Begun::Earlier(beginning) => FrameSink::resume(store, beginning, progress),
-        Begun::Now(header) => FrameSink::create(store, &header, plan.disk_bytes, progress)?,
+        Begun::Earlier(beginning) => FrameSink::resume(store, beginning, crew, progress),
+        Begun::Now(header) => FrameSink::create(store, &header, plan.disk_bytes, crew, progress)?,
     };
     progress.advance(covered, stored)?;
-    let threads = (0..workers)
+    let threads = (0..crew.workers)
         .map(|_| {
             let base = base.map(Base::reader).transpose()?;
             let mut worker =
@@ -215,7 +219,7 @@ fn write_image(
             Ok(move |span| worker.encode(span, buffers.try_recv().unwrap_or_default()))
         })
         .collect::<Result<Vec<_>>>()?;
-    pipeline::run(jobs, threads, depth, |encoded| sink.append(encoded))?;
+    pipeline::run(jobs, threads, crew.depth, |encoded| sink.append(encoded))?;
     let bad = rescue.map(Rescue::finish).unwrap_or_default();
     let manifest =
         Manifest { parent: base.map(Base::parent), ..plan.manifest(&header, options, &bad) };

@@ -52,6 +52,7 @@ use crate::error::{Error, Result};
 use crate::image::DiskImage;
 use crate::pipeline;
 use crate::progress::{Progress, millis};
+use crate::sys::memory;
 use crate::telemetry;
 use crate::verify;
 
@@ -171,6 +172,8 @@ impl Work<'_> {
         let (fetched_bytes, mut written_bytes) = self.write_frames()?;
         let restore_ms = millis(started);
 
+        // What the frames were unpacked in is not needed any more, and what reads them back takes as much.
+        memory::give_back();
         let started = Instant::now();
         self.progress.begin(Stage::Flushing, 0);
         self.target.flush()?;

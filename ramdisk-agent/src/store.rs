@@ -105,6 +105,11 @@ pub trait StoreWriter: Send {
         self.len() == 0
     }
 
+    /// The most memory that it takes for bytes that are on their way.
+    fn holds_bytes(&self) -> u64 {
+        MOST_HELD_BYTES
+    }
+
     /// How many bytes went over the network more than once because the server forgot them.
     fn resent_bytes(&self) -> u64 {
         0
@@ -124,6 +129,9 @@ pub trait StoreWriter: Send {
         self.abort()
     }
 }
+
+/// What a writer over a network takes: the bytes that it keeps until they are durable, and the requests that carry some of them.
+pub const MOST_HELD_BYTES: u64 = 72 << 20;
 
 /// Zeros, appended as any other bytes.
 fn write_zeros<W: StoreWriter + ?Sized>(writer: &mut W, len_bytes: u64) -> Result<()> {

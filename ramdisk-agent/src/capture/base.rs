@@ -73,6 +73,11 @@ impl Base {
         self.parent.clone()
     }
 
+    /// How many images it is made of.
+    pub fn images(&self) -> usize {
+        self.chain.len()
+    }
+
     /// One thread's way to the base's content.
     pub fn reader(&self) -> Result<BaseReader<'_>> {
         Ok(BaseReader { base: &self.chain, fetcher: self.chain.fetcher()?, content: Vec::new() })

@@ -17,9 +17,9 @@ use image_format::{
 };
 use uuid::Uuid;
 
+use super::crew::Crew;
 use super::plan::CapturePlan;
 use super::span::{Spans, Worker};
-use super::{cores, sink};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::pipeline;
@@ -214,7 +214,8 @@ fn check(
     progress: &Arc<Progress>,
 ) -> Result<Option<Flaw>> {
     progress.begin(Stage::Comparing, partial.covered());
-    progress.meter().set_threads(cores());
+    let crew = Crew::of_comparison(store::MOST_HELD_BYTES);
+    progress.meter().set_threads(crew.workers);
     let mut pages = (first..partial.pages()).map(|index| (index, partial.page(index)));
     let frames = std::iter::from_fn(move || pages.next()).flat_map(|(index, page)| {
         let frames: Vec<Result<(usize, FrameEntry)>> = match page {
@@ -223,7 +224,7 @@ fn check(
         };
         frames
     });
-    let workers = (0..cores())
+    let workers = (0..crew.workers)
         .map(|_| {
             let mut checker = Checker::new(partial, disk, progress)?;
             Ok(move |(page, frame): (usize, FrameEntry)| {
@@ -233,7 +234,7 @@ fn check(
         })
         .collect::<Result<Vec<_>>>()?;
     let mut found = None;
-    let checked = pipeline::run(frames, workers, sink::depth(), |(flaw, disk_len, stored_len)| {
+    let checked = pipeline::run(frames, workers, crew.depth, |(flaw, disk_len, stored_len)| {
         progress.advance(disk_len, stored_len)?;
         match flaw {
             None => Ok(()),

@@ -7,16 +7,11 @@ use agent_api::Part;
 use crossbeam_channel::{Receiver, Sender};
 use image_format::{Beginning, DEFAULT_SPAN_LEN, Header, ImageWriter, Manifest};
 
-use super::cores;
+use super::crew::Crew;
 use super::span::{Encoded, HoleRun};
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::store::StoreWriter;
-
-/// How many spans may be under way at once.
-pub(crate) fn depth() -> usize {
-    cores() * 2 + 2
-}
 
 /// Writes encoded frames to a store.
 pub(crate) struct FrameSink<'a> {
@@ -32,9 +27,10 @@ impl<'a> FrameSink<'a> {
         store: &'a mut dyn StoreWriter,
         header: &Header,
         disk_len: u64,
+        crew: Crew,
         progress: &'a Progress,
     ) -> Result<Self> {
-        let (used, free) = crossbeam_channel::bounded(depth() + cores());
+        let (used, free) = crossbeam_channel::bounded(crew.depth + crew.workers);
         let sink = StoreSink { store, progress };
         let out = ImageWriter::create(sink, header.clone(), disk_len, DEFAULT_SPAN_LEN)?;
         Ok(Self { out, hole: HoleRun::default(), used, free, progress })
@@ -44,9 +40,10 @@ impl<'a> FrameSink<'a> {
     pub(crate) fn resume(
         store: &'a mut dyn StoreWriter,
         beginning: Beginning,
+        crew: Crew,
         progress: &'a Progress,
     ) -> Self {
-        let (used, free) = crossbeam_channel::bounded(depth() + cores());
+        let (used, free) = crossbeam_channel::bounded(crew.depth + crew.workers);
         let out = ImageWriter::resume(StoreSink { store, progress }, beginning);
         Self { out, hole: HoleRun::default(), used, free, progress }
     }

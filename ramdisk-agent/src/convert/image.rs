@@ -9,7 +9,8 @@ use image_format::{
 use uuid::Uuid;
 
 use super::{ConvertOptions, ConvertSummary, fetch};
-use crate::capture::sink::{self, FrameSink};
+use crate::capture::crew::Crew;
+use crate::capture::sink::FrameSink;
 use crate::capture::span::{Encoded, encode_bytes};
 use crate::capture::{self, CapturePlan};
 use crate::error::Result;
@@ -106,8 +107,9 @@ fn write_frames(
     progress: &Arc<Progress>,
 ) -> Result<image_format::Summary> {
     progress.begin(Stage::Capturing, image.disk_len());
-    let mut sink = FrameSink::create(store, header, image.disk_len(), progress)?;
-    let threads = (0..super::workers(image))
+    let crew = Crew::of_conversion(level, store.holds_bytes())?;
+    let mut sink = FrameSink::create(store, header, image.disk_len(), crew, progress)?;
+    let threads = (0..super::workers(image).min(crew.workers))
         .map(|_| {
             let mut fetcher = image.fetcher()?;
             let mut encoder = Encoder::new(level)?;
@@ -131,7 +133,7 @@ fn write_frames(
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    let depth = sink::depth().min(image.readers());
+    let depth = crew.depth.min(image.readers());
     pipeline::run(image.frames(), threads, depth, |encoded| sink.append(encoded))?;
     sink.finish(&made.manifest(header, level))
 }

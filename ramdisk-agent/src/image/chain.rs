@@ -19,9 +19,13 @@ use image_format::{
 use super::{DiskImage, Fetch, has_image_name, new_decoder};
 use crate::error::{Error, Result};
 use crate::store::{self, ImageFile, StoreUrl};
+use crate::verify;
 
 /// The most images that one restore reads: a full one and the deltas on it.
 pub const MAX_CHAIN_LEN: usize = MAX_BASES + 1;
+
+/// How many frames are made at once, at most, out of images that need each other.
+const MAX_READERS: usize = 6;
 
 type Reader = ImageReader<Box<dyn ImageFile>>;
 
@@ -328,6 +332,11 @@ impl DiskImage for Chain {
         self.top().frame_at(logical_offset)
     }
 
+    fn readers(&self) -> usize {
+        // Each holds up to four spans, where others hold two.
+        verify::readers().min(MAX_READERS)
+    }
+
     fn fetcher(&self) -> Result<Box<dyn Fetch + '_>> {
         Ok(Box::new(ChainReader {
             chain: self,
@@ -355,26 +364,41 @@ impl ChainReader<'_> {
     fn content(&mut self, entry: &FrameEntry, content: &mut [u8], deep: bool) -> Result<u64> {
         let entries = self.chain.entries(entry)?;
         let hashes = deep || entries.iter().any(|entry| entry.base == FrameBase::Prefix);
+        // What is only referred to is in the frame beneath. The last of the others is what was asked for; of what comes before, one
+        // step at a time is kept.
+        let mut stored = entries.iter().zip(&self.chain.links);
+        let last = stored
+            .position(|(entry, _)| entry.base != FrameBase::Reference)
+            .expect("a chain of frames ends in one that is whole");
         let mut fetched = 0;
-        for (entry, link) in entries.iter().zip(&self.chain.links).rev() {
+        for (at, (entry, link)) in
+            entries.iter().zip(&self.chain.links).enumerate().skip(last).rev()
+        {
             if entry.base == FrameBase::Reference {
                 continue;
             }
             let frame = link.stored(entry, &mut self.stored)?;
             fetched += u64::from(entry.stored_len);
-            self.above.resize(content.len(), 0);
+            let above = match at == last {
+                true => &mut *content,
+                false => {
+                    self.above.resize(content.len(), 0);
+                    self.above.as_mut_slice()
+                }
+            };
             let decoded = if entry.base == FrameBase::Prefix {
-                Decoder::decode_with_prefix(frame, &self.beneath, &mut self.above)
+                Decoder::decode_with_prefix(frame, &self.beneath, above)
             } else {
-                self.decoder.decode(frame, &mut self.above)
+                self.decoder.decode(frame, above)
             };
             decoded.map_err(|e| link.at_fault(e))?;
-            std::mem::swap(&mut self.above, &mut self.beneath);
             if hashes {
-                Decoder::check_content(entry, &self.beneath).map_err(|e| link.at_fault(e))?;
+                Decoder::check_content(entry, above).map_err(|e| link.at_fault(e))?;
+            }
+            if at != last {
+                std::mem::swap(&mut self.above, &mut self.beneath);
             }
         }
-        content.copy_from_slice(&self.beneath);
         Ok(fetched)
     }
 }

@@ -66,6 +66,7 @@ enum Job {
 
 /// Writes a file by way of a thread; see the module's description.
 pub(super) struct FileWriter {
+    queue_chunks: usize,
     path: PathBuf,
     partial: PathBuf,
     /// Holds the lock; the thread has the same open file.
@@ -117,6 +118,7 @@ impl FileWriter {
             })
             .map_err(failed)?;
         Ok(Self {
+            queue_chunks,
             path: path.to_owned(),
             partial,
             file,
@@ -176,6 +178,12 @@ impl FileWriter {
 }
 
 impl StoreWriter for FileWriter {
+    fn holds_bytes(&self) -> u64 {
+        // Those that wait, the one that is filled, the one that is written, and one on its way back.
+        let chunks = self.queue_chunks + 3;
+        u64::try_from(chunks * CHUNK_BYTES).expect("a few chunks")
+    }
+
     fn append(&mut self, mut data: &[u8]) -> Result<()> {
         while !data.is_empty() {
             let taken = self.chunk.fill(data);
