@@ -95,11 +95,11 @@ pub fn run(
     let (mut summary, root) = match result {
         Ok(done) => done,
         Err(error) => {
-            return Err(give_up(writer, attempt.keeps(&error), error));
+            return Err(give_up(writer, url, attempt.keeps(&error), error));
         }
     };
     summary.not_resumed = note;
-    publish(writer, root, &mut summary, Some(attempt), progress)?;
+    publish(writer, url, root, &mut summary, Some(attempt), progress)?;
     summary.total_ms = millis(start);
     Ok(summary)
 }
@@ -116,6 +116,7 @@ enum Begun {
 /// store that went away may still hold is left for the next one.
 pub(crate) fn publish(
     mut writer: Box<dyn StoreWriter>,
+    url: &StoreUrl,
     root: image_format::Root,
     summary: &mut CaptureSummary,
     attempt: Option<Attempt>,
@@ -154,7 +155,7 @@ pub(crate) fn publish(
         // What is there and not what was written is of no use, whoever asks for it.
         let went_away = matches!(error.kind(), ErrorKind::Network | ErrorKind::Cancelled);
         let keeps = went_away && attempt.is_some_and(|attempt| attempt.keeps(&error));
-        return Err(give_up(writer, keeps, error.context("checking what the store holds")));
+        return Err(give_up(writer, url, keeps, error.context("checking what the store holds")));
     }
     progress.begin(Stage::Committing, 0);
     writer.publish()?;
@@ -165,13 +166,22 @@ pub(crate) fn publish(
 
 /// Ends a writer after an error, whose partial file is kept or removed. The first error is the one that matters, and a partial that could not
 /// be removed is not an image either; but whoever cancels expects that nothing stays.
-pub(crate) fn give_up(writer: Box<dyn StoreWriter>, keeps: bool, error: Error) -> Error {
+pub(crate) fn give_up(
+    writer: Box<dyn StoreWriter>,
+    url: &StoreUrl,
+    keeps: bool,
+    error: Error,
+) -> Error {
     let ended = if keeps { writer.keep() } else { writer.abort() };
     if ended.is_ok() || keeps || error.kind() != ErrorKind::Cancelled {
         return error;
     }
+    let partial = match (url.parent(), url.file_name()) {
+        (Some(folder), Some(name)) => folder.join(&format!("{name}{PARTIAL_SUFFIX}")).to_string(),
+        _ => format!("{url}{PARTIAL_SUFFIX}"),
+    };
     error.context(format!(
-        "what was written could not be removed, since its store does not answer, and may stay as NAME{PARTIAL_SUFFIX} until the next writer of that name replaces it"
+        "what was written could not be removed, since its store does not answer, and may stay as {partial} until the next writer of that image replaces it"
     ))
 }
 
@@ -245,4 +255,54 @@ fn write_image(
 #[must_use]
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{ImageFile, StoreError};
+
+    /// A writer whose store has gone.
+    struct Gone;
+
+    fn gone<T>() -> store::Result<T> {
+        Err(StoreError::Dead { url: "x".to_owned() })
+    }
+
+    impl StoreWriter for Gone {
+        fn append(&mut self, _: &[u8]) -> store::Result<()> {
+            gone()
+        }
+        fn commit(&mut self) -> store::Result<u64> {
+            gone()
+        }
+        fn len(&self) -> u64 {
+            0
+        }
+        fn reader(&self) -> store::Result<Box<dyn ImageFile>> {
+            gone()
+        }
+        fn publish(self: Box<Self>) -> store::Result<()> {
+            gone()
+        }
+        fn abort(self: Box<Self>) -> store::Result<()> {
+            gone()
+        }
+    }
+
+    #[test]
+    fn who_cancels_is_told_the_name_of_what_stays() {
+        for (url, partial) in [
+            ("nfs://nas/images/a.img.zst?uid=7", "nfs://nas/images/a.img.zst.partial?uid=7 until"),
+            ("/srv/a.img.zst", "/srv/a.img.zst.partial until"),
+        ] {
+            let url: StoreUrl = url.parse().unwrap();
+            let cancelled = || Error::new(ErrorKind::Cancelled, "cancelled");
+            let error = give_up(Box::new(Gone), &url, false, cancelled());
+            assert_eq!(error.kind(), ErrorKind::Cancelled);
+            assert!(error.chain().contains(partial), "{}", error.chain());
+            let text = give_up(Box::new(Gone), &url, true, cancelled()).chain();
+            assert!(!text.contains("partial"), "{text}");
+        }
+    }
 }

@@ -75,12 +75,13 @@ pub fn copy(
     let beside = match written {
         Ok(beside) => beside,
         Err(error) => {
-            return Err(capture::give_up(writer, false, error));
+            return Err(capture::give_up(writer, target, false, error));
         }
     };
     let mut checked =
         CaptureSummary { stored_bytes: image.stored_len(), ..CaptureSummary::default() };
-    if let Err(error) = capture::publish(writer, image.root(), &mut checked, None, progress) {
+    if let Err(error) = capture::publish(writer, target, image.root(), &mut checked, None, progress)
+    {
         for url in beside {
             // The first error is the one that matters; what stays is a text that belongs to no image.
             let _ = store::remove(&url, &stores.to_tidy_up());

@@ -82,12 +82,12 @@ pub fn write(
     let written = match write_frames(image, &mut *writer, made, &header, level, progress) {
         Ok(written) => written,
         Err(error) => {
-            return Err(capture::give_up(writer, false, error));
+            return Err(capture::give_up(writer, target, false, error));
         }
     };
     let mut summary =
         CaptureSummary { stored_bytes: written.stored_len, ..CaptureSummary::default() };
-    capture::publish(writer, written.root, &mut summary, None, progress)?;
+    capture::publish(writer, target, written.root, &mut summary, None, progress)?;
     Ok(ConvertSummary {
         root: written.root.to_string(),
         data_bytes: written.data_bytes,

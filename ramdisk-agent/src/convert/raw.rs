@@ -124,7 +124,7 @@ pub fn write<E: Encode>(
     let (stored_bytes, data_bytes) = match checked {
         Ok(done) => done,
         Err(error) => {
-            return Err(crate::capture::give_up(writer, false, error));
+            return Err(crate::capture::give_up(writer, target, false, error));
         }
     };
     progress.begin(Stage::Committing, 0);
