@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{ErrorKind, JobSpec, StoreAccess};
+use agent_api::{ErrorKind, JobSpec, StoreAccess, Work};
 use fault_proxy::{Ending, Proxy, Script, Way};
 use ramdisk_agent::progress::Progress;
 use ramdisk_agent::store::{self, Access, Options, ReadAt, StoreError, StoreUrl};
@@ -422,6 +422,14 @@ async fn stores_are_tried_out() {
     assert_eq!(served.get("/v1/tokens").await.as_array().unwrap().len(), 1);
 }
 
+/// The job that an agent is told to do.
+pub fn job_of(work: Value) -> JobSpec {
+    match serde_json::from_value(work).unwrap() {
+        Work::Job(spec) => *spec,
+        other => panic!("{other:?} is no job"),
+    }
+}
+
 /// Does a job as it was handed out, on this disk; its outcome.
 pub fn work(job: &JobSpec) -> Value {
     outcome(worker_on(job))
@@ -467,7 +475,7 @@ async fn a_disk_through_jobs_and_nothing_but_the_controller() {
         let job = job["id"].as_i64().unwrap();
         served.wait_state(job, "booting").await;
         let agent = Agent::check_in(&served, boot).await;
-        let spec: JobSpec = serde_json::from_value(agent.work().await).unwrap();
+        let spec = job_of(agent.work().await);
         let outcome = blocking(move || work(&spec)).await;
         assert_eq!(outcome["result"], "succeeded", "{outcome}");
         let (status, said) = agent.outcome(job, outcome).await;

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use agent_api::JobSpec;
 use fault_proxy::{Proxy, Way};
 use futures_util::future::join_all;
 use ramdisk_agent::store::{self, Options, ReadAt, StoreError};
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use crate::agent_store::{Store, blocking, content, work, worker_on};
+use crate::agent_store::{Store, blocking, content, job_of, work, worker_on};
 use crate::agents::Agent;
 use crate::files::{Client, ID, OTHER_ID, fed_body, of_job, received};
 use crate::rig::{Served, answer, wait};
@@ -443,7 +442,7 @@ async fn a_killed_capture_goes_on_in_its_job() {
     served.wait_state(job, "booting").await;
     let agent = Agent::check_in(&served, 1).await;
     let partial = served.data().join(PARTIAL);
-    let mut spec: JobSpec = serde_json::from_value(agent.work().await).unwrap();
+    let mut spec = job_of(agent.work().await);
     // As the agent's session does for all attempts of one boot.
     spec.image_id = Some(Uuid::new_v4().to_string());
     let mut worker = worker_on(&spec);
