@@ -25,8 +25,10 @@ pub struct Segment {
 pub enum Content {
     /// These bytes.
     Bytes(Arc<[u8]>),
-    /// A volume, with its name for errors.
+    /// A volume that says itself how long it is, with its name for errors.
     Volume(String, Start),
+    /// Every byte of the piece, as they come, with its name for errors: nothing but their number tells that some are missing.
+    Raw(String, Start),
 }
 
 impl std::fmt::Debug for Segment {
@@ -91,6 +93,7 @@ impl Assembled {
         &mut self,
         name: &str,
         start: &Start,
+        is_whole: bool,
         end: u64,
         buf: &mut [u8],
     ) -> Result<Option<Piece>> {
@@ -99,6 +102,13 @@ impl Assembled {
             None => self.walk.insert(start()?),
         };
         let Some(piece) = walk.next(buf)? else {
+            let missing = end - self.at;
+            if is_whole && missing > 0 {
+                let fault = format!(
+                    "the image of {name} ends {missing} bytes before its partition does: it is cut off, or its last piece is missing"
+                );
+                return Err(ForeignError::damaged(self.format, fault));
+            }
             self.walk = None;
             self.next += 1;
             return Ok(self.free_to(end));
@@ -147,8 +157,9 @@ impl Walk for Assembled {
                     self.at += count as u64;
                     return Ok(Some(Piece::Data(count)));
                 }
-                Content::Volume(name, start) => {
-                    if let Some(piece) = self.volume(name, start, end, buf)? {
+                content @ (Content::Volume(name, start) | Content::Raw(name, start)) => {
+                    let is_whole = matches!(content, Content::Raw(..));
+                    if let Some(piece) = self.volume(name, start, is_whole, end, buf)? {
                         return Ok(Some(piece));
                     }
                 }

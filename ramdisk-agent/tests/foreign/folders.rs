@@ -241,6 +241,36 @@ fn tables_that_lie_elsewhere_than_usual_come_back() {
             assert!(part(&a) == part(&b), "partition {number}");
         }
     }
+    // A table that is cut off, or says something else than the list, would leave a disk whose partitions nothing leads to.
+    let table = image.join("sda-mbr");
+    let whole = fs::read(&table).unwrap();
+    let mut moved = whole.clone();
+    moved[446 + 8] ^= 8;
+    for (bytes, words) in [
+        (&whole[..0], "sda-mbr has no MBR in its 0 bytes"),
+        (&whole[..500], "sda-mbr has no MBR in its 500 bytes"),
+        (&moved, "sda-mbr has another place for sda1"),
+    ] {
+        fs::write(&table, bytes).unwrap();
+        convert(&image, &folder.join("out.raw"), &[]).refused("image_corrupt", &[words]);
+    }
+    fs::write(&table, &whole).unwrap();
+    // Nothing in raw bytes says where they end: that they are fewer than the partition has must not become zeros.
+    let out = folder.join("out.raw");
+    let words = ["the image of sda7 ends 1048576 bytes before its partition does"];
+    let whole =
+        "dd if=disk bs=512 skip=63488 count=18432 2> log | split -a 2 -b 8M - img/sda7.dd-img.";
+    shell(folder, &format!("rm img/sda7.*; {whole}; rm img/sda7.dd-img.ab"));
+    convert(&image, &out, &[]).refused("image_corrupt", &words);
+    let short =
+        "dd if=disk bs=512 skip=63488 count=16384 2> log | gzip -1 -c > img/sda7.dd-img.gz.aa";
+    shell(folder, &format!("rm img/sda7.*; {short}"));
+    convert(&image, &out, &[]).refused("image_corrupt", &words);
+    noise_file(&target, 64 << 20, 7);
+    let before = fs::read(&target).unwrap();
+    let args = ["restore", image.to_str().unwrap(), target.to_str().unwrap(), "--yes"];
+    agent(&args).refused("image_corrupt", &words);
+    assert!(fs::read(&target).unwrap() == before, "the target was written to");
 }
 
 #[test]
@@ -260,6 +290,20 @@ fn what_a_folder_lacks_is_named() {
     without("sda1.vfat-ptcl-img.gz.aa", "refused", "no image of sda1");
     without("sda-gpt-1st", "image_corrupt", "sda-gpt-1st is missing");
     without("disk", "refused", "single partitions");
+    // A table that is cut off, or says something else than the list, would leave a disk whose partitions nothing leads to.
+    let table = image.join("sda-gpt-1st");
+    let whole = fs::read(&table).unwrap();
+    let mut moved = whole.clone();
+    moved[1024 + 128 + 32] ^= 8;
+    for (bytes, words) in [
+        (&whole[..0], "has no GPT, or is cut off"),
+        (&whole[..1024 + 128], "the entry of sda2 is missing"),
+        (&moved, "sda-gpt-1st has another place for sda2"),
+    ] {
+        fs::write(&table, bytes).unwrap();
+        convert(&image, &out, &[]).refused("image_corrupt", &[words]);
+    }
+    fs::write(&table, &whole).unwrap();
     fs::write(image.join("lvm_vg_dev.list"), "vg /dev/sda2").unwrap();
     convert(&image, &out, &[]).refused("refused", &["LVM"]);
     fs::remove_file(image.join("lvm_vg_dev.list")).unwrap();
