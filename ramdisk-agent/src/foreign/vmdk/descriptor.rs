@@ -46,10 +46,11 @@ impl Descriptor {
             .map_err(|_| ForeignError::damaged(FORMAT, "its descriptor is not text"))?;
         let mut extents = Vec::new();
         for line in text.lines().map(str::trim) {
-            if let Some((key, value)) = line.split_once('=') {
-                check_setting(key.trim(), value.trim().trim_matches('"'))?;
-            } else if ["RW ", "RDONLY ", "NOACCESS "].iter().any(|word| line.starts_with(word)) {
+            // A file's name may have a '=' in it.
+            if ["RW ", "RDONLY ", "NOACCESS "].iter().any(|word| line.starts_with(word)) {
                 extents.push(parse_extent(line)?);
+            } else if let Some((key, value)) = line.split_once('=') {
+                check_setting(key.trim(), value.trim().trim_matches('"'))?;
             }
         }
         Ok(Self { extents })
@@ -122,6 +123,9 @@ mod tests {
         assert_eq!(extents.len(), 3);
         assert_eq!((extents[0].file.as_str(), extents[0].len), ("a b-f001.vmdk", 4_192_256 * 512));
         assert_eq!((extents[1].kind, extents[2].kind), (ExtentKind::Zero, ExtentKind::Sparse));
+        let named = Descriptor::parse(b"CID=1\nRW 2 FLAT \"vm=1-flat.vmdk\" 0\n").unwrap();
+        assert_eq!(named.extents.len(), 1);
+        assert_eq!(named.extents[0].file, "vm=1-flat.vmdk");
         for (line, word) in [
             ("parentCID=12345678", "differs"),
             ("RW 1 VMFSSPARSE \"a\"", "VMFSSPARSE"),
