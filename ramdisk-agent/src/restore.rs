@@ -120,8 +120,6 @@ pub fn run(
     }
     // What the read-back reads is to come from the disk.
     let _direct = target.direct_backing();
-    // The first write comes next: whoever watches is to know.
-    progress.begin(Stage::Restoring, image.disk_len());
     let nodes = commit::invalidate(target, plan).map_err(|error| {
         error.context(format!(
             "destroying what was on {path} failed half-way; it may hold parts of the old system, and may still boot it"
@@ -270,6 +268,7 @@ impl Work<'_> {
 
     /// Fetches, checks, decompresses and writes every frame. Order does not matter here: each worker writes its own.
     fn write_frames(&self) -> Result<(u64, u64)> {
+        self.progress.begin(Stage::Restoring, self.image.disk_len());
         let meter = self.progress.meter();
         let readers = self.image.readers();
         meter.set_threads(readers);
