@@ -198,6 +198,12 @@ impl Layout {
         if rests > 1 {
             return Err("only one partition of a layout can have the rest".into());
         }
+        let is_mbr = self.table == LayoutTable::Mbr;
+        if is_mbr && self.partitions.iter().filter(|p| p.bootable).count() > 1 {
+            return Err(
+                "only one partition of an MBR can be bootable: boot code stops at two".into()
+            );
+        }
         let numbered = self.partitions.iter().zip(1..);
         let faults = numbered.filter_map(|(p, n)| self.fault(p).map(|f| (n, f)));
         match faults.collect::<Vec<(u32, &str)>>().first() {
@@ -305,6 +311,8 @@ mod tests {
         }
         let mbr = |line: &str| parse(&format!("table=\"mbr\"\n[[partition]]\nsize=\"1G\"\n{line}"));
         mbr("bootable = true").unwrap();
+        let two = "bootable = true\n[[partition]]\nsize=\"1G\"\nbootable = true";
+        assert!(mbr(two).unwrap_err().contains("only one partition"));
         assert!(mbr("name = \"x\"").unwrap_err().contains("only a GPT"));
         assert!(mbr(&"[[partition]]\nsize=1\n".repeat(4)).unwrap_err().contains("1 to 4"));
         assert!(parse("partition = []").unwrap_err().contains("1 to 128"));

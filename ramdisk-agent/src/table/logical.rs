@@ -200,7 +200,12 @@ fn moved_links<'a>(
     table: &Table,
     slots: &[Slot],
 ) -> io::Result<Vec<(&'a Link, u64, Slot)>> {
-    let cannot = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, why.to_owned());
+    let cannot = |why: &str| {
+        let what = format!(
+            "{why}, so that none of them can move: leave --grow out and take a disk that is no smaller, or restore the partitions with --layout"
+        );
+        io::Error::new(io::ErrorKind::InvalidInput, what)
+    };
     if !extended.links.iter().all(Link::is_usual) {
         return Err(cannot(
             "the logical partitions are chained in a way that cannot be rearranged",

@@ -326,6 +326,20 @@ fn tables_of_logical_partitions_come_before_the_first_sector() {
 }
 
 #[test]
+fn a_chain_that_cannot_move_says_what_to_do() {
+    let mut bytes = logical_disk();
+    // A table that leads on in its first entry.
+    bytes[LINKS[1] + 446..][..32].rotate_left(16);
+    let table = table(&bytes);
+    let mut slots = table.slots();
+    slots.last_mut().unwrap().start_bytes += 1 << 20;
+    let size = 2 * DISK_BYTES as u64;
+    let error = super::arrange(&mut Cursor::new(&bytes), &table, &slots, size).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("leave --grow out"), "{error}");
+}
+
+#[test]
 fn a_broken_chain_is_refused() {
     let good = logical_disk();
     let broken = |change: &dyn Fn(&mut Vec<u8>)| {
