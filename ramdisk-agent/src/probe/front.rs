@@ -118,8 +118,11 @@ fn ntfs_volume_record(head: &[u8]) -> Option<(u64, usize)> {
     let power = |code: u8| 1_u64.checked_shl(u32::from(code.wrapping_neg()));
     let sector_bytes = u64::from(le16(head, 11)?);
     let [sectors] = field(head, 13)?;
-    let cluster_bytes =
-        sector_bytes * if sectors > 0x80 { power(sectors)? } else { u64::from(sectors) };
+    let cluster_bytes = sector_bytes.checked_mul(if sectors > 0x80 {
+        power(sectors)?
+    } else {
+        u64::from(sectors)
+    })?;
     let [record] = field(head, 64)?;
     let record_bytes = if record >= 0x80 {
         power(record)?
@@ -227,4 +230,21 @@ pub fn iso9660(head: &[u8]) -> Option<Hit> {
     };
     let id = date(830).or_else(|| date(813));
     Some(Hit::new(FsKind::Iso9660, ISO_DESCRIPTOR as u64 + 1, 5, id, text(descriptor.get(40..72))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ntfs_with_impossible_clusters_has_no_volume_record() {
+        let mut head = vec![0; 512];
+        head[11..13].copy_from_slice(&512_u16.to_le_bytes());
+        (head[13], head[64]) = (8, 0xF6);
+        head[48..56].copy_from_slice(&4_u64.to_le_bytes());
+        assert_eq!(ntfs_volume_record(&head), Some((4 * 4096 + NTFS_VOLUME_RECORD * 1024, 1024)));
+        // 2 to the power of 55 sectors.
+        head[13] = 0xC9;
+        assert_eq!(ntfs_volume_record(&head), None);
+    }
 }

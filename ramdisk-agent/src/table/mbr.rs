@@ -86,11 +86,12 @@ impl Mbr {
 
     /// The entry that keeps tools that know no GPT off the disk.
     pub fn protective(&self) -> Option<&Entry> {
-        // Where text of a boot sector stands for entries, the type says nothing.
-        let real = |e: &&Entry| {
-            e.kind == PROTECTIVE && e.is_used() && (e.start == 1 || self.is_plausible())
-        };
-        self.entries.iter().find(real)
+        self.entries.iter().find(|entry| self.protects(entry))
+    }
+
+    /// Whether this is such an entry. Where text of a boot sector stands for entries, the type says nothing.
+    fn protects(&self, entry: &Entry) -> bool {
+        entry.kind == PROTECTIVE && entry.is_used() && (entry.start == 1 || self.is_plausible())
     }
 
     /// How many partitions it has beside a protective one.
@@ -319,7 +320,7 @@ pub fn fill(
 /// hybrid MBR that leaves room for others on purpose; it stays, and so does one that has the largest length there is.
 pub fn resize_protective(lba0: &mut [u8], old_sectors: u64, new_sectors: u64) {
     let Some(mbr) = Mbr::parse(lba0) else { return };
-    for (i, entry) in mbr.entries.iter().enumerate().filter(|(_, e)| e.kind == PROTECTIVE) {
+    for (i, entry) in mbr.entries.iter().enumerate().filter(|(_, e)| mbr.protects(e)) {
         if entry.len == u32::MAX || (entry.end() < old_sectors && mbr.count() > 0) {
             continue;
         }
@@ -328,5 +329,34 @@ pub fn resize_protective(lba0: &mut [u8], old_sectors: u64, new_sectors: u64) {
         let bytes = &mut lba0[ENTRIES + i * ENTRY_LEN..][..ENTRY_LEN];
         bytes[5..8].copy_from_slice(&CHS_MAX);
         bytes[12..16].copy_from_slice(&len.to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// LBA 0 with one entry of the protective type.
+    fn lba0(flags: u8, start: u32, len: u32) -> Vec<u8> {
+        let mut bytes = vec![0; MBR_LEN];
+        bytes[SIGNATURE..].copy_from_slice(&[0x55, 0xAA]);
+        let entry = &mut bytes[ENTRIES..][..ENTRY_LEN];
+        (entry[0], entry[4]) = (flags, PROTECTIVE);
+        entry[8..12].copy_from_slice(&start.to_le_bytes());
+        entry[12..16].copy_from_slice(&len.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_is_no_protective_entry_does_not_become_one() {
+        for (flags, start, len) in [(0x74, 9, 0), (0, 1, 0), (0x74, 9, 100)] {
+            let before = lba0(flags, start, len);
+            let mut after = before.clone();
+            resize_protective(&mut after, 100, 1000);
+            assert_eq!(after, before, "{flags:#x} {start} {len}");
+        }
+        let mut after = lba0(0, 1, 99);
+        resize_protective(&mut after, 100, 1000);
+        assert_eq!(Mbr::parse(&after).unwrap().entries[0].len, 999);
     }
 }
