@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ramdisk_agent::disk::Disk;
 
@@ -13,6 +13,9 @@ use crate::disks::{self, noise_file};
 use crate::faulty::FaultyDisk;
 use crate::round_trip::restored;
 use crate::tools::run;
+
+/// How long others may have a loop device that is to be detached.
+const DETACHED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A loop device over a file; detached when dropped.
 #[derive(Debug)]
@@ -51,12 +54,25 @@ impl Loop {
     pub fn text(&self) -> &str {
         self.0.to_str().unwrap()
     }
+
+    /// The file behind it; `None` once it is detached.
+    fn file(&self) -> Option<String> {
+        let name = self.0.file_name()?.to_str()?;
+        fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok()
+    }
 }
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // Fails only if it is gone already.
+        let file = self.file();
+        // While somebody else has it open, say another test's agent that lists all disks, it is detached with the last of them, and what
+        // was written through it is not in the file before. Both fail only if it is gone already.
+        let _ = crate::tools::status("util-linux", "blockdev", &["--flushbufs", self.text()]);
         let _ = crate::tools::status("util-linux", "losetup", &["--detach", self.text()]);
+        let start = Instant::now();
+        while file.is_some() && self.file() == file && start.elapsed() < DETACHED_WITHIN {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

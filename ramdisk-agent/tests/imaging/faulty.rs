@@ -119,6 +119,8 @@ impl FaultyDisk {
         let export = folder.join("export");
         fs::write(&export, "").unwrap();
         let pid_file = folder.join("daemon.pid");
+        // One that was killed has left its own.
+        let _ = fs::remove_file(&pid_file);
         let mut command = Command::new("qemu-storage-daemon");
         for (option, value) in options {
             command.args([option, value]);
@@ -150,12 +152,11 @@ impl FaultyDisk {
     }
 
     fn end(&mut self) {
-        drop(self.device.take());
         // It may be stopped, or gone.
         let pid = Pid::from_raw(self.daemon.id().cast_signed());
-        for signal in [Signal::SIGCONT, Signal::SIGTERM] {
-            let _ = kill(pid, signal);
-        }
+        let _ = kill(pid, Signal::SIGCONT);
+        drop(self.device.take());
+        let _ = kill(pid, Signal::SIGTERM);
         let until = Instant::now() + GOOD_ORDER;
         self.wait("ends", |daemon| {
             if Instant::now() >= until {
