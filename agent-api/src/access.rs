@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer, Error, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A text that no log, error or `{:?}` shows. On the wire it is the plain text: only what is inside TLS carries it.
 #[derive(Clone, PartialEq, Eq, Serialize)]
@@ -12,57 +12,10 @@ pub struct SecretText(String);
 
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Asked for a text, serde_json makes the error by itself.
-        deserializer.deserialize_any(OnlyText)
-    }
-}
-
-/// Takes a text. What is none is not repeated by the error, as serde's own would: a password may be a number.
-struct OnlyText;
-
-impl OnlyText {
-    fn refuse<E: Error>() -> Result<SecretText, E> {
-        Err(E::custom("it is not a text: put it in quotes"))
-    }
-}
-
-impl Visitor<'_> for OnlyText {
-    type Value = SecretText;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<SecretText, E> {
-        Ok(SecretText(text.to_owned()))
-    }
-
-    fn visit_string<E: Error>(self, text: String) -> Result<SecretText, E> {
-        Ok(SecretText(text))
-    }
-
-    fn visit_bool<E: Error>(self, _: bool) -> Result<SecretText, E> {
-        Self::refuse()
-    }
-
-    fn visit_i64<E: Error>(self, _: i64) -> Result<SecretText, E> {
-        Self::refuse()
-    }
-
-    fn visit_i128<E: Error>(self, _: i128) -> Result<SecretText, E> {
-        Self::refuse()
-    }
-
-    fn visit_u64<E: Error>(self, _: u64) -> Result<SecretText, E> {
-        Self::refuse()
-    }
-
-    fn visit_u128<E: Error>(self, _: u128) -> Result<SecretText, E> {
-        Self::refuse()
-    }
-
-    fn visit_f64<E: Error>(self, _: f64) -> Result<SecretText, E> {
-        Self::refuse()
+        // serde's own error repeats what it found: a password may be a number.
+        String::deserialize(deserializer)
+            .map(Self)
+            .map_err(|_| D::Error::custom("it is not a text: put it in quotes"))
     }
 }
 
