@@ -10,9 +10,9 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
-use super::ApiError;
 use super::auth::Caller;
 use super::tasks::{Reached, own_file, reach};
+use super::{ApiError, to_its_end};
 use crate::clock::rfc3339;
 use crate::context::Controller;
 use crate::db::{DbError, Image, NewImage};
@@ -209,9 +209,7 @@ pub(super) async fn remove(
     match (&place, image.zip(outside)) {
         (_, Some((image, reached))) => {
             // To its end, whether or not its client still listens: the entry comes back if the file stays.
-            let work =
-                tokio::spawn(async move { remove_outside(&controller, image, reached).await });
-            work.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+            to_its_end(async move { remove_outside(&controller, image, reached).await }).await?;
         }
         (Some(place), None) => {
             if let Some(file) = own_file(place) {

@@ -10,12 +10,13 @@ use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
 use super::auth::Caller;
+use super::tasks::let_in;
 use super::{ApiError, to_its_end};
 use crate::clock::rfc3339;
 use crate::context::Controller;
-use crate::db::{CHECK_TOKEN_PREFIX, StoreRow};
+use crate::db::StoreRow;
 use crate::names::{StoreName, StoreUrl};
-use crate::secret::{Secret, hex, is_hex, random_bytes};
+use crate::secret::{Secret, is_hex};
 use crate::store::{Credentials, check, shown};
 
 /// Longest user, domain or password, in bytes.
@@ -328,12 +329,9 @@ pub(super) async fn check(
             return Ok(check::check(&controller.agent, &url, &access).await?);
         }
         // Of our own store: with a token that lives as long as this.
-        let token = Secret::random();
-        let name = format!("{CHECK_TOKEN_PREFIX}{}", hex(&random_bytes::<8>()));
-        controller.db.add_token(&name, &token.hash()).await?;
-        let access = controller.stores.own_access(&store, &token);
+        let (token, access) = let_in(&controller, &store).await?;
         let report = check::check(&controller.agent, &url, &access).await;
-        controller.db.remove_token(&name).await?;
+        controller.db.remove_token(&token).await?;
         Ok::<_, ApiError>(report?)
     };
     to_its_end(work).await.map(Json)

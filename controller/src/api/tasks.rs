@@ -13,7 +13,7 @@ use super::auth::Caller;
 use super::{ApiError, OptionalJson};
 use crate::clock::rfc3339;
 use crate::context::Controller;
-use crate::db::{CHECK_TOKEN_PREFIX, Image, LOCAL};
+use crate::db::{CHECK_TOKEN_PREFIX, Image, LOCAL, StoreRow};
 use crate::names::{FileName, ImageName, StoreName};
 use crate::secret::{Secret, hex, random_bytes};
 use crate::store::{DELTA_SUFFIX, IMAGE_SUFFIX, Place, below};
@@ -182,13 +182,22 @@ pub(super) async fn reach(controller: &Controller, places: &[&Place]) -> Result<
             reached.access.push(controller.stores.credentials(row)?);
             continue;
         }
-        let token = Secret::random();
-        let name = format!("{CHECK_TOKEN_PREFIX}{}", hex(&random_bytes::<8>()));
-        controller.db.add_token(&name, &token.hash()).await?;
-        reached.access.push(controller.stores.own_access(&row, &token));
-        reached.token = Some(name);
+        let (token, access) = let_in(controller, &row).await?;
+        reached.access.push(access);
+        reached.token = Some(token);
     }
     Ok(reached)
+}
+
+/// The name of a new token for our own store, which is the caller's to remove, and what lets the agent's program in with it.
+pub(super) async fn let_in(
+    controller: &Controller,
+    store: &StoreRow,
+) -> Result<(String, StoreAccess), ApiError> {
+    let token = Secret::random();
+    let name = format!("{CHECK_TOKEN_PREFIX}{}", hex(&random_bytes::<8>()));
+    controller.db.add_token(&name, &token.hash()).await?;
+    Ok((name, controller.stores.own_access(store, &token)))
 }
 
 /// The file's name in a place.

@@ -5,7 +5,7 @@
 //! standard output. It is asked to end before it is made to: what it has begun to write it removes by itself. When the controller ends,
 //! that is waited for ([`AgentProgram::end`]); after a `kill -9` it ends by itself (`--attached`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ impl AgentProgram {
         let _ = self.is_ending.subscribe().wait_for(|is_ending| *is_ending).await;
     }
 
-    pub(super) fn path(&self) -> &PathBuf {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 }

@@ -54,7 +54,7 @@ async fn check_within(
     access: &StoreAccess,
 ) -> Result<StoreReport, CheckError> {
     let _held = program.hold();
-    let failed = |error| CheckError::Program(program.path().clone(), error);
+    let failed = |error| CheckError::Program(program.path().to_owned(), error);
     let mut command = Command::new(program.path());
     command.args(["--progress", "none", "store-check", folder]);
     let child =
