@@ -53,22 +53,14 @@ const TREES_PREFIX_TUNED: [CParameter; 2] = [CParameter::HashLog(20), CParameter
 const LARGE_TABLE_LEVEL: i32 = 12;
 const LARGE_TABLE_TUNED: [CParameter; 1] = [CParameter::HashLog(22)];
 
-/// What is set otherwise than zstd sets it, at this level.
-fn tuned(level: i32) -> &'static [CParameter] {
-    match level {
-        DEFAULT_LEVEL => &TUNED,
-        LARGE_TABLE_LEVEL => &LARGE_TABLE_TUNED,
-        TREES_LEVEL.. => &TREES_TUNED,
-        _ => &[],
-    }
-}
-
-/// The same for frames with a prefix.
-fn prefix_tuned(level: i32) -> &'static [CParameter] {
-    match level {
-        DEFAULT_LEVEL => &PREFIX_TUNED,
-        LARGE_TABLE_LEVEL => &LARGE_TABLE_TUNED,
-        TREES_LEVEL.. => &TREES_PREFIX_TUNED,
+/// What is set otherwise than zstd sets it, at this level, for frames with a prefix or without.
+fn tuned(level: i32, with_prefix: bool) -> &'static [CParameter] {
+    match (level, with_prefix) {
+        (DEFAULT_LEVEL, false) => &TUNED,
+        (DEFAULT_LEVEL, true) => &PREFIX_TUNED,
+        (LARGE_TABLE_LEVEL, _) => &LARGE_TABLE_TUNED,
+        (TREES_LEVEL.., false) => &TREES_TUNED,
+        (TREES_LEVEL.., true) => &TREES_PREFIX_TUNED,
         _ => &[],
     }
 }
@@ -139,7 +131,7 @@ impl Encoder {
         let mut compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
         compressor.include_checksum(true).map_err(failed)?;
         compressor.include_contentsize(true).map_err(failed)?;
-        for parameter in tuned(level) {
+        for parameter in tuned(level, false) {
             compressor.set_parameter(*parameter).map_err(failed)?;
         }
         Ok(Self { level, compressor })
@@ -201,7 +193,7 @@ impl Encoder {
         ];
         // A context keeps what its prefix is for as long as it lives, so each frame has its own.
         let mut context = CCtx::create();
-        for parameter in parameters.iter().chain(prefix_tuned(level)).copied() {
+        for parameter in parameters.iter().chain(tuned(level, true)).copied() {
             context.set_parameter(parameter).map_err(failed)?;
         }
         context.ref_prefix(prefix).map_err(failed)?;
