@@ -282,7 +282,8 @@ fn read_and_move(disk: &Sparse, sector_bytes: u32) {
         }
         let moved = read_sound(&mut target, sector_bytes).expect("what was written can be read");
         // Behind an MBR without partitions, of which the disk is taken whole, a GPT may lie that was made for a larger one: there it counts.
-        if table.kind == TableKind::Mbr && table.partitions.is_empty() && target_len > disk.len {
+        let has_none = table.kind == TableKind::Mbr && table.partitions.is_empty();
+        if has_none && target_len > disk.len && moved.kind == TableKind::Gpt {
             continue;
         }
         assert_eq!(moved.kind, table.kind);
