@@ -21,6 +21,7 @@ pub mod partclone;
 mod plan;
 pub mod qcow2;
 mod raw;
+mod saved_table;
 pub mod sfdisk;
 mod source;
 mod spans;

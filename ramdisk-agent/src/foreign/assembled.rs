@@ -25,10 +25,13 @@ pub struct Segment {
 pub enum Content {
     /// These bytes.
     Bytes(Arc<[u8]>),
-    /// A volume that says itself how long it is, with its name for errors.
-    Volume(String, Start),
-    /// Every byte of the piece, as they come, with its name for errors: nothing but their number tells that some are missing.
-    Raw(String, Start),
+    /// A volume, with its name for errors.
+    Volume {
+        name: String,
+        start: Start,
+        /// It has every byte of the piece, and nothing but their number tells that some are missing; others say themselves how long they are.
+        is_raw: bool,
+    },
 }
 
 impl std::fmt::Debug for Segment {
@@ -93,7 +96,7 @@ impl Assembled {
         &mut self,
         name: &str,
         start: &Start,
-        is_whole: bool,
+        is_raw: bool,
         end: u64,
         buf: &mut [u8],
     ) -> Result<Option<Piece>> {
@@ -103,7 +106,7 @@ impl Assembled {
         };
         let Some(piece) = walk.next(buf)? else {
             let missing = end - self.at;
-            if is_whole && missing > 0 {
+            if is_raw && missing > 0 {
                 let fault = format!(
                     "the image of {name} ends {missing} bytes before its partition does: it is cut off, or its last piece is missing"
                 );
@@ -157,9 +160,8 @@ impl Walk for Assembled {
                     self.at += count as u64;
                     return Ok(Some(Piece::Data(count)));
                 }
-                content @ (Content::Volume(name, start) | Content::Raw(name, start)) => {
-                    let is_whole = matches!(content, Content::Raw(..));
-                    if let Some(piece) = self.volume(name, start, is_whole, end, buf)? {
+                Content::Volume { name, start, is_raw } => {
+                    if let Some(piece) = self.volume(name, start, *is_raw, end, buf)? {
                         return Ok(Some(piece));
                     }
                 }
