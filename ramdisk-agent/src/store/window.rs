@@ -119,6 +119,11 @@ impl Window {
         self.pieces.len()
     }
 
+    /// Whether the file has not its first bytes yet.
+    pub(super) fn lacks_front(&self) -> bool {
+        self.durable_bytes == 0 && !self.pieces.front().is_some_and(Piece::is_written)
+    }
+
     fn is_careful(&self) -> bool {
         self.forgotten >= CAREFUL_AFTER
     }
@@ -366,6 +371,24 @@ mod tests {
         window.written(0, reply(6, 8)).unwrap();
         assert_eq!(window.next_to_send(9).unwrap().range, 0..10);
         assert_eq!(window.resent_bytes(), 4);
+    }
+
+    #[test]
+    fn the_front_is_there_once_all_of_its_piece_is() {
+        let mut window = Window::default();
+        assert!(window.lacks_front());
+        window.push(vec![1; 10]);
+        window.next_to_send(1).unwrap();
+        assert!(window.lacks_front());
+        window.written(0, reply(4, 7)).unwrap();
+        assert!(window.lacks_front());
+        window.next_to_send(1).unwrap();
+        window.written(0, reply(6, 7)).unwrap();
+        assert!(!window.lacks_front());
+        window.next_commit(1).unwrap();
+        window.committed([8; 8]).unwrap();
+        assert!(window.lacks_front(), "a restart has lost it");
+        assert!(!Window::behind(1).lacks_front());
     }
 
     #[test]

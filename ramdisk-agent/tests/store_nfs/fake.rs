@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nfs3_types::mount::{fhandle3, mountres3, mountres3_ok};
 use nfs3_types::nfs3::*;
@@ -41,6 +42,8 @@ pub struct Faults {
     pub no_exclusive: bool,
     /// A new file gets the number of one that has no name any more, whose handle is stale then.
     pub reuses_numbers: bool,
+    /// The first WRITE to the front of a file comes late, and finds other handles.
+    pub late_front: bool,
     /// Answers to all WRITEs (from the n-th on).
     pub write_error: Option<(u32, nfsstat3)>,
     pub commit_error: Option<nfsstat3>,
@@ -166,6 +169,10 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
         if stream.read_exact(&mut record).is_err() {
             return;
         }
+        if is_late(&mut state.lock().unwrap().faults, &record) {
+            std::thread::sleep(Duration::from_millis(200));
+            state.lock().unwrap().generation += 1;
+        }
         let (fate, fragment_bytes) = {
             let mut state = state.lock().unwrap();
             let fate = handle(&mut state, &record);
@@ -189,6 +196,19 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
             return;
         }
     }
+}
+
+fn is_late(faults: &mut Faults, record: &[u8]) -> bool {
+    let mut rest = record;
+    let (message, _) = rpc_msg::unpack(&mut rest).unwrap();
+    let msg_body::CALL(call) = message.body else { panic!("not a call") };
+    let is_write =
+        call.prog == nfs3_types::nfs3::PROGRAM && call.proc == NFS_PROGRAM::NFSPROC3_WRITE as u32;
+    if !faults.late_front || !is_write || get::<WRITE3args<'_>>(&mut rest).offset > 0 {
+        return false;
+    }
+    faults.late_front = false;
+    true
 }
 
 fn handle(state: &mut State, record: &[u8]) -> Fate {

@@ -425,6 +425,18 @@ fn stale_handles_are_looked_up_again_and_another_file_is_an_error() {
 }
 
 #[test]
+fn a_front_that_comes_late_does_not_make_the_file_somebody_elses() {
+    let faults = Faults { late_front: true, request_bytes: 4096, ..Faults::default() };
+    let server = Fake::start(faults);
+    let data = pattern(1_000_000, 3);
+    let mut writer = store::create(&server.url("x"), Uuid::new_v4(), &options()).unwrap();
+    writer.append(&data).unwrap();
+    writer.publish().unwrap();
+    assert!(!server.state.lock().unwrap().faults.late_front, "it was late");
+    assert!(server.stable("x").unwrap() == data);
+}
+
+#[test]
 fn a_folder_that_does_not_end_and_names_that_lead_elsewhere() {
     let server = Fake::start(Faults { endless_folder: true, ..Faults::default() });
     let folder = server.url("x").parent().unwrap();

@@ -162,7 +162,10 @@ impl NfsWriter {
     /// Sends what may be sent now.
     fn send(&mut self) {
         let client = &self.session.client;
-        while let Some(send) = self.window.next_to_send(client.writes_in_flight) {
+        loop {
+            // Nothing goes behind a front that is not there: a file with a hole in its place would not say whose it is.
+            let limit = if self.window.lacks_front() { 1 } else { client.writes_in_flight };
+            let Some(send) = self.window.next_to_send(limit) else { break };
             let count = u32::try_from(send.range.len()).expect("a piece is at most a request long");
             let tag = send.number | u64::from(self.lookups) << NUMBER_BITS;
             let payload = Payload { data: send.data, range: send.range };
