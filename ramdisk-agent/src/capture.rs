@@ -13,6 +13,7 @@ pub(crate) mod plan;
 mod rescue;
 mod resume;
 pub(crate) mod sink;
+mod source;
 pub(crate) mod span;
 
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use crew::Crew;
 use rescue::Rescue;
 use resume::{Attempt, Start};
 use sink::FrameSink;
+use source::Source;
 use span::{Spans, Worker};
 
 /// Makes the plan and checks that the capture may go ahead. Reads metadata only.
@@ -196,7 +198,10 @@ fn write_image(
 ) -> Result<(CaptureSummary, image_format::Root)> {
     let start = Instant::now();
     progress.begin(Stage::Capturing, plan.disk_bytes);
-    let crew = Crew::new(options.level, store.holds_bytes(), base.map(Base::images))?;
+    let rescue = options.rescue.then(|| Rescue::new(disk)).transpose()?;
+    let source = Source::new(disk, plan, rescue.as_ref(), progress);
+    let crew =
+        Crew::new(options.level, store.holds_bytes(), base.map(Base::images), source.waits())?;
     progress.meter().set_threads(crew.workers);
     let (header, covered) = match &begun {
         Begun::Earlier(beginning) => (beginning.header().clone(), beginning.covered()),
@@ -204,16 +209,17 @@ fn write_image(
     };
     let spans =
         Spans::new(&plan.used, plan.disk_bytes, image_format::DEFAULT_SPAN_LEN).from(covered);
-    // A cold disk is read by the kernel ahead of the compressors: one span for each that may be under way.
+    // What goes through the page cache is read by the kernel ahead of the compressors: one span for each that may be under way.
     let ahead = u64::from(image_format::DEFAULT_SPAN_LEN) * (crew.depth as u64 + 2);
     let jobs = spans.map(|span| {
         progress.check()?;
-        for soon in plan.used.overlapping(span.offset + ahead, u64::from(span.len)) {
+        let later = source.wants_read_ahead().then_some(span.offset + ahead);
+        for soon in later.into_iter().flat_map(|at| plan.used.overlapping(at, u64::from(span.len)))
+        {
             disk.read_ahead(soon.start, soon.len);
         }
         Ok(span)
     });
-    let rescue = options.rescue.then(|| Rescue::new(disk)).transpose()?;
     let stored = store.len();
     let mut sink = match begun {
         Begun::Earlier(beginning) => FrameSink::resume(store, beginning, crew, progress),
@@ -223,8 +229,7 @@ fn write_image(
     let threads = (0..crew.workers)
         .map(|_| {
             let base = base.map(Base::reader).transpose()?;
-            let mut worker =
-                Worker::new(disk, plan, rescue.as_ref(), base, progress, options.level)?;
+            let mut worker = Worker::new(&source, base, progress, options.level)?;
             let buffers = sink.buffers();
             Ok(move |span| worker.encode(span, buffers.try_recv().unwrap_or_default()))
         })

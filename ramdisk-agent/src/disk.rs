@@ -7,6 +7,7 @@
 
 mod backing;
 mod bad;
+mod bulk;
 mod ground;
 mod inventory;
 mod lock;

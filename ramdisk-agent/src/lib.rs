@@ -24,6 +24,7 @@ mod mounted;
 pub mod pipeline;
 pub mod probe;
 pub mod progress;
+mod ranges;
 pub mod restore;
 pub mod run;
 mod seek;

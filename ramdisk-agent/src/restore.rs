@@ -26,7 +26,6 @@ mod layout;
 mod medium;
 mod placement;
 mod plan;
-mod ranges;
 mod retargeting;
 
 use std::ops::Range;
@@ -52,12 +51,10 @@ use crate::error::{Error, Result};
 use crate::image::DiskImage;
 use crate::pipeline;
 use crate::progress::{Progress, millis};
+use crate::ranges::{self, BRIDGE_LEN};
 use crate::sys::memory;
 use crate::telemetry;
 use crate::verify;
-
-/// Free gaps up to this long are written as zeros, or read and ignored, where that saves a separate request.
-const BRIDGE_LEN: u64 = 64 << 10;
 
 /// Looks at image and target and makes the plan. Writes nothing; refuses what must not be done.
 pub fn plan(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> Result<RestorePlan> {
@@ -105,15 +102,18 @@ pub fn run(
         ..RestoreSummary::default()
     };
     if options.delta {
-        let difference =
-            delta::compare(image, work.medium(), options, progress).map_err(|error| {
-                error
-                    .context(format!("comparing {path} with the image failed; nothing was written"))
-            })?;
+        let direct = target.direct_backing_unless_cached();
+        let medium = Medium { cached: true, ..work.medium() };
+        let difference = delta::compare(image, medium, options, progress).map_err(|error| {
+            error.context(format!("comparing {path} with the image failed; nothing was written"))
+        })?;
+        drop(direct);
         compared.compared_bytes = difference.compared_bytes;
         compared.compare_ms = millis(start);
         // An image that is there already may still have to be changed, or to grow where it was cut off.
         if difference.is_empty() && plan.customises.is_none() && plan.growths.is_empty() {
+            // Somebody else wrote it, and may not have waited until it was on the disk.
+            target.flush()?;
             return Ok(finished(compared, start, progress));
         }
         work.difference = Some(difference);
@@ -244,6 +244,7 @@ impl Work<'_> {
             target: self.target,
             plan: self.plan,
             meter: self.progress.meter(),
+            cached: false,
         }
     }
 

@@ -8,6 +8,7 @@
 )]
 
 pub mod block;
+pub mod cache;
 pub mod kexec;
 pub mod loops;
 pub mod memory;

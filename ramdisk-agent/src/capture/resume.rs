@@ -19,7 +19,9 @@ use uuid::Uuid;
 
 use super::crew::Crew;
 use super::plan::CapturePlan;
-use super::span::{Spans, Worker};
+use super::source::{Source, span_buffer};
+use super::span::{self, Spans};
+use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::pipeline;
@@ -226,13 +228,13 @@ fn check(
     });
     let workers = (0..crew.workers)
         .map(|_| {
-            let mut checker = Checker::new(partial, disk, progress)?;
-            Ok(move |(page, frame): (usize, FrameEntry)| {
+            let mut checker = Checker::new(partial, disk, progress);
+            move |(page, frame): (usize, FrameEntry)| {
                 let flaw = checker.check(page, &frame)?;
                 Ok((flaw, u64::from(frame.logical_len), u64::from(frame.stored_len)))
-            })
+            }
         })
-        .collect::<Result<Vec<_>>>()?;
+        .collect::<Vec<_>>();
     let mut found = None;
     let checked = pipeline::run(frames, workers, crew.depth, |(flaw, disk_len, stored_len)| {
         progress.advance(disk_len, stored_len)?;
@@ -254,7 +256,8 @@ fn check(
 /// One thread's part in that.
 struct Checker<'a> {
     partial: &'a Partial<Box<dyn ImageFile>>,
-    disk: Option<(Worker<'a>, &'a CapturePlan)>,
+    disk: Option<(Source<'a>, &'a CapturePlan)>,
+    buffer: AlignedBuf,
     progress: &'a Progress,
     stored: Vec<u8>,
 }
@@ -264,15 +267,9 @@ impl<'a> Checker<'a> {
         partial: &'a Partial<Box<dyn ImageFile>>,
         disk: Option<Compared<'a>>,
         progress: &'a Progress,
-    ) -> Result<Self> {
-        let disk = disk
-            .map(|(disk, plan)| {
-                // It compresses nothing: the level does not matter.
-                let worker = Worker::new(disk, plan, None, None, progress, 1)?;
-                Ok::<_, Error>((worker, plan))
-            })
-            .transpose()?;
-        Ok(Self { partial, disk, progress, stored: Vec::new() })
+    ) -> Self {
+        let disk = disk.map(|(disk, plan)| (Source::new(disk, plan, None, progress), plan));
+        Self { partial, disk, buffer: span_buffer(), progress, stored: Vec::new() }
     }
 
     fn check(&mut self, page: usize, frame: &FrameEntry) -> Result<Option<Flaw>> {
@@ -285,10 +282,10 @@ impl<'a> Checker<'a> {
             Err(error @ FormatError::Read { .. }) => return Err(error.into()),
             Err(_) => return Ok(Some(Flaw::StoreDamaged { page, frame: frame.stored_offset })),
         }
-        let Some((worker, plan)) = &mut self.disk else { return Ok(None) };
+        let Some((source, plan)) = &self.disk else { return Ok(None) };
         let differs = match frame.kind {
-            FrameKind::Data => data_differs(worker, plan, frame, &self.stored)?,
-            FrameKind::Hole => hole_differs(worker, plan, frame)?,
+            FrameKind::Data => data_differs(source, plan, frame, &self.stored, &mut self.buffer)?,
+            FrameKind::Hole => hole_differs(source, plan, frame, &mut self.buffer)?,
         };
         Ok(differs.map(|offset| Flaw::DiskDiffers { offset }))
     }
@@ -296,16 +293,17 @@ impl<'a> Checker<'a> {
 
 /// Where the disk differs from a data frame, which covers one span.
 fn data_differs(
-    worker: &mut Worker<'_>,
+    source: &Source<'_>,
     plan: &CapturePlan,
     frame: &FrameEntry,
     stored: &[u8],
+    buffer: &mut AlignedBuf,
 ) -> Result<Option<u64>> {
     let start = frame.logical_offset;
     let Some(span) = spans(plan, start).next().filter(|span| span.len == frame.logical_len) else {
         return Ok(Some(start));
     };
-    let (content, runs) = worker.content(span)?;
+    let (content, runs) = span::content(source, span, buffer)?;
     if Hash::of(content) != frame.content_hash {
         let mut earlier = vec![0; content.len()];
         let mut decoder = Decoder::new()
@@ -319,9 +317,10 @@ fn data_differs(
 
 /// Where the disk differs from a hole, which covers whole spans.
 fn hole_differs(
-    worker: &mut Worker<'_>,
+    source: &Source<'_>,
     plan: &CapturePlan,
     frame: &FrameEntry,
+    buffer: &mut AlignedBuf,
 ) -> Result<Option<u64>> {
     let start = frame.logical_offset;
     let end = start + u64::from(frame.logical_len);
@@ -330,11 +329,11 @@ fn hole_differs(
         if span.offset + u64::from(span.len) > end {
             return Ok(Some(span.offset));
         }
-        let (content, runs) = worker.content(span)?;
+        let (content, runs) = span::content(source, span, buffer)?;
         if let Some(at) = content.iter().position(|byte| *byte != 0) {
             return Ok(Some(span.offset + at as u64));
         }
-        list.extend(super::span::hole_runs(runs, u64::from(span.len)));
+        list.extend(span::hole_runs(runs, u64::from(span.len)));
     }
     // Not coarsened: the writer never merges a hole's runs.
     Ok(first_difference(&Runs::new(list), &frame.runs).map(|at| start + at))

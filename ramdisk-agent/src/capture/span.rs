@@ -7,10 +7,9 @@ use image_format::{
 };
 
 use super::base::BaseReader;
-use super::plan::{BAD_SECTOR_ADVICE, CapturePlan};
-use super::rescue::Rescue;
-use crate::disk::{Disk, Unreadable, is_of_medium};
-use crate::error::{Error, Result};
+use super::source::{Source, span_buffer};
+use crate::buffer::AlignedBuf;
+use crate::error::Result;
 use crate::extents::{Extent, Extents};
 use crate::progress::Progress;
 
@@ -69,30 +68,26 @@ pub enum Encoded {
     Hole { len: u64, runs: Vec<Run> },
 }
 
-/// One compressing thread's state.
+/// One thread's state.
 #[derive(Debug)]
 pub struct Worker<'a> {
-    disk: &'a Disk,
-    plan: &'a CapturePlan,
-    rescue: Option<&'a Rescue<'a>>,
+    source: &'a Source<'a>,
     progress: &'a Progress,
     base: Option<BaseReader<'a>>,
     encoder: Encoder,
-    buffer: Vec<u8>,
+    buffer: AlignedBuf,
 }
 
 impl<'a> Worker<'a> {
-    /// With `rescue`, bad sectors do not end the capture; with `base`, only what differs from it is kept.
+    /// With `base`, only what differs from it is kept.
     pub fn new(
-        disk: &'a Disk,
-        plan: &'a CapturePlan,
-        rescue: Option<&'a Rescue<'a>>,
+        source: &'a Source<'a>,
         base: Option<BaseReader<'a>>,
         progress: &'a Progress,
         level: i32,
     ) -> Result<Self> {
         let encoder = Encoder::new(level)?;
-        Ok(Self { disk, plan, rescue, progress, base, encoder, buffer: Vec::new() })
+        Ok(Self { source, progress, base, encoder, buffer: span_buffer() })
     }
 
     /// Reads, classifies, hashes and compresses a span. `stored` is a recycled buffer.
@@ -104,53 +99,23 @@ impl<'a> Worker<'a> {
                 runs: vec![Run { kind: RunKind::Free, units: units_of(len) }],
             });
         }
-        let span_len = usize::try_from(span.len).expect("spans are a few MiB");
-        self.buffer.resize(span_len, 0);
-        let used: Vec<Extent> = self.plan.used.overlapping(span.offset, len).collect();
-        let meter = self.progress.meter();
-        let used_bytes = used.iter().map(|extent| extent.len).sum();
-        meter.time(Part::ReadSource, used_bytes, || self.read(span.offset, &used))?;
+        let (bytes, used) = self.source.read(span, &mut self.buffer)?;
         let base = self.base.as_mut();
-        meter.time(Part::Compress, len, || {
-            encode_bytes(&mut self.encoder, &self.buffer, span.offset, &used, base, stored)
+        self.progress.meter().time(Part::Compress, len, || {
+            encode_bytes(&mut self.encoder, bytes, span.offset, &used, base, stored)
         })
     }
+}
 
-    /// What an image would hold of a span: its content, and its runs before any are merged.
-    pub fn content(&mut self, span: Span) -> Result<(&[u8], Vec<Run>)> {
-        let len = u64::from(span.len);
-        self.buffer.resize(usize::try_from(span.len).expect("spans are a few MiB"), 0);
-        if span.free {
-            self.buffer.fill(0);
-            return Ok((&self.buffer, vec![Run { kind: RunKind::Free, units: units_of(len) }]));
-        }
-        let used: Vec<Extent> = self.plan.used.overlapping(span.offset, len).collect();
-        let used_bytes = used.iter().map(|extent| extent.len).sum();
-        let meter = self.progress.meter();
-        meter.time(Part::ReadSource, used_bytes, || self.read(span.offset, &used))?;
-        let runs = classify(&self.buffer, span.offset, &used);
-        Ok((&self.buffer, runs))
-    }
-
-    /// Fills the buffer with what is used of a span; the first bad sector ends it, or is got around.
-    fn read(&mut self, offset: u64, used: &[Extent]) -> Result<()> {
-        let Some(rescue) = self.rescue else {
-            let read = |buf: &mut [u8], at| self.disk.read_exact_at(buf, at);
-            return fill(&mut self.buffer, offset, used, read).map_err(|bad| {
-                let place = self.plan.place(bad.offset);
-                Error::from(bad).context(format!("reading {place} failed; {BAD_SECTOR_ADVICE}"))
-            });
-        };
-        // A drive that is failing is not asked for a bad sector more often than the rescue does.
-        match fill(&mut self.buffer, offset, used, |buf, at| self.disk.read_once(buf, at)) {
-            Err(bad) if is_of_medium(&bad.source) => {
-                rescue.read(&mut self.buffer, offset, used, &|| self.progress.check())?;
-                // What is used was read; this makes the rest zero.
-                Ok(fill(&mut self.buffer, offset, used, |_, _| Ok(()))?)
-            }
-            read => Ok(read?),
-        }
-    }
+/// What an image would hold of a span: its content, and its runs before any are merged. `buffer` has room for a span.
+pub fn content<'b>(
+    source: &Source<'_>,
+    span: Span,
+    buffer: &'b mut AlignedBuf,
+) -> Result<(&'b [u8], Vec<Run>)> {
+    let (bytes, used) = source.read(span, buffer)?;
+    let runs = classify(bytes, span.offset, &used);
+    Ok((bytes, runs))
 }
 
 /// Classifies, hashes and compresses the bytes of a span, of which those outside of `used` are zero; as the difference to the
@@ -189,25 +154,6 @@ pub fn hole_runs(runs: Vec<Run>, len: u64) -> Vec<Run> {
 
 fn units_of(len: u64) -> u32 {
     u32::try_from(len.div_ceil(u64::from(UNIT_LEN))).expect("a span has at most 2^32 units")
-}
-
-/// Reads the used parts of a span; every other byte becomes zero.
-fn fill(
-    buffer: &mut [u8],
-    offset: u64,
-    used: &[Extent],
-    read: impl Fn(&mut [u8], u64) -> std::result::Result<(), Unreadable>,
-) -> std::result::Result<(), Unreadable> {
-    let mut done = 0;
-    for extent in used {
-        let start = index(extent.start - offset);
-        let end = start + index(extent.len);
-        buffer[done..start].fill(0);
-        read(&mut buffer[start..end], extent.start)?;
-        done = end;
-    }
-    buffer[done..].fill(0);
-    Ok(())
 }
 
 fn index(n: u64) -> usize {

@@ -35,6 +35,19 @@ impl Disk {
         (wanted && sys::loops::set_direct(&self.file, true).is_ok()).then(|| DirectBacking(self))
     }
 
+    /// The same for a comparison, which may as well be with what the kernel has in memory: `None` too if that is most of the file.
+    #[must_use]
+    pub fn direct_backing_unless_cached(&self) -> Option<DirectBacking<'_>> {
+        let is_cached = self.cached_backing().and_then(|path| self.open_backing(&path));
+        let is_cached = is_cached.is_some_and(|file| {
+            // Where nothing is allocated there is nothing to cache.
+            let allocated = file.metadata().map_or(u64::MAX, |meta| meta.blocks() * 512);
+            let cached = sys::cache::cached_bytes(&file, 0..u64::MAX).unwrap_or(0);
+            cached >= allocated / 10 * 9
+        });
+        if is_cached { None } else { self.direct_backing() }
+    }
+
     /// The file beneath a loop device that goes through its page cache.
     fn cached_backing(&self) -> Option<PathBuf> {
         let dir = sysfs_dir(self.file.metadata().ok()?.rdev())?.join("loop");

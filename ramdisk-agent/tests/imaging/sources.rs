@@ -1,12 +1,19 @@
-//! Disks with bad sectors as sources: a capture ends and names the sector.
+//! Disks as sources: those with bad sectors, where a capture ends and names the sector, and what is in the page cache.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use ramdisk_agent::disk::Disk;
+
 use crate::agent::{capture, try_capture};
-use crate::disks::{noise_file, system};
+use crate::devices::Loop;
+use crate::disks::{noise, noise_file, system};
 use crate::faulty::{Fault, FaultyDisk};
-use crate::round_trip::used;
+use crate::round_trip::{unpack, used};
+use crate::tools::run;
+
+const MIB: u64 = 1 << 20;
 
 /// Captures a disk with this bad sector; it fails, names the sector and what is there, and leaves no image.
 fn fails_at(backing: &Path, folder: &Path, sector: u64, place: &str) {
@@ -61,4 +68,74 @@ fn a_sector_that_can_be_read_the_second_time_is_not_bad() {
     noise_file(&backing, 9 << 20, 1);
     let disk = FaultyDisk::source(&backing, dir.path(), &[Fault::unreadable(12_345).once()], &[]);
     capture(disk.path(), &image, &[]);
+}
+
+/// An ext4 with a file of 16 KiB removed between two others: the byte where its first block was.
+fn with_a_short_gap(folder: &Path, path: &Path) -> u64 {
+    let (tree, text) = (folder.join("tree"), path.to_str().unwrap());
+    fs::create_dir(&tree).unwrap();
+    for n in 0..9 {
+        fs::write(tree.join(format!("f{n}")), noise(16 << 10, n)).unwrap();
+    }
+    File::create(path).unwrap().set_len(64 * MIB).unwrap();
+    let args = ["-q", "-F", "-t", "ext4", "-b", "4096", "-d", tree.to_str().unwrap(), text];
+    run("e2fsprogs", "mke2fs", &args);
+    let blocks = run("e2fsprogs", "debugfs", &["-R", "blocks /f4", text]);
+    run("e2fsprogs", "debugfs", &["-w", "-R", "rm /f4", text]);
+    blocks.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// A short gap is read with what is around it.
+#[test]
+fn a_bad_sector_in_free_space_between_files_does_not_count() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (backing, image, unpacked) =
+        (dir.path().join("s"), dir.path().join("a.img.zst"), dir.path().join("u"));
+    let gap = with_a_short_gap(dir.path(), &backing);
+    let mut whole = fs::read(&backing).unwrap();
+    let disk = FaultyDisk::source(&backing, dir.path(), &[Fault::unreadable(gap / 512 + 3)], &[]);
+    capture(disk.path(), &image, &[]);
+    unpack(&image, &unpacked);
+    let taken = fs::read(&unpacked).unwrap();
+    let at = usize::try_from(gap).unwrap();
+    // What is free is not taken, and everything around it is.
+    assert!(whole[at..at + (16 << 10)].iter().any(|byte| *byte != 0));
+    whole[at..at + (16 << 10)].fill(0);
+    let around = at - (32 << 10)..at + (48 << 10);
+    assert!(taken[around.clone()] == whole[around]);
+    run("e2fsprogs", "e2fsck", &["-fn", unpacked.to_str().unwrap()]);
+}
+
+#[test]
+fn a_device_is_read_past_its_page_cache_unless_it_is_there() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (backing, image, unpacked) =
+        (dir.path().join("s"), dir.path().join("a.img.zst"), dir.path().join("u"));
+    let len = 32 * MIB;
+    noise_file(&backing, len, 1);
+    let device = Loop::new(&backing, &["--direct-io=off"]);
+    // Who has it open keeps its cache.
+    let disk = Disk::open_source(device.path()).unwrap();
+    let taken = |name: &str| {
+        let _ = fs::remove_file(&image);
+        capture(device.path(), &image, &[]);
+        unpack(&image, &unpacked);
+        assert!(fs::read(&unpacked).unwrap() == fs::read(&backing).unwrap(), "{name}");
+    };
+    taken("past the cache");
+    let cached = disk.cached_bytes(0, len);
+    assert!(cached < len / 4, "{cached} bytes went through the cache");
+    fs::read(device.path()).unwrap();
+    taken("from the cache");
+    // What is in the cache alone, as yet, is what is on the disk; partly, so that both ways are gone.
+    let written = fs::OpenOptions::new().write(true).open(device.path()).unwrap();
+    for at in (3 * MIB..len).step_by(5 << 20) {
+        written.write_all_at(&noise(70_000, at), at + 1234).unwrap();
+    }
+    let before = fs::read(&backing).unwrap();
+    capture(device.path(), &dir.path().join("b.img.zst"), &[]);
+    unpack(&dir.path().join("b.img.zst"), &unpacked);
+    let taken = fs::read(&unpacked).unwrap();
+    written.sync_all().unwrap();
+    assert!(taken != before && taken == fs::read(&backing).unwrap());
 }

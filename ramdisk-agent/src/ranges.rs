@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+/// Free gaps up to this long are written as zeros, or read and ignored, where that saves a separate request to a disk.
+pub const BRIDGE_LEN: u64 = 64 << 10;
+
 /// Joins neighbours that are at most `gap` bytes apart.
 pub fn bridged(ranges: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
     let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
