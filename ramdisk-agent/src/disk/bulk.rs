@@ -14,7 +14,9 @@ impl Disk {
     /// Whether large reads go past the page cache, unless what they want is in it.
     #[must_use]
     pub fn is_read_past_cache(&self) -> bool {
-        self.direct.is_some() && (self.is_block || mounts::is_of_kernel(&self.path))
+        let is_of_kernel =
+            || std::fs::canonicalize(&self.path).is_ok_and(|path| mounts::is_of_kernel(&path));
+        self.direct.is_some() && (self.is_block || is_of_kernel())
     }
 
     /// Reads what a file holds from memory if most of it is there, and past the page cache otherwise. Of a block device always past

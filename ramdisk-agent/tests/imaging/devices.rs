@@ -184,7 +184,15 @@ fn the_cache_beneath_a_loop_device_is_out_of_the_way_for_a_while() {
     // It has locks of its own.
     assert!(Disk::open_target(&file).unwrap_err().to_string().contains("qemu-storage"));
     drop(faulty);
+    let served = FaultyDisk::file(&file, dir.path(), &[]);
+    let by_link = dir.path().join("link");
+    std::os::unix::fs::symlink(served.path(), &by_link).unwrap();
+    for path in [served.path(), &by_link] {
+        assert!(!Disk::open_source(path).unwrap().is_read_past_cache());
+    }
+    drop(served);
     drop(device);
+    assert!(Disk::open_source(&file).unwrap().is_read_past_cache());
     assert!(Disk::open_target(&file).unwrap().direct_backing().is_none());
 }
 
