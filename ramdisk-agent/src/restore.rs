@@ -102,24 +102,29 @@ pub fn run(
         ..RestoreSummary::default()
     };
     if options.delta {
-        let direct = target.direct_backing_unless_cached();
-        let medium = Medium { cached: true, ..work.medium() };
-        let difference = delta::compare(image, medium, options, progress).map_err(|error| {
-            error.context(format!("comparing {path} with the image failed; nothing was written"))
-        })?;
-        drop(direct);
+        // What somebody else wrote may be in memory only, and stays there as if it were on the disk where the kernel could not write it. Should
+        // that show here, the comparison finds what is not there.
+        let _ = target.flush();
+        target.drop_cache();
+    }
+    // What is compared and read back is to come from the disk.
+    let _direct = target.direct_backing();
+    if options.delta {
+        let difference =
+            delta::compare(image, work.medium(), options, progress).map_err(|error| {
+                error
+                    .context(format!("comparing {path} with the image failed; nothing was written"))
+            })?;
         compared.compared_bytes = difference.compared_bytes;
         compared.compare_ms = millis(start);
         // An image that is there already may still have to be changed, or to grow where it was cut off.
         if difference.is_empty() && plan.customises.is_none() && plan.growths.is_empty() {
-            // Somebody else wrote it, and may not have waited until it was on the disk.
             target.flush()?;
+            compared.changes.extend(not_from_the_disk(target));
             return Ok(finished(compared, start, progress));
         }
         work.difference = Some(difference);
     }
-    // What the read-back reads is to come from the disk.
-    let _direct = target.direct_backing();
     let nodes = commit::invalidate(target, plan).map_err(|error| {
         error.context(format!(
             "destroying what was on {path} failed half-way; it may hold parts of the old system, and may still boot it"
@@ -142,6 +147,15 @@ pub fn run(
             Err(error.context(format!("restoring onto {path} failed; {outcome}")))
         }
     }
+}
+
+/// What is to be told where a comparison with the target may have been with the cache of a file beneath it.
+fn not_from_the_disk(target: &Disk) -> Option<String> {
+    let file = target.lasting_backing_cache()?;
+    Some(format!(
+        "what was read back may have come from the cache of {}, which cannot be reached here",
+        file.display()
+    ))
 }
 
 fn finished(mut summary: RestoreSummary, start: Instant, progress: &Progress) -> RestoreSummary {
@@ -183,12 +197,7 @@ impl Work<'_> {
         let verify_ms = millis(started);
 
         let mut changes = self.plan.changes.clone();
-        changes.extend(self.target.lasting_backing_cache().map(|file| {
-            format!(
-                "what was read back may have come from the cache of {}, which cannot be reached here",
-                file.display()
-            )
-        }));
+        changes.extend(not_from_the_disk(self.target));
         let (bare, partitions): (Vec<&Growth>, Vec<&Growth>) =
             self.plan.growths.iter().partition(|growth| growth.number.is_none());
         self.grow(&partitions, &mut changes)?;
@@ -244,7 +253,6 @@ impl Work<'_> {
             target: self.target,
             plan: self.plan,
             meter: self.progress.meter(),
-            cached: false,
         }
     }
 

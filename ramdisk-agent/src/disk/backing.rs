@@ -1,7 +1,7 @@
 //! Targets that are loop devices, and the page cache of the file beneath.
 //!
 //! A loop device without direct I/O copies everything through that cache, by a single thread: a restore takes about twice as
-//! long, and its read-back sees the cache and not the disk. While a restore writes, direct I/O is on; afterwards the device is as it
+//! long, and its read-back sees the cache and not the disk. While a restore compares and writes, direct I/O is on; afterwards the device is as it
 //! was. Not so where a server or another program answers for the file: a FUSE file was seen to read back old bytes by direct I/O after it
 //! had been written by it. There the file's cached pages are dropped before each read-back.
 
@@ -33,19 +33,6 @@ impl Disk {
         let backing = self.cached_backing()?;
         let wanted = mounts::is_of_kernel(&backing);
         (wanted && sys::loops::set_direct(&self.file, true).is_ok()).then(|| DirectBacking(self))
-    }
-
-    /// The same for a comparison, which may as well be with what the kernel has in memory: `None` too if that is most of the file.
-    #[must_use]
-    pub fn direct_backing_unless_cached(&self) -> Option<DirectBacking<'_>> {
-        let is_cached = self.cached_backing().and_then(|path| self.open_backing(&path));
-        let is_cached = is_cached.is_some_and(|file| {
-            // Where nothing is allocated there is nothing to cache.
-            let allocated = file.metadata().map_or(u64::MAX, |meta| meta.blocks() * 512);
-            let cached = sys::cache::cached_bytes(&file, 0..u64::MAX).unwrap_or(0);
-            cached >= allocated / 10 * 9
-        });
-        if is_cached { None } else { self.direct_backing() }
     }
 
     /// The file beneath a loop device that goes through its page cache.

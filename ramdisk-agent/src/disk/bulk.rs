@@ -7,7 +7,6 @@
 //! give old bytes past it.
 
 use super::{Disk, mounts};
-use crate::error::Result;
 use crate::sys;
 
 impl Disk {
@@ -17,17 +16,6 @@ impl Disk {
         let is_of_kernel =
             || std::fs::canonicalize(&self.path).is_ok_and(|path| mounts::is_of_kernel(&path));
         self.direct.is_some() && (self.is_block || is_of_kernel())
-    }
-
-    /// Reads what a file holds from memory if most of it is there, and past the page cache otherwise. Of a block device always past
-    /// it: what is on the medium may be something else. The error names the first sector that cannot be read.
-    pub fn read_bulk(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = buf.len() as u64;
-        if !self.is_block && self.cached_bytes(offset, len) >= len / 2 {
-            Ok(self.read_exact_at(buf, offset)?)
-        } else {
-            self.read_direct(buf, offset)
-        }
     }
 
     /// How many bytes of a range are in the page cache, counted in whole pages; 0 on a kernel that does not tell (before 6.5).

@@ -20,8 +20,6 @@ pub struct Medium<'a> {
     pub target: &'a Disk,
     pub plan: &'a RestorePlan,
     pub meter: &'a Meter,
-    /// Whether what is in memory of a disk file may be taken for what is in it.
-    pub cached: bool,
 }
 
 /// What a frame's place on the target was found to hold.
@@ -48,13 +46,7 @@ impl Medium<'_> {
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         let len = buffer.len() as u64;
-        self.meter.time(Part::ReadTarget, len, || {
-            if self.cached {
-                self.target.read_bulk(buffer, offset)
-            } else {
-                self.target.read_direct(buffer, offset)
-            }
-        })
+        self.meter.time(Part::ReadTarget, len, || self.target.read_direct(buffer, offset))
     }
 
     fn compare_data(&self, entry: &FrameEntry, buffer: &mut [u8]) -> Result<Held> {

@@ -196,20 +196,6 @@ fn the_cache_beneath_a_loop_device_is_out_of_the_way_for_a_while() {
     assert!(Disk::open_target(&file).unwrap().direct_backing().is_none());
 }
 
-#[test]
-fn a_comparison_takes_a_file_from_memory_where_it_is_there() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let file = dir.path().join("t");
-    disks::noise_file(&file, 4 << 20, 1);
-    let device = Loop::new(&file, &["--direct-io=off"]);
-    let disk = Disk::open_target(&device.0).unwrap();
-    fs::read(&file).unwrap();
-    assert!(disk.direct_backing_unless_cached().is_none());
-    disk.flush().unwrap();
-    disk.drop_cache();
-    assert!(disk.direct_backing_unless_cached().is_some());
-}
-
 /// Where direct I/O is not switched on.
 #[test]
 fn what_is_cached_beneath_a_loop_device_is_dropped() {

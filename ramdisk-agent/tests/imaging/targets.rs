@@ -1,7 +1,7 @@
 //! Disks that fail as targets: the right kind of failure, the sector named, and nothing that would boot.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::agent::{capture, restore, try_restore, worker};
 use crate::damage::is_bootable;
+use crate::devices::Mounted;
 use crate::disks::{Part, noise_file, system, take};
 use crate::faulty::{Fault, FaultyDisk};
 use crate::round_trip::used;
@@ -221,4 +222,32 @@ fn a_disk_that_vanishes_ends_a_restore() {
     assert!(message.contains("no bootable system: its tables were erased before"), "{message}");
     drop(job);
     assert!(!is_bootable(&target));
+}
+
+/// After a write-back that has failed the kernel gives what it could not write, from memory, as if nothing had been.
+#[test]
+fn a_comparison_is_with_the_disk_and_not_with_what_is_in_memory_of_it() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (source, image) = small(dir.path(), 6 * MIB);
+    let (tree, volume) = (dir.path().join("tree"), dir.path().join("fs"));
+    fs::create_dir(&tree).unwrap();
+    noise_file(&tree.join("t"), 6 * MIB, 2);
+    fs::File::create(&volume).unwrap().set_len(64 * MIB).unwrap();
+    let text = volume.to_str().unwrap();
+    let args = ["-q", "-F", "-t", "ext4", "-b", "4096", "-d", tree.to_str().unwrap(), text];
+    run("e2fsprogs", "mke2fs", &args);
+    let blocks = run("e2fsprogs", "debugfs", &["-R", "blocks /t", text]);
+    let sector = blocks.split_whitespace().nth(700).unwrap().parse::<u64>().unwrap() * 8;
+    let fault = Fault::always("write", libc::EIO).at(sector);
+    let faulty = FaultyDisk::target(&volume, dir.path(), &[fault]);
+    let mounted = Mounted::new(faulty.path().to_str().unwrap(), &dir.path().join("mnt"), "rw");
+    let target = dir.path().join("mnt/t");
+    let mut file = fs::File::options().write(true).open(&target).unwrap();
+    file.write_all(&fs::read(&source).unwrap()).unwrap();
+    file.sync_all().unwrap_err();
+    // It is told once.
+    file.sync_all().unwrap();
+    assert!(fs::read(&target).unwrap() == fs::read(&source).unwrap());
+    try_restore(&image, &target, &["--delta"]).refused("disk", &["writing 512 bytes at LBA"]);
+    drop((file, mounted));
 }
