@@ -56,6 +56,7 @@ pub fn plan(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
             users.join(", ")
         )));
     }
+    disk.forget_cache();
     plan::make(disk, options)
 }
 

@@ -1,6 +1,6 @@
 //! Reading spans of the disk that is captured: what is used of them, and zeros for the rest.
 //!
-//! Past the page cache, unless the kernel has a span there already or the disk cannot be read so: see `disk/bulk.rs`. What cannot be read
+//! Past the page cache, unless the kernel has a span of a disk file there already or the disk cannot be read so: see `disk/bulk.rs`. What cannot be read
 //! that way, and everything of a disk that is being rescued, is read by its used parts alone, so that a bad sector in free space never counts.
 
 use std::io;
@@ -44,7 +44,7 @@ impl<'a> Source<'a> {
     /// Whether most of what is used is not in memory, so that whoever reads waits for the disk.
     pub fn waits(&self) -> bool {
         let used_bytes = self.plan.used_bytes_claimed();
-        self.past_cache && self.disk.cached_bytes(0, self.plan.disk_bytes) < used_bytes / 10 * 9
+        self.past_cache && !self.disk.has_in_memory(used_bytes / 10 * 9, 0, self.plan.disk_bytes)
     }
 
     /// Whether the kernel is to read ahead.
@@ -62,7 +62,8 @@ impl<'a> Source<'a> {
         let (disk, offset, len) = (self.disk, span.offset, u64::from(span.len));
         let used: Vec<Extent> = self.plan.used.overlapping(offset, len).collect();
         let used_bytes: u64 = used.iter().map(|extent| extent.len).sum();
-        let past_cache = self.past_cache && disk.cached_bytes(offset, len) < used_bytes.div_ceil(2);
+        let past_cache =
+            self.past_cache && !disk.has_in_memory(used_bytes.div_ceil(2), offset, len);
         let bytes = &mut buffer.as_mut_slice()[..index(len)];
         self.progress.meter().time(Part::ReadSource, used_bytes, || {
             if past_cache && fill_past_cache(disk, bytes, offset, &used).is_ok() {

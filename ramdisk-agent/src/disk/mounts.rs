@@ -8,7 +8,8 @@ use super::inventory::read_text;
 use crate::error::{IoContext, Result};
 
 /// Filesystems that something outside of the kernel answers for; `fuse.sshfs` is one of `fuse`.
-const SERVED: [&str; 9] = ["fuse", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs"];
+const SERVED: [&str; 10] =
+    ["fuse", "fuseblk", "virtiofs", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs"];
 
 /// Whether the kernel itself answers for what is at this path.
 pub(super) fn is_of_kernel(path: &Path) -> bool {
