@@ -34,6 +34,7 @@ impl Disk {
     pub fn into_partition(self, number: u32) -> Result<Self> {
         let path = self.path.display();
         let refused = |why: String| Error::refused(format!("{path} {why}; nothing was written"));
+        self.forget_cache();
         let table = match self.table()? {
             TableOutcome::Table(table) => table,
             TableOutcome::Refused(refusal) => {

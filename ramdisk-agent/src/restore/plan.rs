@@ -273,6 +273,8 @@ pub fn check_target(target: &Disk) -> Result<()> {
     if target.info().read_only {
         return Err(Error::refused(format!("{path} is write-protected; nothing was written")));
     }
+    // What is found on it has to be what is on it.
+    target.forget_cache();
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ramdisk_agent::disk::Disk;
 
-use crate::agent::{capture, restore, try_capture, try_restore};
+use crate::agent::{agent, capture, restore, try_capture, try_restore};
 use crate::disks::{self, noise_file};
 use crate::faulty::FaultyDisk;
 use crate::round_trip::restored;
@@ -221,6 +221,30 @@ fn what_is_cached_beneath_a_loop_device_is_dropped() {
     assert!(disk.lasting_backing_cache().is_some());
     fs::write(&file, "another").unwrap();
     assert!(disk.lasting_backing_cache().is_some());
+}
+
+/// Somebody has it open, so that the kernel keeps what was read of it, and it was written another way.
+#[test]
+fn what_is_on_a_target_is_not_told_from_an_old_cache() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (disk, image) = (dir.path().join("s"), dir.path().join("a.img.zst"));
+    noise_file(&disk, 2 << 20, 1);
+    capture(&disk, &image, &[]);
+    let file = dir.path().join("t");
+    fs::File::create(&file).unwrap().set_len(8 << 20).unwrap();
+    let device = Loop::new(&file, &["--direct-io=off"]);
+    let open = fs::File::open(&device.0).unwrap();
+    let read_whole = || fs::read(&device.0).unwrap();
+    let planned = || agent(&["plan", "restore", "--json", image.to_str().unwrap(), device.text()]);
+    read_whole();
+    assert_eq!(planned().json()["destroys"], serde_json::json!([]));
+    read_whole();
+    run("gdisk", "sgdisk", &["-o", "-n1:2048:0", file.to_str().unwrap()]);
+    planned().refused("refused", &["a disk with partitions"]);
+    read_whole();
+    run("gdisk", "sgdisk", &["-d1", "-n2:2048:0", file.to_str().unwrap()]);
+    Disk::open_target(&device.0).unwrap().into_partition(2).unwrap();
+    drop(open);
 }
 
 #[test]
