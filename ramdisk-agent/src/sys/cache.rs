@@ -43,7 +43,7 @@ pub fn cached_bytes(file: &File, range: Range<u64>) -> io::Result<u64> {
     Ok(told.cached.saturating_mul(rustix::param::page_size() as u64))
 }
 
-/// The same on every architecture; the C library's header for this one may not have it yet.
+/// The same wherever new calls have one number, which is all but alpha and mips; the C library's header may not have it yet.
 const SYS_CACHESTAT: libc::c_long = 451;
 
 #[cfg(test)]
