@@ -1,7 +1,7 @@
 //! Reading spans of the disk that is captured: what is used of them, and zeros for the rest.
 //!
 //! Past the page cache, unless the kernel has a span of a disk file there already or the disk cannot be read so: see `disk/bulk.rs`. What cannot be read
-//! that way, and everything of a disk that is being rescued, is read by its used parts alone, so that a bad sector in free space never counts.
+//! that way, or not from the file beneath a loop device, and everything of a disk that is being rescued, is read by its used parts alone, so that a bad sector in free space never counts.
 
 use std::io;
 use std::ops::Range;
@@ -27,6 +27,8 @@ pub struct Source<'a> {
     rescue: Option<&'a Rescue<'a>>,
     progress: &'a Progress,
     past_cache: bool,
+    /// The file that a loop device is of, which holds the same.
+    beneath: Option<Disk>,
 }
 
 impl<'a> Source<'a> {
@@ -38,13 +40,15 @@ impl<'a> Source<'a> {
         progress: &'a Progress,
     ) -> Self {
         let past_cache = rescue.is_none() && disk.is_read_past_cache();
-        Self { disk, plan, rescue, progress, past_cache }
+        let beneath = past_cache.then(|| disk.file_beneath()).flatten();
+        Self { disk, plan, rescue, progress, past_cache, beneath }
     }
 
     /// Whether most of what is used is not in memory, so that whoever reads waits for the disk.
     pub fn waits(&self) -> bool {
         let used_bytes = self.plan.used_bytes_claimed();
-        self.past_cache && !self.disk.has_in_memory(used_bytes / 10 * 9, 0, self.plan.disk_bytes)
+        let from = self.beneath.as_ref().unwrap_or(self.disk);
+        self.past_cache && !from.has_in_memory(used_bytes / 10 * 9, 0, self.plan.disk_bytes)
     }
 
     /// Whether the kernel is to read ahead.
@@ -62,11 +66,21 @@ impl<'a> Source<'a> {
         let (disk, offset, len) = (self.disk, span.offset, u64::from(span.len));
         let used: Vec<Extent> = self.plan.used.overlapping(offset, len).collect();
         let used_bytes: u64 = used.iter().map(|extent| extent.len).sum();
-        let past_cache =
-            self.past_cache && !disk.has_in_memory(used_bytes.div_ceil(2), offset, len);
+        let from = self.beneath.as_ref().unwrap_or(disk);
+        let in_memory = self.past_cache && from.has_in_memory(used_bytes.div_ceil(2), offset, len);
         let bytes = &mut buffer.as_mut_slice()[..index(len)];
         self.progress.meter().time(Part::ReadSource, used_bytes, || {
-            if past_cache && fill_past_cache(disk, bytes, offset, &used).is_ok() {
+            let filled = match &self.beneath {
+                Some(file) if in_memory => {
+                    fill(bytes, offset, &used, |buf, at| file.read_exact_at(buf, at)).is_ok()
+                }
+                _ => {
+                    self.past_cache
+                        && !in_memory
+                        && fill_past_cache(from, bytes, offset, &used).is_ok()
+                }
+            };
+            if filled {
                 return Ok(());
             }
             let Some(rescue) = self.rescue else {

@@ -1,12 +1,15 @@
-//! Targets that are loop devices, and the page cache of the file beneath.
+//! Loop devices, and the page cache of the file beneath.
+//!
+//! What is on a loop device is what is in the file, at the place where it begins: a source is read there, without the one thread that stands
+//! between, from memory or past the cache.
 //!
 //! A loop device without direct I/O copies everything through that cache, by a single thread: a restore takes about twice as
 //! long, and its read-back sees the cache and not the disk. While a restore compares and writes, direct I/O is on; afterwards the device is as it
 //! was. Not so where a server or another program answers for the file: a FUSE file was seen to read back old bytes by direct I/O after it
 //! had been written by it. There the file's cached pages are dropped before each read-back.
 
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::inventory::{read_text, sysfs_dir};
@@ -24,6 +27,32 @@ impl Disk {
         let dir = sysfs_dir(self.file.metadata().ok()?.rdev())?.join("loop");
         let offset = read_text(&dir.join("offset"))?.parse().ok()?;
         Some((read_text(&dir.join("backing_file"))?.into(), offset))
+    }
+
+    /// The file beneath a loop device as a disk, for reading what is on the device. `None`: it is none, or one over something else than a
+    /// regular file of this kernel's that can be found.
+    #[must_use]
+    pub fn file_beneath(&self) -> Option<Self> {
+        let (path, origin) = self.backing_file().filter(|(path, _)| mounts::is_of_kernel(path))?;
+        let file = self.open_backing(&path)?;
+        let found = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path).ok();
+        let is_same = |other: &File| {
+            let other = other.metadata();
+            other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
+        };
+        Some(Self {
+            path: self.path.clone(),
+            file,
+            direct: direct.filter(is_same),
+            is_block: false,
+            origin,
+            len: self.len,
+            part_of: None,
+            logical_sector_bytes: self.logical_sector_bytes,
+            watch: self.watch(),
+            locks: Vec::new(),
+        })
     }
 
     /// Takes the page cache of a loop device's file out of the way. `None`: it is no loop device, has direct I/O already, or can

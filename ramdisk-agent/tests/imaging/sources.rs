@@ -132,6 +132,21 @@ fn a_device_is_read_past_its_page_cache() {
         below.write_all_at(&noise(70_000, at), at + 1234).unwrap();
     }
     assert!(taken("beneath") == fs::read(&backing).unwrap());
+    // The file beneath, in memory and not.
+    let file = disk.file_beneath().unwrap();
+    assert!(file.has_in_memory(len, 0, len), "it was just read");
+    run(
+        "coreutils",
+        "dd",
+        &[
+            &format!("of={}", backing.display()),
+            "oflag=nocache",
+            "conv=notrunc,fdatasync",
+            "count=0",
+        ],
+    );
+    assert!(!file.has_in_memory(len / 2, 0, len));
+    assert!(taken("cold") == fs::read(&backing).unwrap());
     // What is in the cache alone, as yet, is what is on the disk.
     fs::read(device.path()).unwrap();
     let written = fs::OpenOptions::new().write(true).open(device.path()).unwrap();
@@ -142,4 +157,31 @@ fn a_device_is_read_past_its_page_cache() {
     let last = taken("above");
     written.sync_all().unwrap();
     assert!(last != before && last == fs::read(&backing).unwrap());
+}
+
+#[test]
+fn a_loop_device_in_the_middle_of_a_file_is_read_there() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (backing, unpacked) = (dir.path().join("s"), dir.path().join("u"));
+    noise_file(&backing, 16 * MIB, 1);
+    let whole = fs::read(&backing).unwrap();
+    // On a boundary of blocks, of sectors, and the end given.
+    for (n, (start, len)) in [(4096, 9 * MIB), (1536, 5 * MIB + 512)].into_iter().enumerate() {
+        let flags = [format!("--offset={start}"), format!("--sizelimit={len}")];
+        let device = Loop::new(&backing, &[&flags[0], &flags[1], "--read-only"]);
+        assert!(Disk::open_source(device.path()).unwrap().file_beneath().is_some());
+        let image = dir.path().join(format!("{n}.img.zst"));
+        capture(device.path(), &image, &[]);
+        unpack(&image, &unpacked);
+        let (start, len) = (usize::try_from(start).unwrap(), usize::try_from(len).unwrap());
+        assert!(fs::read(&unpacked).unwrap() == whole[start..start + len], "{start}");
+    }
+    // A file of another name, and none any more.
+    let device = Loop::new(&backing, &[]);
+    fs::rename(&backing, dir.path().join("moved")).unwrap();
+    fs::write(&backing, &whole[1..]).unwrap();
+    let image = dir.path().join("moved.img.zst");
+    capture(device.path(), &image, &[]);
+    unpack(&image, &unpacked);
+    assert!(fs::read(&unpacked).unwrap() == whole);
 }

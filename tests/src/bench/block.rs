@@ -8,45 +8,48 @@ use anyhow::{Context, Result};
 
 use crate::command;
 
-/// A loop device over a file, past the page cache of the file beneath. Dropping it detaches it.
+/// A loop device over a file. Dropping it detaches it.
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
-    /// A block device's pages go when nobody has it open any more.
-    held: Option<File>,
 }
 
 impl LoopDevice {
-    /// Attaches `file`, to be read only or to be written too.
+    /// Attaches `file`, to be read only or to be written too, past its page cache.
     ///
     /// # Errors
     /// If losetup fails, which without root it does.
     pub fn attach(file: &Path, writable: bool) -> Result<Self> {
+        Self::with(
+            file,
+            if writable { &["--direct-io=on"] } else { &["--direct-io=on", "--read-only"] },
+        )
+    }
+
+    /// Attaches `file` to be read, all of it in memory: in the page cache of the file, where it stays, while the device's own goes with whoever
+    /// has it open.
+    ///
+    /// # Errors
+    /// If losetup fails, or the file cannot be read.
+    pub fn attach_warm(file: &Path) -> Result<Self> {
+        let device = Self::with(file, &["--direct-io=off", "--read-only"])?;
+        let reading = || format!("reading {}", file.display());
+        let mut file = File::open(file).with_context(reading)?;
+        std::io::copy(&mut file, &mut std::io::sink()).with_context(reading)?;
+        Ok(device)
+    }
+
+    fn with(file: &Path, flags: &[&str]) -> Result<Self> {
         let mut losetup = Command::new("losetup");
-        losetup.args(["--find", "--show", "--direct-io=on"]);
-        if !writable {
-            losetup.arg("--read-only");
-        }
-        let path = command::output(losetup.arg(file)).context("making a loop device")?;
-        Ok(Self { path: PathBuf::from(path.trim()), held: None })
+        losetup.args(["--find", "--show"]).args(flags).arg(file);
+        let path = command::output(&mut losetup).context("making a loop device")?;
+        Ok(Self { path: PathBuf::from(path.trim()) })
     }
 
     /// The device.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Reads all of the device into memory, and keeps it there.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn warm(&mut self) -> Result<()> {
-        let reading = || format!("reading {}", self.path.display());
-        let mut file = File::open(&self.path).with_context(reading)?;
-        std::io::copy(&mut file, &mut std::io::sink()).with_context(reading)?;
-        self.held = Some(file);
-        Ok(())
     }
 
     /// Drops what memory has of the device.
@@ -60,7 +63,6 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        self.held = None;
         // Nobody to tell; `losetup -a` shows what stayed.
         let _ = command::run("losetup", ["--detach".as_ref(), self.path.as_os_str()]);
     }

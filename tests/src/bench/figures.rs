@@ -82,8 +82,7 @@ impl Bench<'_> {
             make_partitioned(&disk, partitions)?;
             let target = self.subfolder("targets")?.join("partitioned.img");
             allocate(&target, file_len(&disk)?)?;
-            let mut source = LoopDevice::attach(&disk, false)?;
-            source.warm()?;
+            let source = LoopDevice::attach_warm(&disk)?;
             let target_device = LoopDevice::attach(&target, true)?;
             let image = self.memory.path().join(OUR_IMAGE);
             let (agent, from, to) =

@@ -24,14 +24,18 @@ impl Bench<'_> {
 
     /// Capture; with nothing of the disk in memory if it is to be cold.
     pub(super) fn capture(&self, filesystem: Filesystem, cold: bool) -> Result<Table> {
-        let mut device = LoopDevice::attach(&self.input(filesystem)?, false)?;
+        let input = self.input(filesystem)?;
+        let device = if cold {
+            LoopDevice::attach(&input, false)?
+        } else {
+            LoopDevice::attach_warm(&input)?
+        };
         let peers = self.peers(filesystem, self.memory.path());
         let mut contenders = peers.captures(device.path());
         if cold {
             contenders.retain(|contender| !contender.once);
             set_goals(&mut contenders, &[(CLONEZILLA, 0.75)]);
         } else {
-            device.warm()?;
             let limit = self.image_for_limit(&peers, device.path())?;
             let script = format!("{} {}", self.limit.display(), limit.display());
             contenders.push(Contender::new(LIMIT, script).clock(Clock::Own).goal(1.25));
@@ -40,7 +44,8 @@ impl Bench<'_> {
             race(self.memory.path(), &self.chosen(contenders), self.options.rounds, || {
                 if cold { device.cool() } else { Ok(()) }
             })?;
-        let state = if cold { "nothing of it is in memory" } else { "all of it is in memory" };
+        let state =
+            if cold { "nothing of it is in memory" } else { "all of its file is in memory" };
         let name = filesystem.name();
         Ok(Table {
             title: format!("Capture of {name}, {}", if cold { "cold" } else { "warm" }),
@@ -68,8 +73,7 @@ impl Bench<'_> {
     /// Makes the images that `contenders` read, unless they are there; all of them are in memory then.
     pub(super) fn images(&self, filesystem: Filesystem, names: &[&str]) -> Result<PathBuf> {
         let images = self.subfolder("images")?;
-        let mut device = LoopDevice::attach(&self.input(filesystem)?, false)?;
-        device.warm()?;
+        let device = LoopDevice::attach_warm(&self.input(filesystem)?)?;
         let peers = self.peers(filesystem, &images);
         for capture in peers.captures(device.path()) {
             let Some(image) = &capture.output else { continue };
