@@ -1,7 +1,8 @@
 //! Reading spans of the disk that is captured: what is used of them, and zeros for the rest.
 //!
-//! Past the page cache, unless the kernel has a span of a disk file there already or the disk cannot be read so: see `disk/bulk.rs`. What cannot be read
-//! that way, or not from the file beneath a loop device, and everything of a disk that is being rescued, is read by its used parts alone, so that a bad sector in free space never counts.
+//! Past the page cache, unless the kernel has a span of a disk file there already or the disk cannot be read so: see `disk/bulk.rs`; a loop
+//! device by the file beneath it: see `disk/backing.rs`. What cannot be read so, and everything of a disk that is being rescued, is read by
+//! its used parts alone, so that a bad sector in free space never counts.
 
 use std::io;
 use std::ops::Range;
@@ -70,15 +71,10 @@ impl<'a> Source<'a> {
         let in_memory = self.past_cache && from.has_in_memory(used_bytes.div_ceil(2), offset, len);
         let bytes = &mut buffer.as_mut_slice()[..index(len)];
         self.progress.meter().time(Part::ReadSource, used_bytes, || {
-            let filled = match &self.beneath {
-                Some(file) if in_memory => {
-                    fill(bytes, offset, &used, |buf, at| file.read_exact_at(buf, at)).is_ok()
-                }
-                _ => {
-                    self.past_cache
-                        && !in_memory
-                        && fill_past_cache(from, bytes, offset, &used).is_ok()
-                }
+            let filled = if in_memory {
+                fill(bytes, offset, &used, |buf, at| from.read_exact_at(buf, at)).is_ok()
+            } else {
+                self.past_cache && fill_past_cache(from, bytes, offset, &used).is_ok()
             };
             if filled {
                 return Ok(());

@@ -36,7 +36,8 @@ impl Disk {
         let (path, origin) = self.backing_file().filter(|(path, _)| mounts::is_of_kernel(path))?;
         let file = self.open_backing(&path)?;
         let found = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-        let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path).ok();
+        let flags = libc::O_DIRECT | libc::O_NONBLOCK;
+        let direct = OpenOptions::new().read(true).custom_flags(flags).open(&path).ok();
         let is_same = |other: &File| {
             let other = other.metadata();
             other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
@@ -88,7 +89,8 @@ impl Disk {
     /// Opens it by its path, which is all that is known of a removed file or of one in another mount namespace: the inode tells whether it is
     /// the file.
     fn open_backing(&self, path: &Path) -> Option<File> {
-        let file = File::open(path).ok()?;
+        // What is there now may be a pipe, which without this is waited for.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
         let found = file.metadata().ok()?;
         let told = sys::loops::backing(&self.file).ok()?;
         ((told.device, told.inode) == (found.dev(), found.ino())).then_some(file)
