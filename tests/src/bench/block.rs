@@ -12,6 +12,7 @@ use crate::command;
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
+    file: PathBuf,
 }
 
 impl LoopDevice {
@@ -20,10 +21,8 @@ impl LoopDevice {
     /// # Errors
     /// If losetup fails, which without root it does.
     pub fn attach(file: &Path, writable: bool) -> Result<Self> {
-        Self::with(
-            file,
-            if writable { &["--direct-io=on"] } else { &["--direct-io=on", "--read-only"] },
-        )
+        let read_only = if writable { None } else { Some("--read-only") };
+        Self::with(file, &["--direct-io=on"].into_iter().chain(read_only).collect::<Vec<_>>())
     }
 
     /// Attaches `file` to be read, all of it in memory: in the page cache of the file, where it stays, while the device's own goes with whoever
@@ -43,7 +42,7 @@ impl LoopDevice {
         let mut losetup = Command::new("losetup");
         losetup.args(["--find", "--show"]).args(flags).arg(file);
         let path = command::output(&mut losetup).context("making a loop device")?;
-        Ok(Self { path: PathBuf::from(path.trim()) })
+        Ok(Self { path: PathBuf::from(path.trim()), file: file.to_owned() })
     }
 
     /// The device.
@@ -52,12 +51,15 @@ impl LoopDevice {
         &self.path
     }
 
-    /// Drops what memory has of the device.
+    /// Drops what memory has of the device and of its file, which our capture reads.
     ///
     /// # Errors
-    /// If blockdev fails.
+    /// If blockdev or dd fails.
     pub fn cool(&self) -> Result<()> {
-        command::run("blockdev", ["--flushbufs".as_ref(), self.path.as_os_str()])
+        command::run("blockdev", ["--flushbufs".as_ref(), self.path.as_os_str()])?;
+        let of = format!("of={}", self.file.display());
+        let nothing = ["oflag=nocache", "conv=notrunc,fdatasync", "count=0", "status=none"];
+        command::run("dd", [&*of].into_iter().chain(nothing))
     }
 }
 
