@@ -226,9 +226,10 @@ fn check(
         };
         frames
     });
+    let source = disk.map(|(disk, plan)| (Source::new(disk, plan, None, progress), plan));
     let workers = (0..crew.workers)
         .map(|_| {
-            let mut checker = Checker::new(partial, disk, progress);
+            let mut checker = Checker::new(partial, source.as_ref(), progress);
             move |(page, frame): (usize, FrameEntry)| {
                 let flaw = checker.check(page, &frame)?;
                 Ok((flaw, u64::from(frame.logical_len), u64::from(frame.stored_len)))
@@ -256,7 +257,7 @@ fn check(
 /// One thread's part in that.
 struct Checker<'a> {
     partial: &'a Partial<Box<dyn ImageFile>>,
-    disk: Option<(Source<'a>, &'a CapturePlan)>,
+    disk: Option<&'a (Source<'a>, &'a CapturePlan)>,
     buffer: AlignedBuf,
     progress: &'a Progress,
     stored: Vec<u8>,
@@ -265,10 +266,9 @@ struct Checker<'a> {
 impl<'a> Checker<'a> {
     fn new(
         partial: &'a Partial<Box<dyn ImageFile>>,
-        disk: Option<Compared<'a>>,
+        disk: Option<&'a (Source<'a>, &'a CapturePlan)>,
         progress: &'a Progress,
     ) -> Self {
-        let disk = disk.map(|(disk, plan)| (Source::new(disk, plan, None, progress), plan));
         Self { partial, disk, buffer: span_buffer(), progress, stored: Vec::new() }
     }
 
@@ -282,7 +282,7 @@ impl<'a> Checker<'a> {
             Err(error @ FormatError::Read { .. }) => return Err(error.into()),
             Err(_) => return Ok(Some(Flaw::StoreDamaged { page, frame: frame.stored_offset })),
         }
-        let Some((source, plan)) = &self.disk else { return Ok(None) };
+        let Some((source, plan)) = self.disk else { return Ok(None) };
         let differs = match frame.kind {
             FrameKind::Data => data_differs(source, plan, frame, &self.stored, &mut self.buffer)?,
             FrameKind::Hole => hole_differs(source, plan, frame, &mut self.buffer)?,
