@@ -15,8 +15,9 @@
 //! Deliberately absent: devices, paths, threads, network. Bytes come in through [`ReadAt`] and go out through
 //! [`std::io::Write`]; [`Encoder`] and [`Decoder`] are made once per worker thread by whoever owns the threads.
 
-mod codec;
+mod decoder;
 mod directory;
+mod encoder;
 mod error;
 mod fields;
 mod hash;
@@ -30,10 +31,12 @@ mod reader;
 mod runs;
 mod seek_table;
 mod writer;
+mod zeros;
 mod zstd_header;
 
-pub use codec::{Decoder, EncodedFrame, Encoder, StoredFrame, is_zero, working_memory};
+pub use decoder::{Decoder, StoredFrame};
 pub use directory::Totals;
+pub use encoder::{EncodedFrame, Encoder, working_memory};
 pub use error::{FormatError, Part, Result};
 pub use hash::{Hash, ParseHashError, Root};
 pub use header::{Header, INCOMPATIBLE_DELTA, is_image};
@@ -47,6 +50,7 @@ pub use read_at::ReadAt;
 pub use reader::{Frames, ImageReader};
 pub use runs::{Run, RunKind, Runs};
 pub use writer::{ImageWriter, Summary};
+pub use zeros::is_zero;
 
 /// The version of the format that this crate writes, and the only one that it reads.
 pub const VERSION: u32 = 1;
@@ -86,3 +90,18 @@ pub const MAX_PRODUCER_LEN: usize = 256;
 
 /// The largest disk: as many frames as a file may hold, each as long as a hole may be.
 pub const MAX_DISK_LEN: u64 = (MAX_FRAMES as u64) * MAX_HOLE_LEN;
+
+#[cfg(test)]
+mod tests {
+    use super::{Decoder, Encoder, FormatError};
+
+    #[test]
+    fn workers_can_own_both() {
+        fn assert_send<T: Send>() {}
+        assert_send::<Encoder>();
+        assert_send::<Decoder>();
+        assert_send::<super::ImageWriter<Vec<u8>>>();
+        assert_send::<super::ImageReader<std::fs::File>>();
+        assert_send::<FormatError>();
+    }
+}
