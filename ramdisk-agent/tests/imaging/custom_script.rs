@@ -94,6 +94,20 @@ fn a_script_that_fails_or_does_not_end() {
     assert!(ran.code == 2 && ran.stderr.contains("#!/"), "{}", ran.stderr);
 }
 
+#[test]
+fn a_script_that_ends_its_process_group_ends_nothing_of_ours() {
+    let custom = Custom::new(&[(EXT4, 40, &with_shell)]);
+    let flag = script(
+        &custom,
+        "/bin/busybox sleep 1000 & kill -9 0; kill -9 $PPID; kill -9 -1; wait
+         echo still here; (exec 3</dev/tty) 2>/dev/null && echo a terminal; exit 0",
+    );
+    let ran = try_restore(&custom.image, &custom.target, &[&flag]);
+    assert!(done(&ran.json()).is_empty());
+    assert!(ran.stderr.contains("post-script: still here"), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("a terminal"), "{}", ran.stderr);
+}
+
 fn by_and_by(what: &str, is_so: impl Fn() -> bool) {
     let start = Instant::now();
     while !is_so() {

@@ -5,7 +5,7 @@
 //! done. A signal, or the end of the agent, ends the script and all that it has started: its first process is the namespace's.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -85,8 +85,11 @@ fn run(mount: &str, folder: &str, others: &[String]) -> Result<u8, Failed> {
     let script = Script::to_end_with_us().map_err(doing("installing a signal handler"))?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)
         .map_err(|e| ("asking for a signal at the agent's end", e.into()))?;
+    // A process group is signalled in all namespaces: that of the agent, its own and all that were started with it, is none of the script's, for
+    // which `kill 0` is usual, and neither is its terminal.
+    nix::unistd::setsid().map_err(|e| ("leaving the agent's session", e.into()))?;
     enter(mount, folder, others).map_err(doing("entering the restored system"))?;
-    let mut child = Command::new(SCRIPT).spawn().map_err(doing("starting it"))?;
+    let mut child = Command::new(SCRIPT).process_group(0).spawn().map_err(doing("starting it"))?;
     script.has_started(child.id());
     let status = child.wait().map_err(doing("waiting for it"))?;
     script.with(|state| state.pid = None);
