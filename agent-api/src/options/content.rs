@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 pub const MAX_CONTENT: usize = 512 << 10;
 /// The longest path of a file in a restored system.
 const MAX_PATH: usize = 1024;
+/// The longest name of a file that filesystems have.
+const MAX_NAME: usize = 255;
+/// Where every system has the kernel's own filesystems, and one in memory: what is put there on the disk is never seen.
+const NOT_ON_DISK: [&str; 4] = ["dev", "proc", "sys", "run"];
 
 /// The bytes of a file. They may hold secrets: `Debug` shows how many there are.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,15 +161,22 @@ impl NewFile {
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
-        let is_name = |part: &str| !matches!(part, "" | "." | "..");
+        let is_name = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= MAX_NAME;
         let names = self.path.strip_prefix('/');
-        if self.path.len() <= MAX_PATH
+        let is_path = self.path.len() <= MAX_PATH
             && !self.path.chars().any(char::is_control)
-            && names.is_some_and(|names| names.split('/').all(is_name))
-        {
-            return Ok(());
+            && names.is_some_and(|names| names.split('/').all(is_name));
+        if !is_path {
+            return Err(format!("'{}' is no absolute path of a file", self.path.escape_debug()));
         }
-        Err(format!("'{}' is no absolute path of a file", self.path.escape_debug()))
+        let first = names.and_then(|names| names.split_once('/'));
+        match first.filter(|(first, _)| NOT_ON_DISK.contains(first)) {
+            Some((first, _)) => Err(format!(
+                "'{}' would not be seen in the restored system: /{first} is no folder of a disk when it runs",
+                self.path.escape_debug()
+            )),
+            None => Ok(()),
+        }
     }
 }
 
@@ -249,10 +260,16 @@ mod tests {
         );
         let read = NewFile::read(&format!("/etc/motd={source}:0600")).unwrap();
         assert_eq!(read.mode, Some(FileMode(0o600)));
-        for path in ["etc/motd", "", "/", "/etc/", "/etc/../x", "/a//b", "/a\nb"] {
+        let long = format!("/{}", "x".repeat(256));
+        for path in ["etc/motd", "", "/", "/etc/", "/etc/../x", "/a//b", "/a\nb", &long] {
             let error = NewFile::read(&format!("{path}={source}")).unwrap_err();
             assert!(error.contains("no absolute path"), "{error}");
         }
+        for path in ["/dev/x", "/proc/sys/x", "/sys/x", "/run/systemd/x"] {
+            let error = NewFile::read(&format!("{path}={source}")).unwrap_err();
+            assert!(error.contains("would not be seen"), "{error}");
+        }
+        NewFile::read(&format!("/devices/x={source}")).unwrap();
         assert!(NewFile::read("/etc/motd").unwrap_err().contains("SOURCE"));
         assert!(NewFile::read("/etc/motd=/nowhere/x").unwrap_err().contains("/nowhere/x"));
         std::fs::write(dir.join("user-data"), "#cloud-config\n").unwrap();

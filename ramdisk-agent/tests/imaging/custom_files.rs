@@ -144,6 +144,22 @@ fn a_file_that_does_not_fit_or_may_not_be_there() {
     assert!(ran.stderr.contains("more than 524288 bytes"), "{}", ran.stderr);
 }
 
+/// What an image has in the way of a change is no failure of a disk.
+#[test]
+fn what_the_image_forbids_is_refused() {
+    let hostile = |at: &Path| {
+        plant(at);
+        symlink("loop", at.join("loop")).unwrap();
+        run("e2fsprogs", "chattr", &["+i", at.join("etc/hostname").to_str().unwrap()]);
+    };
+    let custom = Custom::new(&[(EXT4, 40, &hostile)]);
+    custom.fails(&["--hostname", "x"], "refused", &["writing /etc/hostname", "immutable"]);
+    let source = custom.dir.path().join("small");
+    fs::write(&source, "x").unwrap();
+    let flag = format!("--file=/loop/x={}", source.display());
+    custom.fails(&[&flag], "refused", &["/loop", "too many links"]);
+}
+
 #[test]
 fn a_filesystem_that_is_read_only_is_not_changed() {
     let dir = tempfile::tempdir().unwrap();

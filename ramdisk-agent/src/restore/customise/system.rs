@@ -63,7 +63,7 @@ impl Spot {
                 "{}: a link there leads out of its filesystem; give the path that it leads to",
                 doing()
             ))),
-            Err(e) => Err(io::Error::from(e)).on_disk(doing),
+            Err(e) => Err(io::Error::from(e)).in_system(doing),
         }
     }
 }
@@ -125,7 +125,7 @@ impl<'a> System<'a> {
         let doing = || format!("looking at {path}");
         let flags = OFlags::PATH | OFlags::NOFOLLOW;
         let Some(found) = self.spot(path)?.open(flags, doing)? else { return Ok(None) };
-        let stat = rustix::fs::fstat(found).map_err(io::Error::from).on_disk(doing)?;
+        let stat = rustix::fs::fstat(found).map_err(io::Error::from).in_system(doing)?;
         Ok(Some(file_type(&stat)))
     }
 
@@ -136,11 +136,11 @@ impl<'a> System<'a> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let Some(file) = self.spot(path)?.open(flags, doing)? else { return Ok(None) };
         let file = File::from(file);
-        if !file.metadata().on_disk(doing)?.is_file() {
+        if !file.metadata().in_system(doing)?.is_file() {
             return Err(refused(format!("{path} is no regular file")));
         }
         let mut bytes = Vec::new();
-        (&file).take(MAX_READ + 1).read_to_end(&mut bytes).on_disk(doing)?;
+        (&file).take(MAX_READ + 1).read_to_end(&mut bytes).in_system(doing)?;
         if bytes.len() as u64 > MAX_READ {
             return Err(refused(format!("{path} has more than {MAX_READ} bytes")));
         }
@@ -153,12 +153,12 @@ impl<'a> System<'a> {
         self.refuse_mount_point(path)?;
         let parent = self.make_folders(folder)?;
         self.refuse_elsewhere(&parent, path)?;
-        let old = entry(&parent, name).on_disk(|| format!("looking at {path}"))?;
+        let old = entry(&parent, name).in_system(|| format!("looking at {path}"))?;
         if old.as_ref().is_some_and(|stat| file_type(stat) == FileType::Directory) {
             return Err(refused(format!("{path} is a folder")));
         }
         replace(&parent, name, content, mode, old.as_ref())
-            .on_disk(|| format!("writing {path}"))?;
+            .in_system(|| format!("writing {path}"))?;
         self.record(path, if old.is_some() { FileAction::Replaced } else { FileAction::Created });
         Ok(())
     }
@@ -170,23 +170,23 @@ impl<'a> System<'a> {
         let doing = || format!("removing {path}");
         let Some(parent) = self.folder(folder)? else { return Ok(()) };
         self.refuse_elsewhere(&parent, path)?;
-        let Some(stat) = entry(&parent, name).on_disk(doing)? else { return Ok(()) };
+        let Some(stat) = entry(&parent, name).in_system(doing)? else { return Ok(()) };
         if file_type(&stat) == FileType::Directory {
             self.remove_folder(&parent, name, path, 0)?;
         } else {
             rustix::fs::unlinkat(&parent, name, AtFlags::empty())
                 .map_err(io::Error::from)
-                .on_disk(doing)?;
+                .in_system(doing)?;
             self.record(path, FileAction::Removed);
         }
-        rustix::fs::fsync(&parent).map_err(io::Error::from).on_disk(doing)
+        rustix::fs::fsync(&parent).map_err(io::Error::from).in_system(doing)
     }
 
     /// The names in a folder, sorted; none if it does not exist.
     pub fn names(&mut self, path: &str) -> Result<Vec<String>> {
         let Some(folder) = self.folder(path)? else { return Ok(Vec::new()) };
         self.refuse_elsewhere(&folder, path)?;
-        let names = names_in(&folder).on_disk(|| format!("looking into {path}"))?;
+        let names = names_in(&folder).in_system(|| format!("looking into {path}"))?;
         // What is no text has no name that anybody here looks for.
         Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect())
     }
@@ -205,17 +205,17 @@ impl<'a> System<'a> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = rustix::fs::openat(parent, name, flags, Mode::empty())
             .map_err(io::Error::from)
-            .on_disk(doing)?;
-        for name in names_in(&folder).on_disk(doing)? {
+            .in_system(doing)?;
+        for name in names_in(&folder).in_system(doing)? {
             let name = OsStr::from_bytes(&name);
             let below = format!("{path}/{}", name.to_string_lossy());
-            let Some(stat) = entry(&folder, name).on_disk(doing)? else { continue };
+            let Some(stat) = entry(&folder, name).in_system(doing)? else { continue };
             if file_type(&stat) == FileType::Directory {
                 self.remove_folder(&folder, name, &below, depth + 1)?;
             } else {
                 rustix::fs::unlinkat(&folder, name, AtFlags::empty())
                     .map_err(io::Error::from)
-                    .on_disk(|| format!("removing {below}"))?;
+                    .in_system(|| format!("removing {below}"))?;
                 self.record(&below, FileAction::Removed);
             }
             if self.done.files.len() > MAX_REMOVED {
@@ -224,7 +224,7 @@ impl<'a> System<'a> {
         }
         rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
             .map_err(io::Error::from)
-            .on_disk(doing)?;
+            .in_system(doing)?;
         self.record(&format!("{path}/"), FileAction::Removed);
         Ok(())
     }
@@ -258,10 +258,10 @@ impl<'a> System<'a> {
         let (above, name) = split(path)?;
         let parent = self.make_folders(above)?;
         self.refuse_elsewhere(&parent, path)?;
-        if entry(&parent, name).on_disk(doing)?.is_some() {
+        if entry(&parent, name).in_system(doing)?.is_some() {
             return Err(refused(format!("{path} is no folder")));
         }
-        rustix::fs::mkdirat(&parent, name, NEW_FOLDER).map_err(io::Error::from).on_disk(doing)?;
+        rustix::fs::mkdirat(&parent, name, NEW_FOLDER).map_err(io::Error::from).in_system(doing)?;
         let gone =
             || Error::new(ErrorKind::Internal, format!("the new folder {path} is not there"));
         let folder = self.folder(path)?.ok_or_else(gone)?;
@@ -269,7 +269,7 @@ impl<'a> System<'a> {
         let made = rustix::fs::fchmod(&folder, NEW_FOLDER)
             .and_then(|()| inherit_label(&folder, &parent))
             .and_then(|()| rustix::fs::fsync(&parent));
-        made.map_err(io::Error::from).on_disk(doing)?;
+        made.map_err(io::Error::from).in_system(doing)?;
         self.record(&format!("{path}/"), FileAction::Created);
         Ok(folder)
     }
@@ -291,7 +291,8 @@ impl<'a> System<'a> {
     fn refuse_elsewhere(&mut self, folder: &OwnedFd, path: &str) -> Result<()> {
         let top = self.spot(path)?.top;
         let doing = || format!("asking where the folder of {path} is");
-        let (top, folder) = (real_path(&top).on_disk(doing)?, real_path(folder).on_disk(doing)?);
+        let (top, folder) =
+            (real_path(&top).in_system(doing)?, real_path(folder).in_system(doing)?);
         let outside = || refused(format!("the folder of {path} is nowhere in its filesystem"));
         let inside = folder.strip_prefix(top.trim_end_matches('/')).ok_or_else(outside)?;
         let point = self.others.point_over(path).unwrap_or_default();
@@ -315,6 +316,27 @@ fn real_path(folder: &OwnedFd) -> io::Result<String> {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()))?;
     // What is no text is below no mount point of a text.
     Ok(path.to_string_lossy().into_owned())
+}
+
+/// What the files of a system make of a change.
+trait InSystem<T> {
+    /// A failure with a sentence that says what was being done: what the image has there is no fault of the disk's.
+    fn in_system(self, doing: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> InSystem<T> for io::Result<T> {
+    fn in_system(self, doing: impl FnOnce() -> String) -> Result<T> {
+        let why = match &self {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                " is not allowed: it or its folder is immutable or append-only (lsattr), or it is a device"
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ELOOP) => " leads through too many links",
+            // Something of ours that there is too much of.
+            Err(e) if e.raw_os_error().is_none() => " is not done",
+            _ => return self.on_disk(doing),
+        };
+        self.map_err(|e| refused(format!("{}{why}", doing())).because(e))
+    }
 }
 
 fn refused(why: String) -> Error {
