@@ -30,6 +30,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 pub(crate) use bad::{BLOCK_LEN, copy_shared};
 pub use bad::{Unreadable, is_of_medium};
 pub use inventory::{inventory, inventory_of};
+pub use lock::is_target;
 pub use part::{PartOf, list_of};
 pub use selector::{Selector, identity, resolve};
 pub use users::in_use;
@@ -39,6 +40,7 @@ pub use window::Window;
 use crate::buffer::AlignedBuf;
 use crate::error::{Error, IoContext, Result};
 use crate::sys;
+use ground::Place;
 use lock::Access;
 
 /// An open disk, partition or disk file.
@@ -103,6 +105,22 @@ impl Disk {
         } else {
             (own.dev(), own.ino()) == (other.dev(), other.ino())
         }
+    }
+
+    /// Whether what is at a path has bytes of this in it, by whatever node: it is a loop device over the file there, or a partition of the disk.
+    #[must_use]
+    pub fn has_bytes_of(&self, path: &Path) -> bool {
+        let place = |path: &Path, meta: &std::fs::Metadata| Place::of(path, meta).ok();
+        let (Ok(own), Ok(other)) = (self.file.metadata(), std::fs::metadata(path)) else {
+            return false;
+        };
+        let (Some(mut own), Some(other)) = (place(&self.path, &own), place(path, &other)) else {
+            return false;
+        };
+        if self.part_of.is_some() {
+            own.range = own.range.start + self.origin..own.range.start + self.origin + self.len;
+        }
+        own.meets(&other)
     }
 
     fn from_file(path: &Path, file: File, direct: Option<File>) -> Result<Self> {

@@ -337,18 +337,25 @@ pub fn open_target(
     options: &RestoreOptions,
 ) -> Result<Disk> {
     let target = Disk::open_target(path)?;
-    let is_image = |url: &StoreUrl| matches!(url, StoreUrl::File(file) if target.is_at(file));
     let of_layout = options.layout.iter().flat_map(|layout| &layout.partitions);
     let texts = options.also.iter().chain(&options.base);
     let texts = texts.chain(of_layout.filter_map(|p| p.image.as_ref()));
-    let mut others = texts.filter_map(|text| text.parse::<StoreUrl>().ok());
-    if image.is_some_and(&is_image) || others.any(|url| is_image(&url)) {
-        return Err(Error::refused(format!(
-            "{} is the image itself; nothing was written",
-            path.display()
-        )));
+    let images = texts.filter_map(|text| text.parse::<StoreUrl>().ok()).chain(image.cloned());
+    let images = images.filter_map(|url| match url {
+        StoreUrl::File(file) => Some(file),
+        _ => None,
+    });
+    let images: Vec<_> = images.collect();
+    let refused =
+        |why: &str| Error::refused(format!("{} {why}; nothing was written", path.display()));
+    if images.iter().any(|file| target.is_at(file)) {
+        return Err(refused("is the image itself"));
     }
-    part_of(target, options)
+    let target = part_of(target, options)?;
+    match images.iter().find(|file| target.has_bytes_of(file)) {
+        Some(file) => Err(refused(&format!("has bytes of the image {}", file.display()))),
+        None => Ok(target),
+    }
 }
 
 /// A disk, or the partition of it that is to be written.

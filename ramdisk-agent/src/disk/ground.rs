@@ -97,6 +97,16 @@ impl Place {
         Ok(Self { ground: Ground::Device(dir), range, is_ground, whole })
     }
 
+    /// Whether there are bytes that this and the other one have in common.
+    pub fn meets(&self, other: &Self) -> bool {
+        let same = match (&self.ground, &other.ground) {
+            // A file may have several names.
+            (Ground::File(_, own), Ground::File(_, other)) => own == other,
+            (own, other) => own == other,
+        };
+        same && self.range.start < other.range.end && other.range.start < self.range.end
+    }
+
     /// Every device that has bytes of this in it, itself among them.
     pub fn nodes(&self) -> Result<Vec<Node>> {
         let mounts = own_mounts()?;

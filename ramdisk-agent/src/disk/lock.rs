@@ -163,6 +163,18 @@ fn open(path: &Path, access: Access) -> io::Result<File> {
     options.read(true).write(access == Access::Write).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
+/// Whether a regular file is what a restore writes to, or is to: the disk file that was given to it, or what is beneath its loop device. That may
+/// be this very process, whose other open files are others for such locks.
+pub fn is_target(path: &Path, file: &File) -> bool {
+    if !is_of_kernel(path) {
+        return false;
+    }
+    let mut found = lock_of(Access::Read, 0..u64::MAX);
+    // What has no locks has no such lock.
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut found)).is_ok()
+        && libc::c_int::from(found.l_type) == libc::F_WRLCK
+}
+
 fn whole(file: &File, access: Access) -> std::result::Result<(), TryLockError> {
     match access {
         Access::Read => file.try_lock_shared(),
@@ -171,23 +183,26 @@ fn whole(file: &File, access: Access) -> std::result::Result<(), TryLockError> {
 }
 
 fn range(file: &File, access: Access, bytes: Range<u64>) -> std::result::Result<(), TryLockError> {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&lock_of(access, bytes))) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(TryLockError::WouldBlock),
+        Err(e) => Err(TryLockError::Error(e.into())),
+    }
+}
+
+fn lock_of(access: Access, bytes: Range<u64>) -> libc::flock {
     let (kind, start) = match access {
         Access::Read => (libc::F_RDLCK, bytes.start.max(QEMU_LOCKS_END)),
         Access::Write => (libc::F_WRLCK, bytes.start),
     };
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let lock = libc::flock {
+    libc::flock {
         l_type: libc::c_short::try_from(kind).expect("a small number"),
         l_whence: libc::c_short::try_from(libc::SEEK_SET).expect("a small number"),
         l_start: number(start),
         // 0 would be everything behind it.
         l_len: (number(bytes.end) - number(start)).max(1),
         l_pid: 0,
-    };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
-        Ok(_) => Ok(()),
-        Err(Errno::EAGAIN | Errno::EACCES) => Err(TryLockError::WouldBlock),
-        Err(e) => Err(TryLockError::Error(e.into())),
     }
 }
 

@@ -33,6 +33,14 @@ pub enum StoreError {
         /// The partial image.
         url: String,
     },
+    /// A restore writes to it, or to a loop device over it, or is to: this one perhaps.
+    #[error(
+        "{url} is the target of a restore, or beneath the loop device that is; an image is not read from what it overwrites: choose another target, or wait until that restore is done"
+    )]
+    Target {
+        /// The image.
+        url: String,
+    },
     /// Another writer has an upload of this name in a controller's own store.
     #[error(
         "{url} is being written by somebody else: a job, a program by hand, or one that is gone; `imprint store files` says since when and as which upload, and `imprint store rm-file {} --upload UPLOAD` ends it. One by hand of which nothing was heard for 10 s gives way to the next by itself",
@@ -238,6 +246,7 @@ impl StoreError {
             Self::Url(_)
             | Self::Exists { .. }
             | Self::Busy { .. }
+            | Self::Target { .. }
             | Self::BeingWritten { .. }
             | Self::NameTooLong { .. }
             | Self::Folder { .. }
@@ -270,6 +279,7 @@ impl StoreError {
         match &mut self {
             Self::Exists { url }
             | Self::Busy { url }
+            | Self::Target { url }
             | Self::BeingWritten { url }
             | Self::NameTooLong { url, .. }
             | Self::Folder { url }

@@ -21,6 +21,7 @@ use self::direct::DirectReads;
 use self::partial::sync_folder;
 use self::writer::FileWriter;
 use super::{Entry, ImageFile, ReadAt, Result, StoreError, StoreWriter};
+use crate::disk;
 
 pub(super) use self::left_over::left_over;
 
@@ -63,6 +64,9 @@ pub(super) fn open(path: &Path, on: On) -> Result<Box<dyn ImageFile>> {
     if !is_sound {
         let what = "it is not a regular file";
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, what)));
+    }
+    if on == On::Machine && kind.is_file() && disk::is_target(path, &file) {
+        return Err(StoreError::Target { url: path.display().to_string() });
     }
     let direct = match on {
         On::Machine => None,

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::agent::{agent, capture, restore, try_capture, try_restore};
+use crate::devices::Loop;
 use crate::disks::{self, noise_file};
 use crate::round_trip::restored;
 
@@ -101,6 +102,35 @@ fn an_image_is_not_restored_over_itself() {
     untouched(&image, || {
         try_restore(&image, &image, &[]).refused("refused", &["the image itself"]);
         try_restore(&image, &link, &[]).refused("refused", &["the image itself"]);
+    });
+}
+
+/// By a loop device over its file, too, and where it is merely beneath the delta image that was named.
+#[test]
+fn no_image_that_a_restore_reads_is_its_target() {
+    let dir = tempfile::tempdir().unwrap();
+    let [source, base, delta, raw] =
+        ["s", "a.img.zst", "b.imgd", "raw"].map(|name| dir.path().join(name));
+    // Noise is not compressed, so that the image is larger than its disk.
+    noise_file(&source, 4 << 20, 1);
+    capture(&source, &base, &[]);
+    File::options().write(true).open(&source).unwrap().write_all_at(b"changed", 0).unwrap();
+    capture(&source, &delta, &["--base", base.to_str().unwrap()]);
+    fs::copy(&source, &raw).unwrap();
+    untouched(&base, || {
+        try_restore(&delta, &base, &[]).refused("refused", &["the target of a restore"]);
+        let base_again = ["--base", base.to_str().unwrap()];
+        try_restore(&delta, &base, &base_again).refused("refused", &["the image itself"]);
+        // Loop devices have whole sectors.
+        let device = Loop::new(&base, &["--sizelimit", "4194304"]);
+        try_restore(&base, device.path(), &[]).refused("refused", &["has bytes of the image"]);
+        try_restore(&delta, device.path(), &[]).refused("refused", &["the target of a restore"]);
+    });
+    untouched(&raw, || {
+        let device = Loop::new(&raw, &[]);
+        try_restore(&raw, device.path(), &[]).refused("refused", &["has bytes of the image"]);
+        let also = ["--also", device.text()];
+        try_restore(&base, device.path(), &also).refused("refused", &["the image itself"]);
     });
 }
 
