@@ -385,7 +385,17 @@ fn written() -> Vec<Vec<u8>> {
         zfs.extend([kind.to_be_bytes(), 1_u32.to_be_bytes()].concat());
         zfs.extend(value);
     }
+    // A member of a DDF RAID whose header is at the first MiB, and its array 162 sectors behind that.
+    let ddf = include_bytes!("../../ramdisk-agent/src/probe/firmware/samples/ddf-stripes.bin");
+    let (mut anchor, header, array) = (ddf[..512].to_vec(), &ddf[512..1024], &ddf[1024..]);
+    anchor[96..104].copy_from_slice(&2048_u64.to_be_bytes());
+    let len = 4 << 20;
+    let ddf = [(1 << 20, header), ((1 << 20) + 162 * 512, array), (len - 512, anchor.as_slice())];
+    let intel =
+        include_bytes!("../../ramdisk-agent/src/probe/firmware/samples/intel-two-volumes.bin");
     vec![
+        Sparse::encode(len, &ddf),
+        at(len - 1536, intel),
         at(64 << 10, &btrfs),
         at(4096, &md),
         at(32 << 10, &iso),

@@ -9,6 +9,7 @@
 mod base;
 pub(crate) mod crew;
 mod logical;
+mod manifest;
 pub(crate) mod plan;
 mod rescue;
 mod resume;
@@ -24,7 +25,8 @@ use image_format::{Beginning, Header, ImageReader, Manifest};
 use uuid::Uuid;
 
 pub use logical::PlannedLogicalVolume;
-pub use plan::{CapturePlan, PlannedVolume, describe_manifest};
+pub use manifest::describe_manifest;
+pub use plan::{CapturePlan, PlannedVolume};
 
 use crate::damage;
 use crate::disk::Disk;

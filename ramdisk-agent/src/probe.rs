@@ -6,6 +6,7 @@
 //! places that are known in advance are read, so a hostile disk costs no more than an empty one. Deliberately absent: whether
 //! a filesystem is sound.
 
+mod firmware;
 mod front;
 mod raid;
 mod zfs;
@@ -18,6 +19,7 @@ use crate::fs::{self, FsKind};
 use crate::seek;
 use crate::table::{self, SECTOR_BYTES, Table, TableKind, TableOutcome};
 
+pub(crate) use firmware::FirmwareRaid;
 pub(crate) use front::lvm_crc;
 
 /// Every signature at a volume's start lies in so many bytes.
@@ -141,9 +143,8 @@ pub fn signatures(src: &mut (impl Read + Seek), len_bytes: u64) -> io::Result<Ve
     let seen = |found: &[Signature], new: &Signature| {
         found.iter().any(|s| s.offset == new.offset && s.kind == new.kind)
     };
-    for new in
-        hits(&mut disk)?.into_iter().map(|hit| of_hit("", 0, hit)).chain(raid::firmware(&mut disk)?)
-    {
+    let of_firmware = firmware::find(&mut disk)?.map(|raid| raid.signature());
+    for new in hits(&mut disk)?.into_iter().map(|hit| of_hit("", 0, hit)).chain(of_firmware) {
         if !seen(&found, &new) {
             found.push(new);
         }
@@ -260,11 +261,17 @@ pub(crate) fn member(
     Ok(member.map(|member| (member.hit.found, member.hit.at.start)))
 }
 
-/// Whether a whole disk is such a member, and of something else than a mirror: the partitions that it shows are the array's.
+/// Whether a whole disk is a member of an array that is no mirror: the partitions that it shows are the array's.
 pub(crate) fn is_striped(src: &mut (impl Read + Seek), len_bytes: u64) -> bool {
     // Where the end of a disk cannot be read, the copy of its GPT is missed first: that is for the table to say.
     let member = raid::md_member(&mut Part::new(src, 0, len_bytes)).unwrap_or(None);
     member.is_some_and(|member| member.fills && !member.is_mirror)
+        || firmware(src, len_bytes).is_some_and(|raid| raid.is_striped)
+}
+
+/// The RAID of a firmware that a whole disk is a member of; `None` too where the end of the disk cannot be read.
+pub(crate) fn firmware(src: &mut (impl Read + Seek), len_bytes: u64) -> Option<FirmwareRaid> {
+    firmware::find(&mut Part::new(src, 0, len_bytes)).unwrap_or(None)
 }
 
 /// The name of a filesystem that has no map and may leave an older one's superblock, and with it a map of what was there before.

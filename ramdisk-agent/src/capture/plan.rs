@@ -4,15 +4,14 @@ use std::fmt;
 use std::io;
 
 use agent_api::{CaptureOptions, DirtyPolicy, DiskInfo, ErrorKind};
-use image_format::{Header, Manifest, Root};
 use serde::Serialize;
 
 use super::logical::PlannedLogicalVolume;
-use crate::damage;
 use crate::disk::{Disk, Unreadable};
 use crate::error::{Error, Result};
 use crate::extents::{Extent, Extents, MAX_PIECES};
 use crate::fs::{self, Clean, FsKind, Taken, VolumeMap};
+use crate::probe::{self, FirmwareRaid};
 use crate::run::size;
 use crate::table::{self, Partition, Table, TableKind, TableOutcome, TableRefusal};
 
@@ -45,7 +44,7 @@ pub struct CapturePlan {
     #[serde(skip)]
     pub used: Extents,
     #[serde(skip)]
-    table: Table,
+    pub(super) table: Table,
 }
 
 /// A partition, or the bare filesystem of a disk without a table.
@@ -78,7 +77,7 @@ pub struct PlannedVolume {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logical_volumes: Vec<PlannedLogicalVolume>,
     #[serde(skip)]
-    partition: Option<Partition>,
+    pub(super) partition: Option<Partition>,
 }
 
 /// Reads tables and maps. Refuses tables that cannot be trusted, and filesystems that were not shut down cleanly unless they
@@ -94,7 +93,7 @@ pub fn make(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
     let outcome = table::read_table(&mut whole, len, disk.logical_sector_bytes())
         .map_err(|e| read_error(e, "reading the partition table"))?;
     let zeroed = whole.zeroed();
-    let table = match outcome {
+    let mut table = match outcome {
         TableOutcome::Table(table) => table,
         // What makes no sense may do so only because of what cannot be read.
         TableOutcome::Refused(refusal) if !zeroed.is_empty() => {
@@ -107,6 +106,8 @@ pub fn make(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
             .because(refusal));
         }
     };
+    let raid = probe::firmware(&mut whole, len);
+    table.warnings.extend(raid.map(of_firmware_raid));
     let mut used = table.metadata.clone();
     for gap in gaps(&table, len) {
         used.insert(gap.start, gap.len);
@@ -122,9 +123,19 @@ pub fn make(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
         let (start, volume_len) = partition.map_or((0, len), |p| (p.start_bytes, p.len_bytes));
         let name = partition
             .map_or_else(|| "the filesystem".into(), |p| format!("partition {}", p.number));
-        let mut map = match fs::map_volume(&mut disk.window(start, volume_len), volume_len) {
-            Err(error) if options.rescue => without_metadata(disk, start, volume_len, &error)?,
-            mapped => mapped.map_err(|e| read_error(e, &format!("mapping {name}")))?,
+        let mut map = match raid {
+            Some(raid) if raid.is_striped => {
+                // What looks like a filesystem is the first of its stripes.
+                VolumeMap::raw(
+                    FsKind::Unknown,
+                    volume_len,
+                    format!("the disk is a member of {raid}"),
+                )
+            }
+            _ => match fs::map_volume(&mut disk.window(start, volume_len), volume_len) {
+                Err(error) if options.rescue => without_metadata(disk, start, volume_len, &error)?,
+                mapped => mapped.map_err(|e| read_error(e, &format!("mapping {name}")))?,
+            },
         };
         if partition.is_none() && table.kind != TableKind::None {
             // It may be left over from other days, with data in use behind it that no table knows of.
@@ -146,6 +157,16 @@ pub fn make(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
         used = Extents::single(0, len);
     }
     Ok(CapturePlan::new(disk.info(), len, table, volumes, used))
+}
+
+/// What is to be known of a capture of one disk of several.
+fn of_firmware_raid(raid: FirmwareRaid) -> String {
+    let holds =
+        if raid.is_striped { "a part of what the RAID holds" } else { "what is on this disk" };
+    format!(
+        "the disk is a member of {raid}, and captured is {holds}; capture the RAID's own device where its system runs, or, if \
+         there is no RAID any more, erase its signature (wipefs)"
+    )
 }
 
 /// The plan of a disk whose table cannot be made out, since sectors of it cannot be read: all of it.
@@ -342,80 +363,6 @@ impl CapturePlan {
             None => "the space outside of partitions".into(),
         }
     }
-
-    /// The manifest of the image that this plan makes.
-    #[must_use]
-    pub fn manifest(&self, header: &Header, options: &CaptureOptions, bad: &Extents) -> Manifest {
-        let table = &self.table;
-        Manifest {
-            format_version: image_format::VERSION,
-            image_id: header.image_id,
-            created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            producer: header.producer.clone(),
-            name: None,
-            description: options.description.clone(),
-            parent: None,
-            disk: image_format::Disk {
-                model: self.disk.model.clone(),
-                serial: self.disk.serial.clone(),
-                wwn: self.disk.wwn.clone(),
-                size_bytes: self.disk_bytes,
-                logical_sector_bytes: self.disk.logical_sector_bytes,
-                physical_sector_bytes: Some(self.disk.physical_sector_bytes).filter(|n| *n > 0),
-            },
-            span_len: image_format::DEFAULT_SPAN_LEN,
-            compression: image_format::Compression::zstd(options.level),
-            table: image_format::PartitionTable {
-                kind: match table.kind {
-                    TableKind::Gpt => image_format::TableKind::Gpt,
-                    TableKind::Mbr => image_format::TableKind::Mbr,
-                    TableKind::None => image_format::TableKind::None,
-                },
-                disk_id: table.disk_id.clone(),
-                first_usable_lba: table.first_usable_lba,
-                last_usable_lba: table.last_usable_lba,
-                boot_code_kept: table.kind != TableKind::None,
-                warnings: table.warnings.clone(),
-                ..image_format::PartitionTable::default()
-            },
-            volumes: self.volumes.iter().map(manifest_volume).collect(),
-            bad_sectors: bad
-                .iter()
-                .map(|e| image_format::BadSectors { start_bytes: e.start, len_bytes: e.len })
-                .collect(),
-        }
-    }
-}
-
-fn manifest_volume(volume: &PlannedVolume) -> image_format::Volume {
-    let partition = volume.partition.as_ref();
-    image_format::Volume {
-        number: volume.number,
-        start_bytes: volume.start_bytes,
-        len_bytes: volume.len_bytes,
-        type_id: partition.map(|p| p.type_id.clone()),
-        part_uuid: partition.and_then(|p| p.uuid.clone()),
-        part_name: partition.and_then(|p| p.name.clone()),
-        attributes: partition.map_or(0, |p| p.attributes),
-        bootable: partition.is_some_and(|p| p.bootable),
-        filesystem: Some(volume.filesystem.clone()),
-        fs_uuid: volume.uuid.clone(),
-        fs_label: volume.label.clone(),
-        block_bytes: Some(volume.block_bytes).filter(|n| *n > 0),
-        used_bytes: volume.used_bytes,
-        taken: if volume.raw_reason.is_some() {
-            image_format::Taken::Raw
-        } else {
-            image_format::Taken::Map
-        },
-        raw_reason: volume.raw_reason.clone(),
-        note: volume.note.clone(),
-        logical_volumes: volume
-            .logical_volumes
-            .iter()
-            .map(PlannedLogicalVolume::manifest)
-            .collect(),
-    }
 }
 
 impl fmt::Display for CapturePlan {
@@ -453,67 +400,4 @@ impl fmt::Display for CapturePlan {
 pub(super) fn remarks(raw_reason: &Option<String>, note: &Option<String>) -> String {
     let raw = raw_reason.iter().map(|reason| format!(", raw: {reason}"));
     raw.chain(note.iter().map(|note| format!(", {note}"))).collect()
-}
-
-/// A manifest for people, as `inspect` shows it.
-#[must_use]
-pub fn describe_manifest(manifest: &Manifest, root: Root, stored_bytes: u64) -> String {
-    use fmt::Write;
-    let mut text = String::new();
-    let disk = &manifest.disk;
-    let or_dash = |s: &Option<String>| s.clone().unwrap_or_else(|| "-".into());
-    let line = |text: &mut String, name: &str, value: String| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{name:10} {value}");
-    };
-    line(&mut text, "image", manifest.image_id.to_string());
-    line(&mut text, "root", root.to_string());
-    line(&mut text, "created", format!("{} by {}", manifest.created, manifest.producer));
-    if let Some(description) = &manifest.description {
-        line(&mut text, "about", description.clone());
-    }
-    if let Some(parent) = &manifest.parent {
-        line(&mut text, "delta of", format!("{}, root {}", parent.name, parent.root));
-    }
-    line(&mut text, "stored", size(stored_bytes));
-    let identity = format!(
-        "{}  model {}  serial {}  wwn {}  sectors of {}",
-        size(disk.size_bytes),
-        or_dash(&disk.model),
-        or_dash(&disk.serial),
-        or_dash(&disk.wwn),
-        disk.logical_sector_bytes
-    );
-    line(&mut text, "disk", identity);
-    line(&mut text, "table", format!("{:?}", manifest.table.kind).to_lowercase());
-    for v in &manifest.volumes {
-        let name = v.number.map_or_else(|| "whole".into(), |n| n.to_string());
-        let raw = remarks(&v.raw_reason, &v.note);
-        let value = format!(
-            "{name:>3} {:8} {:16} {} used of {}  uuid {}{raw}",
-            or_dash(&v.filesystem),
-            or_dash(&v.fs_label),
-            size(v.used_bytes),
-            size(v.len_bytes),
-            or_dash(&v.fs_uuid),
-        );
-        line(&mut text, "volume", value);
-        for inside in &v.logical_volumes {
-            let raw = remarks(&inside.raw_reason, &inside.note);
-            let value = format!(
-                "    {} {:8} {} {} used of {}  uuid {}{raw}",
-                inside.name,
-                or_dash(&inside.filesystem),
-                or_dash(&inside.fs_label),
-                size(inside.used_bytes),
-                size(inside.len_bytes),
-                or_dash(&inside.fs_uuid),
-            );
-            line(&mut text, "", value);
-        }
-    }
-    for lacking in damage::describe(manifest) {
-        line(&mut text, "DAMAGED", lacking);
-    }
-    text.trim_end().to_owned()
 }

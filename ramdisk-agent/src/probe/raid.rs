@@ -1,12 +1,11 @@
-//! Members of RAIDs: Linux's md, and the two formats of firmware that are still met.
+//! Members of Linux's software RAID.
 //!
-//! Places and fields of md as in the kernel's `include/uapi/linux/raid/md_p.h`; DDF as in SNIA's Common RAID Disk Data Format 2.0,
-//! section 5.3; Intel's as in mdadm's `super-intel.c`. Metadata at the end of a disk survives some formatters, so that a member
-//! found there may be one no more; those of ext, XFS and btrfs clear md's.
+//! Places and fields as in the kernel's `include/uapi/linux/raid/md_p.h`. Metadata at the end of a disk survives some formatters, so
+//! that a member found there may be one no more; those of ext, XFS and btrfs clear it.
 
 use std::io::{self, Read, Seek};
 
-use super::{Hit, Part, Signature, SignatureKind, field, le32, le64, text, uuid};
+use super::{Hit, Part, field, le32, le64, text, uuid};
 use crate::fs::FsKind;
 
 const MD_MAGIC: u32 = 0xa92b_4efc;
@@ -138,26 +137,4 @@ fn md_0(bytes: &[u8], offset: u64) -> Option<(Hit, Order)> {
     // The first word stands apart from the other three.
     let id = [bytes.get(20..24)?, bytes.get(52..64)?].concat();
     Some((Hit::new(FsKind::MdRaid, offset, 4, uuid(&id, 0), None), order))
-}
-
-/// What firmware keeps at the end of a disk.
-pub fn firmware<S: Read + Seek>(disk: &mut Part<'_, S>) -> io::Result<Option<Signature>> {
-    let places: [(u64, &[u8], &str); 2] = [
-        (1, &0xDE11_DE11_u32.to_be_bytes(), "member of a DDF firmware RAID"),
-        (2, b"Intel Raid ISM Cfg Sig. ", "member of an Intel firmware RAID"),
-    ];
-    for (from_end, magic, what) in places {
-        let Some(sector) = (disk.len / SECTOR).checked_sub(from_end) else { continue };
-        let offset = sector * SECTOR;
-        if disk.bytes(offset, magic.len())?.is_some_and(|bytes| bytes == magic) {
-            let len = magic.len() as u64;
-            return Ok(Some(Signature {
-                kind: SignatureKind::FirmwareRaid,
-                offset,
-                len,
-                what: what.into(),
-            }));
-        }
-    }
-    Ok(None)
 }

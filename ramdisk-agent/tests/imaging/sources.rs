@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ramdisk_agent::disk::Disk;
 
-use crate::agent::{capture, try_capture};
+use crate::agent::{agent, capture, try_capture};
 use crate::devices::Loop;
 use crate::disks::{noise, noise_file, system};
 use crate::faulty::{Fault, FaultyDisk};
@@ -184,4 +184,40 @@ fn a_loop_device_in_the_middle_of_a_file_is_read_there() {
     capture(device.path(), &image, &[]);
     unpack(&image, &unpacked);
     assert!(fs::read(&unpacked).unwrap() == whole);
+}
+
+/// Of a disk of two volumes, of which the first is a mirror with a partition table, that table knows nothing of the second one, and what
+/// is in no partition is not kept.
+#[test]
+fn a_member_of_a_firmware_raid_is_kept_whole_unless_it_is_a_mirror() {
+    let two_volumes = include_bytes!("../../src/probe/firmware/samples/intel-two-volumes.bin");
+    let mirror = include_bytes!("../../src/probe/firmware/samples/intel-mirror.bin");
+    let dir = tempfile::tempdir().unwrap();
+    let [disk, image, back] = ["disk", "a.img.zst", "back"].map(|name| dir.path().join(name));
+    let len = 128 * MIB;
+    let file = File::create(&disk).unwrap();
+    file.set_len(len).unwrap();
+    run("e2fsprogs", "mkfs.ext4", &["-q", "-F", disk.to_str().unwrap(), "8M"]);
+    let filesystem = fs::read(&disk).unwrap();
+    file.write_all_at(&vec![0; 8 << 20], 0).unwrap();
+    file.write_all_at(&filesystem[..8 << 20], MIB).unwrap();
+    file.write_all_at(&[0, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 64, 0, 0], 446).unwrap();
+    file.write_all_at(&[0x55, 0xaa], 510).unwrap();
+    file.write_all_at(&noise(1 << 20, 7), 60 * MIB).unwrap();
+    let end = |metadata: &[u8]| file.write_all_at(metadata, len - metadata.len() as u64).unwrap();
+    let plan = || agent(&["plan", "capture", "--json", disk.to_str().unwrap()]).json();
+
+    end(mirror);
+    let shown = plan();
+    assert_eq!(shown["volumes"][0]["filesystem"], "ext4");
+    assert!(shown["volumes"][0]["raw_reason"].is_null());
+    let warning = shown["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("Intel firmware RAID") && warning.contains("wipefs"), "{warning}");
+
+    end(two_volumes);
+    let reason = plan()["volumes"][0]["raw_reason"].clone();
+    assert_eq!(reason, "the disk is a member of an Intel firmware RAID");
+    capture(&disk, &image, &[]);
+    unpack(&image, &back);
+    assert!(fs::read(&disk).unwrap() == fs::read(&back).unwrap(), "something was left out");
 }
