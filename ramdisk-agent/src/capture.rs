@@ -31,13 +31,14 @@ pub use plan::{CapturePlan, PlannedVolume};
 use crate::damage;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::opening;
 use crate::pipeline;
 use crate::progress::{Progress, millis};
-use crate::run;
 use crate::store::{self, PARTIAL_SUFFIX, StoreUrl, StoreWriter};
 use crate::sys::memory;
 use crate::telemetry;
 use crate::verify;
+use crate::words;
 use base::Base;
 use crew::Crew;
 use rescue::Rescue;
@@ -77,13 +78,13 @@ pub fn run(
 ) -> Result<CaptureSummary> {
     let start = Instant::now();
     let producer = format!("imprint-agent {}", env!("CARGO_PKG_VERSION"));
-    let base = Base::open(&options.base, url, &run::store_options(progress))?;
+    let base = Base::open(&options.base, url, &opening::store_options(progress))?;
     let attempt = Attempt::new(plan, options, image_id)?;
     progress.begin_work()?;
     let Start { found, note } =
         resume::start(disk, url, plan, options, attempt, &producer, progress)?;
     if let Some(note) = &note {
-        run::note(note);
+        words::note(note);
     }
     let (begun, mut writer) = match found {
         Some((beginning, writer)) => (Begun::Earlier(beginning), writer),
@@ -93,7 +94,7 @@ pub fn run(
                 Some(_) => Header::delta(image_id, producer),
                 None => Header::new(image_id, producer),
             };
-            (Begun::Now(header), store::create(url, image_id, &run::store_options(progress))?)
+            (Begun::Now(header), store::create(url, image_id, &opening::store_options(progress))?)
         }
     };
     let result = write_image(disk, &mut *writer, plan, options, begun, base.as_ref(), progress);

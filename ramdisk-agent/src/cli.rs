@@ -27,13 +27,14 @@ use args::{
 use crate::convert::{self, ConvertOptions};
 use crate::disk::{self, Disk, Selector};
 use crate::error::{Error, Result};
-use crate::progress::{Face, Progress, Ticker};
-use crate::run::{
-    Places, check_signature, describe, describe_sources, open_image, open_index, open_own_image,
-    open_target, parse_url, part_of, plan_restore, size,
+use crate::opening::{
+    Places, check_signature, open_image, open_index, open_own_image, open_target, parse_url,
+    part_of, plan_restore,
 };
+use crate::progress::{Face, Progress, Ticker};
 use crate::store_check::{self, Shown};
-use crate::{capture, damage, foreign, kexec, restore, run, store, verify};
+use crate::words::{describe, describe_sources, size};
+use crate::{capture, damage, foreign, kexec, opening, restore, run, store, verify};
 use signals::{Listener, cancel_by_signal};
 
 /// Does what the command line says; the exit code.
@@ -115,7 +116,7 @@ fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
         Command::Ls { folder } => ls_command(folder, cli.json, progress)?,
         Command::StoreCheck { folder, probe } => {
             progress.begin_work()?;
-            let options = run::store_options(progress);
+            let options = opening::store_options(progress);
             let checked = store_check::check(&parse_url(folder)?, probe << 20, &options);
             report(cli.json, &checked, || Shown(&checked).to_string())?;
             return Ok(checked.failure.map_or(0, |failure| failure.kind.exit_code()));
@@ -341,7 +342,7 @@ fn inspect_command(image: &str, json: bool, progress: &Arc<Progress>) -> Result<
 
 fn ls_command(folder: &str, json: bool, progress: &Arc<Progress>) -> Result<()> {
     let url = parse_url(folder)?;
-    let entries = store::list(&url, &run::store_options(progress))?;
+    let entries = store::list(&url, &opening::store_options(progress))?;
     let mut rows = Vec::new();
     for entry in entries.iter().filter(|e| crate::image::has_image_name(&e.name)) {
         let image = open_own_image(&url.join(&entry.name), progress);

@@ -21,9 +21,10 @@ use crate::capture;
 use crate::error::{Error, Result};
 use crate::foreign::{self, Access, ForeignImage, Limit, Opened};
 use crate::image::{DiskImage, Fetch, open as image_of_ours};
+use crate::opening::{parse_urls, store_options};
 use crate::progress::{Progress, millis};
-use crate::run::{parse_urls, size, store_options};
 use crate::store::{self, StoreUrl};
+use crate::words::size;
 
 /// The level of gzip streams unless another is asked for; the one of gzip itself.
 const GZIP_LEVEL: u32 = 6;

@@ -16,11 +16,12 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::image::{self, DELTA_SUFFIX, has_image_name};
+use crate::opening::store_options;
 use crate::progress::{Progress, millis};
 use crate::restore::check_root;
-use crate::run::{size, store_options};
 use crate::store::{self, Options, StoreError, StoreUrl, StoreWriter};
 use crate::telemetry::Metered;
+use crate::words::size;
 use crate::{capture, foreign, pipeline, trust, verify};
 
 /// What lies between frames (index, tables) is moved in pieces of this length.

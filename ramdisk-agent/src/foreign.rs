@@ -53,8 +53,8 @@ pub use walk::{Piece, RandomDisk, RandomWalk, ReadWalk, Stretch, Walk};
 use crate::error::{Error, Result as EngineResult};
 use crate::extents::Extents;
 use crate::progress::Progress;
-use crate::run::size;
 use crate::store::{self, ImageFile, StoreUrl};
+use crate::words::size;
 
 /// The most that a disk of unknown size may turn out to have, in bytes: enough for any, and an end to what has none.
 pub const MAX_DISK_LEN: u64 = 64 << 40;

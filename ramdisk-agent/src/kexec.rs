@@ -102,7 +102,7 @@ fn load_from(disk: &Disk) -> Result<String> {
     for mounted in mounts {
         // Nothing was written; and whatever is left is gone with this process.
         if let Err(e) = mounted.close() {
-            crate::run::note(&e.chain());
+            crate::words::note(&e.chain());
         }
     }
     loaded

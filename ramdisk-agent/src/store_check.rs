@@ -215,19 +215,19 @@ pub struct Shown<'a>(pub &'a StoreReport);
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.0;
-        for line in report.facts.iter().flat_map(|facts| facts.lines(crate::run::size)) {
+        for line in report.facts.iter().flat_map(|facts| facts.lines(crate::words::size)) {
             writeln!(f, "store    {line}")?;
         }
         for done in &report.done {
             writeln!(f, "ok       {done}")?;
         }
         let rate = |bytes: Option<u64>| {
-            bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{}/s", crate::run::size(bytes)))
+            bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{}/s", crate::words::size(bytes)))
         };
         write!(
             f,
             "probe    {}, written at {}, read at {}",
-            crate::run::size(report.probe_bytes),
+            crate::words::size(report.probe_bytes),
             rate(report.write_bytes_per_second),
             rate(report.read_bytes_per_second),
         )?;

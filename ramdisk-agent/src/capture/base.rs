@@ -10,7 +10,7 @@ use image_format::{
 
 use crate::error::{Error, Result};
 use crate::image::{Chain, DELTA_SUFFIX, DiskImage, Fetch, MAX_CHAIN_LEN};
-use crate::run::{parse_url, parse_urls};
+use crate::opening::{parse_url, parse_urls};
 use crate::store::{self, StoreUrl};
 
 /// The image that a capture is the difference to.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::plan::remarks;
 use crate::extents::Extent;
 use crate::fs::{LogicalVolume, Taken};
-use crate::run::size;
+use crate::words::size;
 
 /// A logical volume of a volume group that lies in one partition, or on one disk.
 #[derive(Debug, Clone, Serialize)]

@@ -9,8 +9,8 @@ use super::logical::PlannedLogicalVolume;
 use super::plan::{CapturePlan, PlannedVolume, remarks};
 use crate::damage;
 use crate::extents::Extents;
-use crate::run::size;
 use crate::table::TableKind;
+use crate::words::size;
 
 impl CapturePlan {
     /// The manifest of the image that this plan makes.

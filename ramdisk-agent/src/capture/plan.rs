@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::extents::{Extent, Extents, MAX_PIECES};
 use crate::fs::{self, Clean, FsKind, Taken, VolumeMap};
 use crate::probe::{self, FirmwareRaid};
-use crate::run::size;
 use crate::table::{self, Partition, Table, TableKind, TableOutcome, TableRefusal};
+use crate::words::size;
 
 /// The gap before the first partition is kept whole up to this size: boot loaders live there.
 const MAX_BOOT_GAP: u64 = 64 << 20;

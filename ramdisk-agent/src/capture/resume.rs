@@ -101,7 +101,7 @@ pub fn start(
     if !attempt.resume && attempt.image_id.is_none() {
         return Ok(Start::anew(None));
     }
-    let left = match store::left_over(url, &crate::run::store_options(progress)) {
+    let left = match store::left_over(url, &crate::opening::store_options(progress)) {
         Ok(Some(left)) => left,
         Ok(None) => return Ok(Start::anew(None)),
         Err(StoreError::Unsupported { reason, .. }) if attempt.image_id.is_some() => {

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::{copies, credentials, trust, wrong_places};
 use crate::convert::ConvertOptions;
 use crate::error::Result;
-use crate::run::parse_url;
+use crate::opening::parse_url;
 use crate::store::StoreUrl;
 use crate::store_check;
 

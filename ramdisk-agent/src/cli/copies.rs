@@ -8,8 +8,8 @@ use clap::Args;
 use super::report;
 use crate::copy::{self, CopyOptions, Shown};
 use crate::error::Result;
+use crate::opening::parse_url;
 use crate::progress::{Face, Progress, Ticker};
-use crate::run::parse_url;
 
 #[derive(Debug, Args)]
 pub(super) struct CopyArgs {

@@ -7,9 +7,9 @@ use clap::Args;
 
 use super::report;
 use crate::error::Result;
+use crate::opening::{open_own_image, parse_url, store_options};
 use crate::progress::Progress;
 use crate::restore;
-use crate::run::{open_own_image, parse_url, store_options};
 use crate::trust::{self, PasswordFrom, SecretKey};
 
 #[derive(Debug, Args)]

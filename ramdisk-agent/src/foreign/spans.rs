@@ -11,7 +11,7 @@ use image_format::{DEFAULT_SPAN_LEN, MAX_HOLE_LEN};
 
 use super::walk::{Piece, Walk};
 use crate::error::{Error, Result};
-use crate::run::size;
+use crate::words::size;
 
 /// The grid of spans, in bytes.
 pub const SPAN_LEN: usize = DEFAULT_SPAN_LEN as usize;

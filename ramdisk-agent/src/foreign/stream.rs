@@ -9,8 +9,8 @@ use liblzma::bufread::XzDecoder;
 
 use super::error::{ForeignError, Result};
 use super::source::{Source, Stream};
-use crate::run::size;
 use crate::store::StoreError;
+use crate::words::size;
 
 /// `zstd --ultra -22` needs so much, and no stock tool makes more unless told to, with `--long`.
 const ZSTD_WINDOW_LOG: u32 = 27;

@@ -19,8 +19,8 @@ use crate::restore::grow::{self, Growth};
 use crate::restore::layout::{self, Holds, Movable};
 use crate::restore::placement::{Placement, Segment};
 use crate::restore::retargeting::{self, Retargeting, Sectors};
-use crate::run::size;
 use crate::table::{self, LOGICAL_TABLES, Slot, Table, TableKind, TablePiece};
+use crate::words::size;
 
 /// What is withheld at the start of a disk or a volume until everything else is on it, at most; partitions that begin earlier are
 /// not withheld.

@@ -26,11 +26,11 @@ use crate::restore::layout;
 use crate::restore::placement::{Placement, Segment};
 use crate::restore::plan::{self, PlannedPartition, RestorePlan};
 use crate::restore::retargeting::{self, Sectors};
-use crate::run::size;
 use crate::table::{
     self, FreshPartition, Partition, Slot, Table, TableKind, TableOutcome, TypeId, attribute_of,
     type_names, type_of,
 };
+use crate::words::size;
 
 /// The images of a layout.
 #[derive(Debug)]

@@ -15,8 +15,8 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::fs::FsKind;
 use crate::mounted::{self, Access, Mounted};
-use crate::run::size;
 use crate::sys::resize;
+use crate::words::size;
 
 /// A filesystem that is to fill its partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -11,8 +11,8 @@ use agent_api::Grow;
 use crate::error::{Error, Result};
 use crate::restore::gaps::{self, LeftOut};
 use crate::restore::placement::Segment;
-use crate::run::size;
 use crate::table::{Partition, Slot, Table};
+use crate::words::size;
 
 /// Partitions begin and end at multiples of this where they may.
 pub const ALIGNMENT: u64 = 1 << 20;

@@ -20,8 +20,8 @@ use crate::restore::customise::{self, Changes};
 use crate::restore::grow::Growth;
 use crate::restore::ids::{self, FreshId};
 use crate::restore::placement::Placement;
-use crate::run::size;
 use crate::table::{self, Partition, Slot, Table, TableKind, TableOutcome};
+use crate::words::size;
 
 /// What a restore will do.
 #[derive(Debug, Clone, Serialize)]

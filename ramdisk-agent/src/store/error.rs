@@ -9,7 +9,7 @@ use agent_api::ErrorKind;
 
 use super::url::UrlError;
 use super::{NAME_MAX_BYTES, PARTIAL_SUFFIX};
-use crate::run::size;
+use crate::words::size;
 
 /// Why an operation on a store failed.
 #[derive(Debug, thiserror::Error)]
