@@ -8,6 +8,9 @@ use super::sfdisk::{Dump, DumpedPartition};
 use crate::fs::bytes::{le32, le64};
 use crate::table::MBR_LEN;
 
+/// The least that an entry of a GPT has, in bytes.
+const GPT_ENTRY_LEN: usize = 128;
+
 /// The disk's length from a primary GPT that begins at LBA 1.
 pub fn len_by_gpt(head: &[u8], sector_bytes: u64) -> Option<u64> {
     let at = usize::try_from(sector_bytes).ok()?;
@@ -15,8 +18,8 @@ pub fn len_by_gpt(head: &[u8], sector_bytes: u64) -> Option<u64> {
     le64(header, 32).checked_add(1)?.checked_mul(sector_bytes)
 }
 
-/// Refuses a table that was saved if it is cut off, or places a partition elsewhere than the list: the volumes go where that says, and
-/// nothing would lead to them.
+/// Refuses a table that was saved if it is cut off, or places a partition elsewhere than the list, for the volumes go where that says and
+/// nothing would lead to them; and one that has a partition which the list lacks, for nothing would be in it.
 pub fn check_mbr(mbr: &[u8], dump: &Dump, name: &str, format: &'static str) -> Result<()> {
     if mbr.get(MBR_LEN - 2..MBR_LEN) != Some(&[0x55, 0xAA]) {
         let fault = format!("{name} has no MBR in its {} bytes", mbr.len());
@@ -32,7 +35,15 @@ pub fn check_mbr(mbr: &[u8], dump: &Dump, name: &str, format: &'static str) -> R
             return Err(disagreement(name, partition, format));
         }
     }
-    Ok(())
+    let is_listed = |number: u32| {
+        dump.partitions.iter().chain(&dump.extended).any(|partition| partition.number == number)
+    };
+    let entries = mbr[446..].chunks_exact(16).zip(1..=4);
+    let mut used = entries.filter(|(entry, _)| entry[4] != 0 && le32(entry, 12) != 0);
+    match used.find(|(_, number)| !is_listed(*number)) {
+        Some((_, number)) => Err(not_listed(name, number, format)),
+        None => Ok(()),
+    }
 }
 
 /// As [`check_mbr`], for a GPT whose header and entries are given.
@@ -47,6 +58,9 @@ pub fn check_gpt(
         return Err(ForeignError::damaged(format, format!("{name} has no GPT, or is cut off")));
     }
     let size = usize::try_from(le32(header, 84)).unwrap_or(usize::MAX);
+    if size < GPT_ENTRY_LEN {
+        return Err(ForeignError::damaged(format, format!("{name} has entries of {size} bytes")));
+    }
     for partition in &dump.partitions {
         let at = usize::try_from(partition.number)
             .ok()
@@ -62,7 +76,23 @@ pub fn check_gpt(
             return Err(disagreement(name, partition, format));
         }
     }
-    Ok(())
+    let is_listed = |number: u32| dump.partitions.iter().any(|p| p.number == number);
+    let mut used = entries
+        .chunks_exact(size)
+        .zip(1..=le32(header, 80))
+        .filter(|(entry, _)| entry[..16].iter().any(|byte| *byte != 0));
+    match used.find(|(_, number)| !is_listed(*number)) {
+        Some((_, number)) => Err(not_listed(name, number, format)),
+        None => Ok(()),
+    }
+}
+
+/// The partition would be there and empty: only what is listed was saved.
+fn not_listed(table: &str, number: u32, format: &'static str) -> ForeignError {
+    let fault = format!(
+        "{table} has a partition {number} and the list of partitions has none: one of them was changed, or the list is cut off"
+    );
+    ForeignError::damaged(format, fault)
 }
 
 fn disagreement(table: &str, partition: &DumpedPartition, format: &'static str) -> ForeignError {

@@ -9,7 +9,7 @@ use crate::disks::{TestDisk, dump, identity, judge, noise, noise_file, system, t
 use crate::support::convert;
 use crate::tools::run;
 
-fn shell(folder: &Path, command: &str) {
+pub fn shell(folder: &Path, command: &str) {
     run("partclone", "sh", &["-ec", &format!("cd {} && {command}", folder.display())]);
 }
 
@@ -21,7 +21,7 @@ fn split(disk: &TestDisk, folder: &Path) {
 }
 
 /// The numbers that the three partitions have in a table of this kind. Of a `logical` one the second is the extended one.
-fn numbers(label: &str) -> [u32; 3] {
+pub fn numbers(label: &str) -> [u32; 3] {
     if label == "logical" { [1, 5, 6] } else { [1, 2, 3] }
 }
 
@@ -29,7 +29,7 @@ fn numbers(label: &str) -> [u32; 3] {
 const EXTENDED: u64 = 41 * 2048;
 
 /// What Clonezilla's `savedisk` leaves in its folder.
-fn clonezilla(disk: &TestDisk, folder: &Path, label: &str) {
+pub fn clonezilla(disk: &TestDisk, folder: &Path, label: &str) {
     let image = folder.join("img");
     let _ = fs::remove_dir_all(&image);
     fs::create_dir(&image).unwrap();
@@ -65,7 +65,7 @@ fn clonezilla(disk: &TestDisk, folder: &Path, label: &str) {
 }
 
 /// What FOG's capture leaves in its folder. Of each logical partition it keeps the first sector as well, under the name of a table.
-fn fog(disk: &TestDisk, folder: &Path, label: &str) {
+pub fn fog(disk: &TestDisk, folder: &Path, label: &str) {
     let image = folder.join("img");
     let _ = fs::remove_dir_all(&image);
     fs::create_dir(&image).unwrap();
@@ -92,7 +92,7 @@ fn fog(disk: &TestDisk, folder: &Path, label: &str) {
     );
 }
 
-fn comes_back(disk: &TestDisk, folder: &Path, label: &str) {
+pub fn comes_back(disk: &TestDisk, folder: &Path, label: &str) {
     let (image, target) = (folder.join("img"), folder.join("target"));
     noise_file(&target, disk.len + (4 << 20), 6);
     restore(&image, &target, &[]);

@@ -98,7 +98,7 @@ pub fn swap(path: &Path, len: u64) {
 }
 
 /// Copies a file into a disk.
-fn put(disk: &Path, from: &Path, offset: u64) {
+pub fn put(disk: &Path, from: &Path, offset: u64) {
     let mut to = File::options().write(true).open(disk).unwrap();
     to.seek(SeekFrom::Start(offset)).unwrap();
     std::io::copy(&mut File::open(from).unwrap(), &mut to).unwrap();
