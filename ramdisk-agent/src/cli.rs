@@ -97,7 +97,8 @@ fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
         }
         Command::Plan(PlanCommand::Capture { disk, options }) => {
             let disk = Disk::open_source(&find(disk)?)?;
-            let plan = capture::plan(&disk, options)?;
+            progress.watch(&disk);
+            let plan = told(progress, face, || capture::plan(&disk, options))?;
             show(cli.json, &plan)?;
         }
         Command::Plan(PlanCommand::Restore(what)) => {
@@ -105,7 +106,9 @@ fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
             progress.set_limit(options.limit);
             let (url, disk) = what.places("plan restore")?;
             let target = part_of(Disk::open_source(&find(disk)?)?, options)?;
-            show(cli.json, &plan_restore(url.as_ref(), &target, options, progress)?.1)?;
+            progress.watch(&target);
+            let planned = || plan_restore(url.as_ref(), &target, options, progress);
+            show(cli.json, &told(progress, face, planned)?.1)?;
         }
         Command::Verify(args) => verify_command(args, cli.json, face, progress)?,
         Command::Keygen(args) => trust::keygen(args, cli.json, progress)?,
@@ -192,6 +195,14 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
+/// Does something, and shows meanwhile how far it is, or which store or disk does not answer. Nothing is drawn while somebody is asked.
+fn told<T>(progress: &Arc<Progress>, face: Face, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let ticker = Ticker::start(progress, face);
+    let result = work();
+    ticker.finish();
+    result
+}
+
 fn capture_command(
     args: &CaptureArgs,
     json: bool,
@@ -207,14 +218,12 @@ fn capture_command(
     let url = parse_url(image)?;
     let disk = Disk::open_source(&find(disk)?)?;
     progress.watch(&disk);
-    let plan = capture::plan(&disk, options)?;
+    let plan = told(progress, face, || capture::plan(&disk, options))?;
     if !json {
         show_plan(&plan.to_string())?;
     }
-    let ticker = Ticker::start(progress, face);
-    let result = capture::run(&disk, &url, &plan, options, None, progress);
-    ticker.finish();
-    finish(json, Summary::Capture(result?))
+    let work = || capture::run(&disk, &url, &plan, options, None, progress);
+    finish(json, Summary::Capture(told(progress, face, work)?))
 }
 
 fn restore_command(
@@ -228,11 +237,8 @@ fn restore_command(
     let (url, disk) = args.what.places("restore")?;
     let target = open_target(&find(disk)?, url.as_ref(), options)?;
     progress.watch(&target);
-    // A store that does not answer is told of from the start; nothing is drawn while somebody is asked.
-    let ticker = Ticker::start(progress, face);
-    let planned = plan_restore(url.as_ref(), &target, options, progress);
-    ticker.finish();
-    let (image, plan) = planned?;
+    let (image, plan) =
+        told(progress, face, || plan_restore(url.as_ref(), &target, options, progress))?;
     if !json {
         show_plan(&plan.to_string())?;
     }
@@ -243,10 +249,8 @@ fn restore_command(
         }
         confirm(&target)?;
     }
-    let ticker = Ticker::start(progress, face);
-    let result = restore::run(&*image, &target, &plan, options, progress);
-    ticker.finish();
-    finish(json, Summary::Restore(result?))
+    let work = || restore::run(&*image, &target, &plan, options, progress);
+    finish(json, Summary::Restore(told(progress, face, work)?))
 }
 
 fn convert_command(
@@ -258,10 +262,7 @@ fn convert_command(
     progress: &Arc<Progress>,
 ) -> Result<()> {
     let (source, target) = (parse_url(source)?, parse_url(target)?);
-    let ticker = Ticker::start(progress, face);
-    let result = convert::run(&source, &target, options, progress);
-    ticker.finish();
-    let summary = result?;
+    let summary = told(progress, face, || convert::run(&source, &target, options, progress))?;
     report(json, &summary, || summary.to_string())
 }
 
@@ -297,18 +298,17 @@ fn verify_command(
     let url = parse_url(&args.image)?;
     let root = args.expect_root.as_deref();
     let places = Places::new(&url, &args.also, &args.base, root)?;
-    // A store that does not answer is told of from the start.
-    let ticker = Ticker::start(progress, face);
-    let image = open_image(&places, foreign::any_disk(), progress)?;
-    check_signature(&*image, &places, args.require_signature.as_deref(), progress)?;
-    restore::check_root(&*image, args.expect_root.as_deref())?;
-    let result = if args.deep {
-        verify::contents(&*image, progress)
-    } else {
-        verify::stored_bytes(&*image, progress)
-    };
-    ticker.finish();
-    let verified = result?;
+    let (image, verified) = told(progress, face, || {
+        let image = open_image(&places, foreign::any_disk(), progress)?;
+        check_signature(&*image, &places, args.require_signature.as_deref(), progress)?;
+        restore::check_root(&*image, args.expect_root.as_deref())?;
+        let verified = if args.deep {
+            verify::contents(&*image, progress)
+        } else {
+            verify::stored_bytes(&*image, progress)
+        };
+        verified.map(|verified| (image, verified))
+    })?;
     let value = serde_json::json!({
         "root": image.root().to_string(), "verified": verified, "sources": progress.sources(),
     });

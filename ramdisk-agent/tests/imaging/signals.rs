@@ -1,7 +1,7 @@
 //! Signals while nothing has been written yet: a plan is made, a server or a disk is waited for. The program ends at once, as cancelled.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -150,6 +150,34 @@ fn a_signal_ends_what_waits_for_a_disk() {
     disk.signal(Signal::SIGCONT);
     assert!(!image.exists() && !Path::new(&format!("{}.partial", image.display())).exists());
     capture(disk.path(), &image, &[]);
+}
+
+/// A disk that hangs already while the plan is made.
+#[test]
+fn a_disk_that_does_not_answer_is_told_of_before_there_is_a_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    noise_file(&source, 8 * MIB, 7);
+    let disk = FaultyDisk::source(&source, dir.path(), &[], &[]);
+    disk.signal(Signal::SIGSTOP);
+    let (disk_path, image) = (disk.path().to_str().unwrap(), dir.path().join("a.img.zst"));
+    let commands: [&[&str]; 2] = [
+        &["capture", "--progress", "json", disk_path, image.to_str().unwrap()],
+        &["plan", "capture", "--progress", "json", disk_path],
+    ];
+    for mut child in commands.map(start) {
+        let mut told = String::new();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        for line in lines {
+            told.push_str(&line);
+            if told.contains(&format!("{disk_path} does not answer: ")) {
+                break;
+            }
+        }
+        assert!(told.contains("does not answer"), "{told}");
+        assert_eq!(end(child, Signal::SIGTERM).0, Some(11));
+    }
+    disk.signal(Signal::SIGCONT);
 }
 
 #[test]
