@@ -112,7 +112,7 @@ impl Clonezilla<'_> {
         parts.add_bytes(0, &cut(&mbr, SECTOR));
         let hidden = format!("{disk}-hidden-data-after-mbr");
         if self.folder.names.contains(&hidden) {
-            let source = self.folder.source(&[hidden.clone()], Self::FORMAT)?;
+            let source = self.folder.source(std::slice::from_ref(&hidden), Self::FORMAT)?;
             check_hidden(&source, &hidden, dump)?;
             parts.add_gap(&hidden, SECTOR, first, source);
         }
