@@ -1,6 +1,6 @@
 //! What an approval of a restore's plan quotes: a hash of all that matters.
 //!
-//! Which disk it is (by identity and size, not by its name in `/dev`), what was found on it, which image, what will be wiped and
+//! Which disk it is (by identity and size, not by its name in `/dev`), what was found on it and its partition table, which image, what will be wiped and
 //! written where, what is changed before the commit, and the options. Not in it: device names, times, notes, and whether equal parts are
 //! skipped. So the hash stays the same over a reboot, and changes when somebody exchanged the disk, wrote to its tables, or published
 //! another image. A disk that has no identity is told by where it is connected.
@@ -35,6 +35,8 @@ struct Quoted<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     placed: Vec<(u64, u64, u64)>,
     destroys: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_table: Option<&'a str>,
     table_kind: &'a str,
     partitions: Vec<(u32, u64, u64, &'a str)>,
     whole: Option<&'a str>,
@@ -71,6 +73,7 @@ pub fn hash(plan: &RestorePlan, options: &RestoreOptions) -> String {
             None => Vec::new(),
         },
         destroys: &plan.destroys,
+        held_table: plan.held_table.as_deref(),
         table_kind: &plan.table_kind,
         partitions: plan
             .partitions

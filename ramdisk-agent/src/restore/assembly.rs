@@ -204,6 +204,7 @@ pub fn make(
         target: target.info(),
         into: None,
         from: None,
+        held_table: plan::held_table(target)?,
         found: plan::found_ranges(&found, target.len_bytes()),
         destroys: found.into_iter().map(|signature| signature.what).collect(),
         table_kind: format!("{table_kind:?}").to_lowercase(),

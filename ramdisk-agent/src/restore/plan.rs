@@ -52,6 +52,9 @@ pub struct RestorePlan {
     pub fresh_ids: Vec<FreshId>,
     /// What is not as in the image, such as a moved backup GPT.
     pub notes: Vec<String>,
+    /// The partition table that is on the target now, in full.
+    #[serde(skip)]
+    pub held_table: Option<String>,
     /// Zeroed before the first frame is written.
     #[serde(skip)]
     pub wipes: Vec<Range<u64>>,
@@ -187,6 +190,7 @@ pub fn make(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> R
         target: target.info(),
         into: target.part_of(),
         from: from.map(|slot| planned_partitions(image, &table.partitions, &[slot]).remove(0)),
+        held_table: held_table(target)?,
         found: found_ranges(&found, target.len_bytes()),
         destroys: found.into_iter().map(|signature| signature.what).collect(),
         table_kind: match from {
@@ -281,6 +285,16 @@ pub fn check_target(target: &Disk) -> Result<()> {
 pub fn found_on(target: &Disk) -> Result<Vec<probe::Signature>> {
     probe::signatures(&mut target.window(0, target.len_bytes()), target.len_bytes())
         .on_disk(|| format!("looking at what is on {}", target.name()))
+}
+
+/// The partition table of a target, with all that tells it from another one; `None`: it has none that counts.
+pub fn held_table(target: &Disk) -> Result<Option<String>> {
+    Ok(match target.table()? {
+        TableOutcome::Table(table) if table.kind != TableKind::None => {
+            Some(format!("{:?} {:?} {:?}", table.kind, table.disk_id, table.partitions))
+        }
+        _ => None,
+    })
 }
 
 /// What an image without partitions holds.

@@ -8,6 +8,7 @@ use crate::agent::{agent, capture, restore, try_capture, try_restore};
 use crate::devices::Loop;
 use crate::disks::{self, noise_file};
 use crate::round_trip::restored;
+use crate::tools::run;
 
 /// Asserts that a file does not change while something is tried.
 fn untouched(path: &Path, attempt: impl FnOnce()) {
@@ -65,6 +66,24 @@ fn a_plan_that_is_not_the_approved_one() {
     untouched(&elsewhere, || {
         try_restore(&image, &elsewhere, &["--expect-plan", &hash]).refused("refused", &["changed"]);
     });
+    // Nor is a disk the same whose partitions are others, unknown as what is in them is.
+    fs::write(&elsewhere, &before).unwrap();
+    let mut seen = vec![hash.clone()];
+    for script in ["label: gpt\nsize=1M", "label: dos\nsize=1M", "label: dos\nsize=2M"] {
+        let command = format!("printf '{script}' | sfdisk -q {}", elsewhere.display());
+        run("fdisk", "sh", &["-c", &command]);
+        seen.push(plan(&elsewhere, &[]));
+    }
+    for arguments in [["--part-type", "82"], ["--part-type", "83"]] {
+        let [option, value] = arguments;
+        run("fdisk", "sfdisk", &["-q", option, elsewhere.to_str().unwrap(), "1", value]);
+        seen.push(plan(&elsewhere, &[]));
+    }
+    assert_eq!(seen.pop(), seen.get(3).cloned(), "the same table");
+    let all = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), all, "{seen:?}");
     fs::write(&elsewhere, before).unwrap();
     restore(&image, &elsewhere, &["--expect-plan", &hash]);
 }
