@@ -78,7 +78,7 @@ pub fn run(
 ) -> Result<CaptureSummary> {
     let start = Instant::now();
     let producer = format!("imprint-agent {}", env!("CARGO_PKG_VERSION"));
-    let base = Base::open(&options.base, url, &opening::store_options(progress))?;
+    let base = Base::open(&options.base, url, progress)?;
     let attempt = Attempt::new(plan, options, image_id)?;
     progress.begin_work()?;
     let Start { found, note } =
@@ -136,6 +136,7 @@ pub(crate) fn publish(
     summary.flush_ms = millis(flushed);
     let checked = durable.map_err(Error::from).and_then(|durable| {
         let verified = Instant::now();
+        progress.begin(Stage::Verifying, summary.disk_bytes);
         let reader = telemetry::Metered::new(writer.reader()?, progress);
         if durable != summary.stored_bytes {
             return Err(Error::new(

@@ -132,7 +132,7 @@ pub fn run(
             let bases = parse_urls(&options.base)?;
             let stores = store_options(progress);
             let urls = std::slice::from_ref(source);
-            let image = image_of_ours(file, urls, &bases, &stores).map_err(opening)?;
+            let image = image_of_ours(file, urls, &bases, &stores, progress).map_err(opening)?;
             image.check_index().map_err(opening)?;
             let made = image::Made::again(&*image, options);
             make(&*image, "Imprint image", target, format, progress, || Ok(made))?

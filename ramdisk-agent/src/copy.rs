@@ -61,7 +61,7 @@ pub fn copy(
     check_root(&image, options.expect_root.as_deref())?;
     check_name(target, image.header().is_delta())?;
     if let Some(parent) = image.manifest().parent.as_ref().filter(|_| !options.without_base) {
-        require_base(parent, target, &stores)?;
+        require_base(parent, target, &stores, progress)?;
     }
     image.check_seek_table().map_err(|e| Error::from(e).context(format!("checking {source}")))?;
     let same_name = source.file_name() == target.file_name();
@@ -133,8 +133,13 @@ fn check_name(target: &StoreUrl, is_delta: bool) -> Result<()> {
     )))
 }
 
-fn require_base(parent: &Parent, target: &StoreUrl, stores: &Options) -> Result<()> {
-    match image::parent_beside(parent, target, stores) {
+fn require_base(
+    parent: &Parent,
+    target: &StoreUrl,
+    stores: &Options,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    match image::parent_beside(parent, target, stores, progress) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::refused(format!(
             "the image is only the difference to image {} with the root {}, which is not where {target} would be: copy that one \

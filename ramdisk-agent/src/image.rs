@@ -10,6 +10,8 @@ mod disk;
 mod joined;
 mod sources;
 
+use std::sync::Arc;
+
 use image_format::{
     Decoder, FrameBase, FrameEntry, FrameKind, ImageReader, Manifest, ReadAt, Root, StoredFrame,
 };
@@ -22,6 +24,7 @@ pub use joined::Joined;
 pub(crate) use sources::{Sources, open as open_sources};
 
 use crate::error::{Error, IoContext, Result};
+use crate::progress::Progress;
 use crate::store::{self, ImageFile, StoreUrl};
 use crate::verify;
 
@@ -111,10 +114,11 @@ pub fn open(
     urls: &[StoreUrl],
     bases: &[StoreUrl],
     options: &store::Options,
+    progress: &Arc<Progress>,
 ) -> Result<Box<dyn DiskImage>> {
     let image = ImageReader::open(file)?;
     if image.header().is_delta() {
-        return Ok(Box::new(Chain::open(image, urls, bases, options)?));
+        return Ok(Box::new(Chain::open(image, urls, bases, options, progress)?));
     }
     if !bases.is_empty() {
         return Err(Error::refused(format!("{} is no delta image, it has no base", urls[0])));

@@ -173,13 +173,13 @@ pub fn open_image(places: &Places<'_>, limit: Limit, progress: &Arc<Progress>) -
         let Sources { urls, file, tallies } = sources;
         progress.set_sources(tallies);
         let file = Box::new(Metered::new(file, progress));
-        return image::open(file, &urls, bases, &options).map_err(opening);
+        return image::open(file, &urls, bases, &options, progress).map_err(opening);
     }
     match foreign::open(url, &store_options(progress)).map_err(opening)? {
         Opened::Imprint(file) => {
             let file = Box::new(Metered::new(file, progress));
             let urls = std::slice::from_ref(url);
-            image::open(file, urls, bases, &store_options(progress)).map_err(opening)
+            image::open(file, urls, bases, &store_options(progress), progress).map_err(opening)
         }
         Opened::Foreign(_) if !bases.is_empty() => {
             Err(Error::refused(format!("{url} is no delta image, it has no base")))

@@ -71,11 +71,14 @@ impl Progress {
     /// Starts a stage of `total_bytes` (0: does not count).
     pub fn begin(&self, stage: Stage, total_bytes: u64) {
         let last = self.snapshot();
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(last);
         let mut now = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        let times = self.meter.take(now.0, now.1.elapsed());
-        self.times.lock().unwrap_or_else(PoisonError::into_inner).push(times);
-        *now = (stage, Instant::now());
+        // One that goes on with another part of it is one stage.
+        if now.0 != stage {
+            self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(last);
+            let times = self.meter.take(now.0, now.1.elapsed());
+            self.times.lock().unwrap_or_else(PoisonError::into_inner).push(times);
+            *now = (stage, Instant::now());
+        }
         self.done.store(0, Ordering::Relaxed);
         self.stored.store(0, Ordering::Relaxed);
         self.total.store(total_bytes, Ordering::Relaxed);

@@ -93,7 +93,8 @@ impl Meter {
     pub fn take(&self, stage: Stage, elapsed: Duration) -> StageTimes {
         let threads = self.threads.swap(0, Ordering::Relaxed).max(1);
         let mut parts = Vec::new();
-        // Whoever decompresses or compares counts the whole call: the reads within it are known, and taken off here.
+        // Whoever decompresses, compares, or compresses what a base does not have counts the whole call: the reads within it are known, and
+        // taken off here.
         let within = self.busy(Part::ReadStore) + self.busy(Part::ReadTarget);
         let taken = |ns: &AtomicU64| Duration::from_nanos(ns.swap(0, Ordering::Relaxed));
         let limited_reads = taken(&self.limited_reads_ns);
@@ -102,7 +103,7 @@ impl Meter {
             let mut busy = Duration::from_nanos(counter.busy_ns.swap(0, Ordering::Relaxed));
             let bytes = counter.bytes.swap(0, Ordering::Relaxed);
             match part {
-                Part::Decompress => busy = busy.saturating_sub(within),
+                Part::Decompress | Part::Compress => busy = busy.saturating_sub(within),
                 Part::ReadStore => busy = busy.saturating_sub(limited_reads),
                 Part::WriteStore => busy = busy.saturating_sub(limited_writes),
                 Part::Limit => busy = limited_reads + limited_writes,
@@ -186,9 +187,16 @@ pub fn limited_by(stages: &[StageTimes]) -> Option<String> {
     if longest.elapsed_ms < millis(WORTH_SAYING) {
         return None;
     }
-    if longest.stage == Stage::Flushing {
+    // Nothing in these is counted apart.
+    let whole = match longest.stage {
+        Stage::Flushing => Some("flushing what was written"),
+        Stage::Finishing => Some("growing and changing what was restored"),
+        Stage::Committing => Some("the last writes and their flushes"),
+        _ => None,
+    };
+    if let Some(doing) = whole {
         return Some(format!(
-            "flushing what was written: {} of {} ms",
+            "{doing}: {} of {} ms",
             longest.elapsed_ms,
             stages.iter().map(|stage| stage.elapsed_ms).sum::<u64>()
         ));
@@ -264,6 +272,26 @@ mod tests {
         let text =
             "the limit that was given: 90 % of the time waiting because of it while capturing";
         assert_eq!(limited_by(&[times]).unwrap(), text);
+    }
+
+    #[test]
+    fn reading_the_base_of_a_capture_is_not_compressing() {
+        let meter = Meter::default();
+        meter.add(Part::Compress, 1, Duration::from_millis(900));
+        meter.add(Part::ReadStore, 1, Duration::from_millis(800));
+        let times = meter.take(Stage::Capturing, Duration::from_secs(1));
+        let text = "the store: 80 % of the time waiting to read from it while capturing";
+        assert_eq!(limited_by(&[times]).unwrap(), text);
+    }
+
+    #[test]
+    fn a_script_that_takes_long_is_what_limited() {
+        let meter = Meter::default();
+        meter.add(Part::WriteTarget, 1, Duration::from_millis(800));
+        let restoring = meter.take(Stage::Restoring, Duration::from_secs(1));
+        let finishing = meter.take(Stage::Finishing, Duration::from_secs(3));
+        let text = "growing and changing what was restored: 3000 of 4000 ms";
+        assert_eq!(limited_by(&[restoring, finishing]).unwrap(), text);
     }
 
     #[test]

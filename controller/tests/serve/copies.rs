@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::Parser;
 use ramdisk_agent::cli::{Cli, main};
@@ -23,7 +24,8 @@ pub fn image(disk: &Path, image: &Path, more: &[&str]) -> String {
     assert_eq!(main(&Cli::parse_from(args)), 0);
     let url = StoreUrl::File(image.to_owned());
     let urls = std::slice::from_ref(&url);
-    let opened = open(store::open(&url).unwrap(), urls, &[], &Options::default()).unwrap();
+    let opened =
+        open(store::open(&url).unwrap(), urls, &[], &Options::default(), &Arc::default()).unwrap();
     opened.root().to_string()
 }
 

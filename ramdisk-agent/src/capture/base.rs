@@ -4,14 +4,18 @@
 //! frame's content as zstd's prefix. Only frames that begin and end where the span does are compared: the base has to have been made with
 //! the same span length, as all of Imprint's captures are.
 
+use std::sync::Arc;
+
 use image_format::{
     Decoder, EncodedFrame, Encoder, FrameEntry, FrameKind, Hash, ImageReader, Parent, Runs,
 };
 
 use crate::error::{Error, Result};
 use crate::image::{Chain, DELTA_SUFFIX, DiskImage, Fetch, MAX_CHAIN_LEN};
-use crate::opening::{parse_url, parse_urls};
-use crate::store::{self, StoreUrl};
+use crate::opening::{parse_url, parse_urls, store_options};
+use crate::progress::Progress;
+use crate::store::{self, ImageFile, StoreUrl};
+use crate::telemetry::Metered;
 
 /// The image that a capture is the difference to.
 pub struct Base {
@@ -25,8 +29,9 @@ impl Base {
     pub fn open(
         bases: &[String],
         target: &StoreUrl,
-        options: &store::Options,
+        progress: &Arc<Progress>,
     ) -> Result<Option<Self>> {
+        let options = &store_options(progress);
         let is_delta = target.file_name().is_some_and(|name| name.ends_with(DELTA_SUFFIX));
         let Some((base, beneath)) = bases.split_first() else {
             if is_delta {
@@ -44,6 +49,7 @@ impl Base {
         let url = parse_url(base)?;
         let opening = |e: Error| e.context(format!("opening the base {url}"));
         let file = store::open_with(&url, options).map_err(|e| opening(e.into()))?;
+        let file: Box<dyn ImageFile> = Box::new(Metered::new(file, progress));
         let image = ImageReader::open(file).map_err(|e| opening(e.into()))?;
         let beneath = parse_urls(beneath)?;
         if !beneath.is_empty() && !image.header().is_delta() {
@@ -56,8 +62,8 @@ impl Base {
             image_id: image.header().image_id,
             name: url.file_name().unwrap_or_default().to_owned(),
         };
-        let chain =
-            Chain::open(image, std::slice::from_ref(&url), &beneath, options).map_err(opening)?;
+        let chain = Chain::open(image, std::slice::from_ref(&url), &beneath, options, progress)
+            .map_err(opening)?;
         if chain.len() >= MAX_CHAIN_LEN {
             return Err(Error::refused(format!(
                 "{url} is the last of {} images already, and a restore reads no more than {MAX_CHAIN_LEN}: flatten it first",

@@ -11,6 +11,8 @@
 //! name that it had, or under any other. What the caller names counts first, so that a copy can stand in for one that is damaged; and what
 //! he names and no image of the chain needs is refused, since he took it for another.
 
+use std::sync::Arc;
+
 use agent_api::{ErrorKind, MAX_BASES};
 use image_format::{
     Decoder, FrameBase, FrameEntry, FrameKind, ImageReader, Manifest, Parent, Root, StoredFrame,
@@ -18,7 +20,9 @@ use image_format::{
 
 use super::{DiskImage, Fetch, has_image_name, new_decoder};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::store::{self, ImageFile, StoreUrl};
+use crate::telemetry::Metered;
 use crate::verify;
 
 /// The most images that one restore reads: a full one and the deltas on it.
@@ -88,6 +92,17 @@ pub(crate) fn open_one(url: &StoreUrl, options: &store::Options) -> Result<Reade
     ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))
 }
 
+/// The same, with the time that its reads take in the job's times.
+fn open_metered(
+    url: &StoreUrl,
+    options: &store::Options,
+    progress: &Arc<Progress>,
+) -> Result<Reader> {
+    let file: Box<dyn ImageFile> =
+        Box::new(Metered::new(store::open_with(url, options)?, progress));
+    ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))
+}
+
 impl Chain {
     /// Opens the images beneath `image`, which was opened at all of `urls`. `bases` are where those of them are that do not lie beside
     /// their deltas; beside an image of several places means beside the first of those.
@@ -99,10 +114,11 @@ impl Chain {
         urls: &[StoreUrl],
         bases: &[StoreUrl],
         options: &store::Options,
+        progress: &Arc<Progress>,
     ) -> Result<Self> {
         let name = urls.iter().map(StoreUrl::to_string).collect::<Vec<_>>().join(" and ");
         let mut at = urls[0].clone();
-        let mut given = Given::open(bases, options)?;
+        let mut given = Given::open(bases, options, progress)?;
         let mut links = vec![Link { image, name, beneath: None }];
         while let Some((parent, delta)) = links.last().and_then(Link::parent) {
             if links.len() == MAX_CHAIN_LEN {
@@ -114,7 +130,8 @@ impl Chain {
             }
             let (place, image) = match given.take(&parent) {
                 Some(found) => found,
-                None => beside(&parent, &at, options).map_err(|error| given.blamed_for(error))?,
+                None => beside(&parent, &at, options, progress)
+                    .map_err(|error| given.blamed_for(error))?,
             };
             links.push(Link { image, name: place.to_string(), beneath: Some(delta) });
             at = place;
@@ -176,22 +193,23 @@ pub(crate) fn parent_beside(
     parent: &Parent,
     child: &StoreUrl,
     options: &store::Options,
+    progress: &Arc<Progress>,
 ) -> Result<StoreUrl> {
-    Ok(beside(parent, child, options)?.0)
+    Ok(beside(parent, child, options, progress)?.0)
 }
 
 /// The images that the caller names and that have not found their place yet.
 struct Given(Vec<(StoreUrl, Reader)>);
 
 impl Given {
-    fn open(urls: &[StoreUrl], options: &store::Options) -> Result<Self> {
+    fn open(urls: &[StoreUrl], options: &store::Options, progress: &Arc<Progress>) -> Result<Self> {
         if urls.len() > MAX_BASES {
             return Err(Error::refused(format!(
                 "--base is given {} times: no more than {MAX_BASES} images lie beneath a delta",
                 urls.len()
             )));
         }
-        let open = |url: &StoreUrl| Ok((url.clone(), open_one(url, options)?));
+        let open = |url: &StoreUrl| Ok((url.clone(), open_metered(url, options, progress)?));
         Ok(Self(urls.iter().map(open).collect::<Result<_>>()?))
     }
 
@@ -236,6 +254,7 @@ fn beside(
     parent: &Parent,
     child: &StoreUrl,
     options: &store::Options,
+    progress: &Arc<Progress>,
 ) -> Result<(StoreUrl, Reader)> {
     let wanted = |kind: ErrorKind, why: String| {
         Error::new(
@@ -253,7 +272,7 @@ fn beside(
     let mut unreadable = None;
     if is_name {
         let url = folder.join(&parent.name);
-        match open_one(&url, options) {
+        match open_metered(&url, options, progress) {
             Ok(image) if image.root() == parent.root => return Ok((url, image)),
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -277,7 +296,7 @@ fn beside(
         .iter()
         .map(|entry| entry.name.as_str())
         .filter(|name| has_image_name(name))
-        .find_map(|name| matching(parent, folder.join(name), options))
+        .find_map(|name| matching(parent, folder.join(name), options, progress))
         .ok_or_else(|| unreadable.unwrap_or_else(|| missing(&format!("which is not in {folder}"))))
 }
 
@@ -286,8 +305,9 @@ fn matching(
     parent: &Parent,
     url: StoreUrl,
     options: &store::Options,
+    progress: &Arc<Progress>,
 ) -> Option<(StoreUrl, Reader)> {
-    let image = open_one(&url, options).ok()?;
+    let image = open_metered(&url, options, progress).ok()?;
     (image.root() == parent.root).then_some((url, image))
 }
 

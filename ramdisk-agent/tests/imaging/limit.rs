@@ -115,3 +115,35 @@ fn what_is_no_rate_is_refused() {
         assert_eq!(ran.code, 2, "{limit}: {}", ran.stderr);
     }
 }
+
+/// What lies beneath a delta is fetched, too, and that is not the processors' time.
+#[test]
+fn fetching_the_base_of_a_delta_is_not_decompressing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (disk, base, delta) = (path("disk"), path("x.img.zst"), path("y.imgd"));
+    noise_file(&disk, 8 * MIB, 43);
+    capture(&disk, &base, &[]);
+    for at in [0, 4 * MIB] {
+        let file = std::fs::File::options().write(true).open(&disk).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"changed", at).unwrap();
+    }
+    let limit = ["--limit", "16M"];
+    let of_base = [&limit[..], &["--base", base.to_str().unwrap()]].concat();
+    let captured = capture(&disk, &delta, &of_base);
+    let target = path("target");
+    std::fs::File::create(&target).unwrap().set_len(8 * MIB).unwrap();
+    let restored = restore(&delta, &target, &limit);
+    for (summary, stage, part) in
+        [(captured, "capturing", "compress"), (restored, "restoring", "decompress")]
+    {
+        let find = |list: &Value, key: &str, name: &str| {
+            let list = list.as_array().unwrap().iter();
+            list.clone().find(|one| one[key] == name).cloned().unwrap_or(Value::Null)
+        };
+        let stage = find(&summary["stages"], "stage", stage);
+        let busy = |name: &str| find(&stage["parts"], "part", name)["busy_ms"].as_u64();
+        let (worked, waited) = (busy(part).unwrap(), busy("limit").unwrap());
+        assert!(worked < waited, "{stage:#}");
+    }
+}
