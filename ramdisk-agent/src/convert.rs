@@ -18,6 +18,7 @@ use image_format::{FrameEntry, FrameKind};
 use serde::Serialize;
 
 use crate::capture;
+use crate::damage;
 use crate::error::{Error, Result};
 use crate::foreign::{self, Access, ForeignImage, Limit, Opened};
 use crate::image::{DiskImage, Fetch, open as image_of_ours};
@@ -50,6 +51,9 @@ pub struct ConvertOptions {
     /// Refuse a source whose disk is larger, in GiB
     #[arg(long, value_name = "GIB")]
     pub max_size: Option<u64>,
+    /// Make a raw disk of an image that lacks sectors which could not be read when it was made; they become zeros
+    #[arg(long)]
+    pub accept_bad_sectors: bool,
 }
 
 /// What a conversion did.
@@ -71,6 +75,8 @@ pub struct ConvertSummary {
     pub total_ms: u64,
     /// Partitions that were taken without a map, each with its reason.
     pub raw: Vec<String>,
+    /// What the source lacks because it could not be read, a line for each partition.
+    pub damaged: Vec<String>,
 }
 
 /// What is made.
@@ -134,6 +140,7 @@ pub fn run(
             let urls = std::slice::from_ref(source);
             let image = image_of_ours(file, urls, &bases, &stores, progress).map_err(opening)?;
             image.check_index().map_err(opening)?;
+            check_damage(&*image, source, format, options)?;
             let made = image::Made::again(&*image, options);
             make(&*image, "Imprint image", target, format, progress, || Ok(made))?
         }
@@ -145,6 +152,26 @@ pub fn run(
     };
     summary.total_ms = millis(start);
     Ok(summary)
+}
+
+/// Refuses to make a file that cannot say what it lacks of an image that can.
+fn check_damage(
+    image: &dyn DiskImage,
+    source: &StoreUrl,
+    format: Format,
+    options: &ConvertOptions,
+) -> Result<()> {
+    let damaged = damage::describe(image.manifest());
+    let can_say = matches!(format, Format::Image { .. });
+    if damaged.is_empty() || can_say || options.accept_bad_sectors {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "{source} lacks {} that could not be read when it was made ({}), and a raw disk would have zeros there and not say so; to make it \
+         all the same give --accept-bad-sectors",
+        size(damage::bytes(image.manifest())),
+        damaged.join("; ")
+    )))
 }
 
 /// What of a foreign image is kept.
@@ -170,6 +197,7 @@ fn make(
     };
     summary.source = what.to_owned();
     summary.disk_bytes = image.disk_len();
+    summary.damaged = damage::describe(image.manifest());
     Ok(summary)
 }
 
@@ -214,6 +242,7 @@ impl fmt::Display for ConvertSummary {
         writeln!(f, "re-read    {}, all as written", size(self.reread_bytes))?;
         writeln!(f, "total      {}.{:02} s", self.total_ms / 1000, self.total_ms % 1000 / 10)?;
         write!(f, "root       {}", self.root)?;
-        self.raw.iter().try_for_each(|raw| write!(f, "\ntaken raw  {raw}"))
+        self.raw.iter().try_for_each(|raw| write!(f, "\ntaken raw  {raw}"))?;
+        self.damaged.iter().try_for_each(|lacking| write!(f, "\nDAMAGED    {lacking}"))
     }
 }

@@ -119,6 +119,19 @@ fn an_image_that_lacks_sectors_says_so_everywhere_and_is_not_restored_unawares()
     let listed = agent(&["ls", dir.path().to_str().unwrap()]).stdout;
     assert!(listed.contains("DAMAGED"), "{listed}");
 
+    // A raw disk cannot say it, another image of ours can.
+    for (name, is_raw) in [("b.raw", true), ("b.gz", true), ("b.img.zst", false)] {
+        let made = dir.path().join(name);
+        let mut words = vec!["convert", image.to_str().unwrap(), made.to_str().unwrap()];
+        if is_raw {
+            agent(&words).refused("refused", &["--accept-bad-sectors", &line]);
+            assert!(!made.exists());
+            words.push("--accept-bad-sectors");
+        }
+        let ran = agent(&words);
+        assert!(ran.stdout.contains(&format!("DAMAGED    {line}")), "{}", ran.stdout);
+    }
+
     noise_file(&target, disk.len, 3);
     let before = blake3::hash(&fs::read(&target).unwrap());
     let words = ["--accept-bad-sectors", &line, "nothing was written"];
