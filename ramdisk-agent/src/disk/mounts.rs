@@ -32,8 +32,8 @@ pub(super) fn served_by<'a>(mounts: &'a str, path: &Path) -> Option<&'a str> {
     is_served.then_some(line)
 }
 
-/// A path of mountinfo, which has spaces, tabs, newlines and backslashes as three octal digits.
-fn unescaped(text: &str) -> String {
+/// A path of mountinfo or of swaps, which have spaces, tabs, newlines and backslashes as three octal digits.
+pub(super) fn unescaped(text: &str) -> String {
     let octal = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     octal.iter().fold(text.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::ground::Place;
+use super::ground::{Ground, Place};
 use super::inventory::read_text;
-use super::mounts::mount_tables;
+use super::mounts::{is_of_kernel, mount_tables, unescaped};
 use crate::error::{IoContext, Result};
 
 /// Who uses the disk or disk file: mounts, swap, LVM, md of itself, of its partitions, of the disk that it is a partition of, and of loop devices
@@ -14,11 +15,13 @@ use crate::error::{IoContext, Result};
 /// is set.
 pub fn in_use(path: &Path, writers_only: bool) -> Result<Vec<String>> {
     let meta = fs::metadata(path).on_disk(|| format!("looking at {}", path.display()))?;
-    let nodes = Place::of(path, &meta)?.nodes()?;
+    let place = Place::of(path, &meta)?;
+    let nodes = place.nodes()?;
+    let swaps = swaps();
+    let mut users = swap_file(&place, &swaps);
     if nodes.is_empty() {
-        return Ok(Vec::new());
+        return Ok(users);
     }
-    let mut users = Vec::new();
     for node in &nodes {
         for holder in fs::read_dir(node.dir.join("holders")).into_iter().flatten().flatten() {
             let (path, name) = (node.path(), holder.file_name());
@@ -33,13 +36,30 @@ pub fn in_use(path: &Path, writers_only: bool) -> Result<Vec<String>> {
             mounts.lines().filter_map(|line| mount_of(line, &whose, &devices, writers_only));
         users.extend(found);
     }
-    for line in fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1) {
-        let swap = line.split_whitespace().next().unwrap_or_default();
-        if let Some(node) = nodes.iter().find(|node| node.path() == Path::new(swap)) {
-            users.push(format!("{swap} is in use as swap{}", node.through));
+    for swap in &swaps {
+        if let Some(node) = nodes.iter().find(|node| node.path() == *swap) {
+            users.push(format!("{} is in use as swap{}", swap.display(), node.through));
         }
     }
     Ok(users)
+}
+
+/// A disk file, or the file beneath a loop device, that is swapped to.
+fn swap_file(place: &Place, swaps: &[PathBuf]) -> Vec<String> {
+    let Ground::File(_, id) = &place.ground else { return Vec::new() };
+    let is_it = |path: &&PathBuf| {
+        // A file on a share is another one's business, and might be waited for.
+        is_of_kernel(path) && fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == *id)
+    };
+    let found = swaps.iter().filter(is_it);
+    found.map(|path| format!("{} is in use as swap", path.display())).collect()
+}
+
+/// What this system swaps to: devices and files, in the first column of `/proc/swaps`.
+fn swaps() -> Vec<PathBuf> {
+    let text = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let paths = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    paths.map(|path| PathBuf::from(unescaped(path))).collect()
 }
 
 /// Device numbers, each with the path of its node and the loop devices that it goes through.
@@ -79,6 +99,21 @@ mod tests {
         assert!(mount_of(btrfs, true).is_some());
         assert_eq!(mount_of("36 35 0:44 / /x rw - tmpfs tmpfs rw", true), None);
         assert_eq!(mount_of("nonsense", true), None);
+    }
+
+    #[test]
+    fn a_file_that_is_swapped_to_is_in_use_by_any_of_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let [file, other, link] = ["swap", "other", "link"].map(|name| dir.path().join(name));
+        fs::write(&file, "x").unwrap();
+        fs::write(&other, "x").unwrap();
+        fs::hard_link(&file, &link).unwrap();
+        let users = |path: &Path| {
+            let place = Place::of(path, &fs::metadata(path).unwrap()).unwrap();
+            swap_file(&place, &[dir.path().join("gone"), file.clone()])
+        };
+        assert_eq!(users(&link), [format!("{} is in use as swap", file.display())]);
+        assert!(users(&other).is_empty());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use super::minisign::{
     ED25519_PLAIN, KeyId, PublicKey, Signature, TrustError, UNTRUSTED, decode, prehash,
 };
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
 
 const SCRYPT: [u8; 2] = *b"Sc";
 const NOT_ENCRYPTED: [u8; 2] = [0; 2];
@@ -200,11 +200,14 @@ impl SecretKey {
     /// Writes a new pair of key files.
     ///
     /// # Errors
-    /// `refused` if one of them is there; nothing is written then.
+    /// `refused` if one of them is there, or may not be written; whatever is wrong, nothing is left behind.
     pub fn save(&self, secret: &Path, public: &Path, password: Option<&str>) -> Result<()> {
         Self::refuse_existing(secret, public)?;
         write_new(secret, &self.to_file(password)?, 0o600)?;
-        write_new(public, &self.public_key().to_file(), 0o644)
+        write_new(public, &self.public_key().to_file(), 0o644).inspect_err(|_| {
+            // Nobody has the public half. The error is what matters.
+            let _ = fs::remove_file(secret);
+        })
     }
 
     /// Reads a key file.
@@ -260,12 +263,27 @@ fn exists(path: &Path) -> Error {
 }
 
 fn write_new(path: &Path, text: &str, mode: u32) -> Result<()> {
-    let doing = || format!("writing {}", path.display());
     let mut file = match OpenOptions::new().write(true).create_new(true).mode(mode).open(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(exists(path)),
-        opened => opened.internal(doing)?,
+        opened => opened.map_err(|e| unwritten(path, e))?,
     };
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).internal(doing)
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| {
+        // An empty one would be in the way of the next. The error is what matters.
+        let _ = fs::remove_file(path);
+        unwritten(path, e)
+    })
+}
+
+fn unwritten(path: &Path, error: io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::NotADirectory => ErrorKind::Refused,
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, format!("writing {}", path.display())).because(error)
 }
 
 fn checksum(secret: &[u8; SECRET_LEN]) -> [u8; 32] {
@@ -365,5 +383,16 @@ mod tests {
             }
             assert!(harmless < file.len() / 2, "{harmless} of {}", file.len());
         }
+    }
+
+    #[test]
+    fn a_pair_that_cannot_be_written_leaves_nothing_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, public) = (dir.path().join("a.key"), dir.path().join("none/a.pub"));
+        let key = SecretKey::generate().unwrap();
+        let error = key.save(&secret, &public, None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{}", error.chain());
+        assert!(!secret.exists());
+        key.save(&secret, &dir.path().join("a.pub"), None).unwrap();
     }
 }
