@@ -245,6 +245,19 @@ fn a_system_in_a_subvolume() {
 }
 
 #[test]
+fn of_two_systems_in_subvolumes_none_is_guessed() {
+    let two = |at: &Path| {
+        for name in ["@", "@rootfs"] {
+            let at = at.join(name);
+            run("btrfs-progs", "btrfs", &["subvolume", "create", at.to_str().unwrap()]);
+            plant(&at);
+        }
+    };
+    let custom = Custom::new(&[(BTRFS, 160, &two)]);
+    custom.fails(&IDENTITY, "refused", &["@rootfs and @ each hold a system", "set-default"]);
+}
+
+#[test]
 fn the_one_filesystem_that_holds_a_system_is_found() {
     let boot = |at: &Path| fs::write(at.join("vmlinuz"), "x").unwrap();
     let custom = Custom::new(&[(EXT4, 16, &boot), (EXT4, 40, &plant), (EXT4, 16, &boot)]);

@@ -198,23 +198,28 @@ pub fn mount<'a>(target: &Disk, candidates: &'a [Place]) -> Result<(&'a Place, M
     Ok((place, mounted, folder))
 }
 
-/// The first folder of a filesystem that the test fits, of those where a system may have its root.
+/// The folder of a filesystem that the test fits, of those where a system may have its root: the default subvolume before all others, and a
+/// snapshot, which may be of one of them, behind them. Refuses several of those between, since nothing says which of them starts.
 fn folder(mounted: &Mounted, fits: impl Fn(&OwnedFd) -> bool) -> Result<Option<OwnedFd>> {
     let top = mounted.open_root()?;
-    for name in SUBVOLUMES {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let found = match super::paths::resolve(&top, name, flags) {
-            Ok(found) => found,
-            Err(_) if name != "." => continue,
-            Err(e) => {
-                return Err(std::io::Error::from(e)).on_disk(|| "opening the root".into());
-            }
-        };
-        if fits(&found) {
-            return Ok(Some(found));
-        }
+    let [default, equals @ .., snapshot] = SUBVOLUMES;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let open = |name: &str| super::paths::resolve(&top, name, flags);
+    let found = open(default).map_err(std::io::Error::from);
+    let found = found.on_disk(|| "opening the root".into())?;
+    if fits(&found) {
+        return Ok(Some(found));
     }
-    Ok(None)
+    let fitting = |name: &&str| Some((name.to_string(), open(name).ok().filter(&fits)?));
+    let mut found: Vec<_> = equals.iter().filter_map(fitting).collect();
+    if found.len() > 1 {
+        let names: Vec<String> = found.into_iter().map(|(name, _)| name).collect();
+        return Err(Error::refused(format!(
+            "the subvolumes {} each hold a system; make the one that is meant the template's default (btrfs subvolume set-default)",
+            names.join(" and ")
+        )));
+    }
+    Ok(found.pop().or_else(|| fitting(&snapshot)).map(|(_, folder)| folder))
 }
 
 fn is_system(at: &OwnedFd) -> bool {
