@@ -27,7 +27,7 @@ use mbr::Mbr;
 pub use chain::{FreshLogical, logical_pieces};
 pub use fresh::{FreshPartition, described, pieces as fresh_pieces, room_end};
 pub use gpt::Damage;
-pub use kinds::{TypeId, attribute_of, type_names, type_of};
+pub use kinds::{TypeId, attribute_of, type_in, type_names, type_of};
 pub(crate) use mbr::is_extended;
 pub use retarget::{Retargetable, retarget, retargetable};
 

@@ -99,7 +99,7 @@ pub enum LayoutSize {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "the size of a partition is bytes, 512M, 20G or 'rest'")]
 enum SizeText {
     Number(u64),
     Text(String),
@@ -316,5 +316,13 @@ mod tests {
         assert!(mbr("name = \"x\"").unwrap_err().contains("only a GPT"));
         assert!(mbr(&"[[partition]]\nsize=1\n".repeat(4)).unwrap_err().contains("1 to 4"));
         assert!(parse("partition = []").unwrap_err().contains("1 to 128"));
+    }
+
+    #[test]
+    fn what_is_no_size_is_told_in_words() {
+        for size in ["-5", "1.5", "true"] {
+            let error = parse(&format!("[[partition]]\nsize = {size}")).unwrap_err();
+            assert!(error.contains("the size of a partition is bytes, 512M"), "{error}");
+        }
     }
 }

@@ -28,7 +28,7 @@ use crate::restore::plan::{self, PlannedPartition, RestorePlan};
 use crate::restore::retargeting::{self, Sectors};
 use crate::table::{
     self, FreshPartition, Partition, Slot, Table, TableKind, TableOutcome, TypeId, attribute_of,
-    type_names, type_of,
+    type_in, type_names, type_of,
 };
 use crate::words::size;
 
@@ -313,7 +313,6 @@ fn content_of(
     let volumes = customise::volumes_of(&mut disk, own.start_bytes, own.len_bytes)
         .map_err(arrangement::image_error)?;
     let is_swap = arrangement::is_swap(&mut disk, own.start_bytes, own.len_bytes)?;
-    let type_id = found.filter(|_| table.kind == table_kind);
     let both_gpt = table.kind == TableKind::Gpt && table_kind == TableKind::Gpt;
     Ok(Content {
         slot: Slot { start_bytes: base + own.start_bytes, ..own },
@@ -322,7 +321,7 @@ fn content_of(
         kind,
         volumes,
         is_swap,
-        type_id: type_id.and_then(|p| type_of(&p.type_id, table_kind)),
+        type_id: found.and_then(|p| type_in(&p.type_id, table_kind)),
         name: found.and_then(|p| p.name.clone()),
         uuid: found.filter(|_| both_gpt).and_then(|p| p.uuid.as_ref()?.parse().ok()),
         what: plan::described_volume(image, found),

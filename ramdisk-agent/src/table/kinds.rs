@@ -75,6 +75,21 @@ pub fn type_of(text: &str, table: TableKind) -> Option<TypeId> {
     }
 }
 
+/// The type that a partition of either kind of table has in one of this kind; `None` if it has no counterpart there, or several: basic data
+/// may be FAT or NTFS.
+#[must_use]
+pub fn type_in(own: &str, table: TableKind) -> Option<TypeId> {
+    if let Some(same) = type_of(own, table) {
+        return Some(same);
+    }
+    let is_own = |(_, guid, byte): &&Known| {
+        own.eq_ignore_ascii_case(guid) || byte.is_some_and(|b| own == TypeId::Byte(b).to_string())
+    };
+    let mut names = KNOWN.iter().filter(is_own).map(|(name, ..)| *name);
+    let name = names.next().filter(|_| names.next().is_none())?;
+    type_of(name, table)
+}
+
 /// The names that [`type_of`] knows, for a message.
 #[must_use]
 pub fn type_names() -> String {
@@ -114,6 +129,19 @@ mod tests {
         for bad in ["", "ext4", "00000000-0000-0000-0000-000000000000", "0x83"] {
             assert_eq!(type_of(bad, TableKind::Gpt), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn types_have_counterparts_in_the_other_table() {
+        let [esp, lvm, basic, root] = ["esp", "lvm", "basic-data", "root-x86-64"]
+            .map(|name| type_of(name, TableKind::Gpt).unwrap().to_string());
+        let byte = |own: &str| type_in(own, TableKind::Mbr);
+        assert_eq!([byte(&esp), byte(&lvm)], [Some(TypeId::Byte(0xEF)), Some(TypeId::Byte(0x8E))]);
+        assert_eq!([byte(&basic), byte(&root), byte("0x05")], [None; 3]);
+        assert_eq!(byte("0x0e"), Some(TypeId::Byte(0x0E)));
+        let guid = |own: &str| type_in(own, TableKind::Gpt).map(|id| id.to_string());
+        assert_eq!([guid("0xef"), guid(&esp.to_uppercase())], [Some(esp.clone()), Some(esp)]);
+        assert_eq!([guid("0x07"), guid("0x0e")], [Some(basic), None]);
     }
 
     #[test]

@@ -200,18 +200,19 @@ fn an_mbr_and_no_image_but_those_of_the_layout() {
     noise_file(&target, 200 * MIB, 1);
     let layout = bench.layout(
         "table = \"mbr\"\n[[partition]]\nimage = \"DATA\"\nbootable = true\n[[partition]]\nimage = \"SYSTEM\"\n\
-         image-partition = 3\nsize = \"20M\"\n[[partition]]\ntype = \"0x07\"\nsize = \"rest\"\n",
+         image-partition = 3\nsize = \"20M\"\n[[partition]]\ntype = \"0x07\"\nsize = \"rest\"\n[[partition]]\nimage = \"SYSTEM\"\nimage-partition = 1\n",
     );
     let text = target.to_str().unwrap();
     let ran = agent(&["restore", "--yes", "--json", text, "--layout", &layout]);
     let done = ran.json();
     assert!(done["written_bytes"].as_u64().unwrap() > MIB, "{done:#}");
     let table = table(&target);
-    assert_eq!(places(&table), [(1, 32), (33, 20), (53, 147)], "{table:#}");
+    assert_eq!(places(&table), [(1, 32), (33, 20), (53, 107), (160, 40)], "{table:#}");
     assert_eq!(table["partitions"][0]["bootable"], true);
     let kinds: Vec<&Value> =
         table["partitions"].as_array().unwrap().iter().map(|p| &p["type"]).collect();
-    assert_eq!(kinds, [&json!("83"), &json!("82"), &json!("7")]);
+    // What was an EFI system partition in a GPT is one here.
+    assert_eq!(kinds, [&json!("83"), &json!("82"), &json!("7"), &json!("ef")]);
     bench.bytes(&target, MIB, 32 * MIB);
     run("e2fsprogs", "e2fsck", &["-fn", bench.path("taken").to_str().unwrap()]);
     // Swap keeps its identity, and is as large as its partition now.
