@@ -324,7 +324,7 @@ fn what_cannot_be_changed_does_not_boot() {
         run("e2fsprogs", "chattr", &["+i", at.join("etc/hostname").to_str().unwrap()]);
     };
     let custom = Custom::new(&[(EXT4, 40, &immutable)]);
-    custom.fails(&IDENTITY, "disk", &["writing /etc/hostname", "not permitted"]);
+    custom.fails(&IDENTITY, "refused", &["writing /etc/hostname", "immutable", "not permitted"]);
     let mounted_over = |at: &Path| {
         plant(at);
         fs::write(at.join("etc/fstab"), "UUID=1 / ext4\nUUID=2 /etc/ssh ext4\n").unwrap();
@@ -419,7 +419,7 @@ fn a_bare_volume_is_changed_behind_its_last_write() {
     });
     let image = dir.path().join("b.img.zst");
     capture(&volume, &image, &[]);
-    try_restore(&image, &target, &IDENTITY).refused("disk", &["writing /etc/hostname"]);
+    try_restore(&image, &target, &IDENTITY).refused("refused", &["writing /etc/hostname"]);
     let mut head = vec![1; 4096];
     File::open(&target).unwrap().read_exact_at(&mut head, 0).unwrap();
     assert!(head.iter().all(|b| *b == 0));

@@ -146,14 +146,12 @@ fn a_file_that_does_not_fit_or_may_not_be_there() {
 
 /// What an image has in the way of a change is no failure of a disk.
 #[test]
-fn what_the_image_forbids_is_refused() {
+fn a_loop_of_links_is_refused() {
     let hostile = |at: &Path| {
         plant(at);
         symlink("loop", at.join("loop")).unwrap();
-        run("e2fsprogs", "chattr", &["+i", at.join("etc/hostname").to_str().unwrap()]);
     };
     let custom = Custom::new(&[(EXT4, 40, &hostile)]);
-    custom.fails(&["--hostname", "x"], "refused", &["writing /etc/hostname", "immutable"]);
     let source = custom.dir.path().join("small");
     fs::write(&source, "x").unwrap();
     let flag = format!("--file=/loop/x={}", source.display());
