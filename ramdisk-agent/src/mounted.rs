@@ -84,9 +84,12 @@ pub struct Mounted {
 /// The kernel's name for a filesystem that it can mount, and the options that it needs.
 fn kernel_type(kind: FsKind, access: Access) -> Option<(&'static str, &'static [&'static str])> {
     match (kind, access) {
-        (FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4, Access::Write) => Some(("ext4", &[])),
+        // What is to be done about errors is in the superblock, too: an image could make this machine's kernel panic (tune2fs -e panic).
+        (FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4, Access::Write) => {
+            Some(("ext4", &["errors=remount-ro"]))
+        }
         (FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4, Access::Read) => {
-            Some(("ext4", &["ro", "noload"]))
+            Some(("ext4", &["ro", "noload", "errors=remount-ro"]))
         }
         // The disk that the image was taken from may be mounted on this machine.
         (FsKind::Xfs, Access::Write) => Some(("xfs", &["nouuid"])),
@@ -202,8 +205,18 @@ fn attach(
     let (name, options) = kernel_type(kind, access).ok_or_else(|| {
         Error::new(ErrorKind::Internal, format!("{what} is of no kind that can be mounted"))
     })?;
-    mount_detached(name, options, subvolume, device)
-        .map_err(|e| Error::new(ErrorKind::Disk, format!("mounting {what}")).because(e))
+    mount_detached(name, options, subvolume, device).map_err(|e| {
+        let (kind, advice) = match e.kind() {
+            // What is read from the disk was compared with the image before.
+            io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported => (
+                ErrorKind::Refused,
+                ", which the running kernel does not take: it may be made by a newer system (try a newer kernel), or be damaged in the \
+                 image; the kernel's log says which",
+            ),
+            _ => (ErrorKind::Disk, ""),
+        };
+        Error::new(kind, format!("mounting {what}{advice}")).because(e)
+    })
 }
 
 fn mount_detached(
@@ -217,7 +230,10 @@ fn mount_detached(
         .expect("the name of a loop device");
     let made = mount::fsconfig_set_string(context.as_fd(), "source", &source)
         .and_then(|()| {
-            let set = |option: &&str| mount::fsconfig_set_flag(context.as_fd(), *option);
+            let set = |option: &&str| match option.split_once('=') {
+                Some((key, value)) => mount::fsconfig_set_string(context.as_fd(), key, value),
+                None => mount::fsconfig_set_flag(context.as_fd(), *option),
+            };
             options.iter().try_for_each(set)
         })
         .and_then(|()| match subvolume {
@@ -247,4 +263,20 @@ pub(crate) fn said(context: &OwnedFd) -> String {
         text.push_str(message.trim_end().get(2..).unwrap_or_default());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The machine that would show it otherwise is the one that the test runs on.
+    #[test]
+    fn no_superblock_says_what_the_kernel_does_about_errors() {
+        for kind in [FsKind::Ext2, FsKind::Ext3, FsKind::Ext4] {
+            for access in [Access::Read, Access::Write] {
+                let (_, options) = kernel_type(kind, access).unwrap();
+                assert!(options.contains(&"errors=remount-ro"), "{kind} {access:?}");
+            }
+        }
+    }
 }
