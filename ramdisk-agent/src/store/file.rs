@@ -246,6 +246,16 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_a_slash_behind_it_is_refused_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["x/", "x//", ".."] {
+            let error = create(&folder.path().join(name), On::Machine).err().unwrap();
+            assert_eq!(error.kind(), agent_api::ErrorKind::Refused, "{name}: {error}");
+        }
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
     fn a_left_over_is_replaced_but_a_live_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -16,9 +17,14 @@ use super::On;
 
 /// Where an image is written that will be at `path`, where nothing may be yet.
 pub(super) fn partial_of(path: &Path) -> Result<PathBuf> {
-    let failed = |source| StoreError::local("creating", path.display(), source);
-    let Some(name) = path.file_name() else {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it has no file name")));
+    // With a slash behind it the kernel would say so only when all is written.
+    let is_folder = path.as_os_str().as_bytes().ends_with(b"/");
+    let Some(name) = path.file_name().filter(|_| !is_folder) else {
+        return Err(StoreError::Denied {
+            doing: "creating",
+            url: path.display().to_string(),
+            reason: "it names a folder, and no file in one".to_owned(),
+        });
     };
     let mut partial_name = name.to_owned();
     partial_name.push(PARTIAL_SUFFIX);
