@@ -30,6 +30,10 @@ pub const MAX_READ: u64 = 1 << 20;
 /// How many files one removal may take away, and how deep folders may lie.
 const MAX_REMOVED: usize = 4096;
 const MAX_DEPTH: usize = 16;
+/// How long the list of what was done may become, in bytes of JSON: a job's outcome has to hold it (1 MiB).
+const MAX_LIST: usize = 512 << 10;
+/// What an entry has beside its path.
+const ENTRY: usize = 40;
 
 const NEW_FOLDER: Mode = Mode::from_raw_mode(0o755);
 
@@ -39,6 +43,7 @@ pub struct System<'a> {
     root: Rc<OwnedFd>,
     others: Others<'a>,
     done: Done,
+    list_len: usize,
 }
 
 /// A path, and the folder of a filesystem that it begins in.
@@ -81,7 +86,7 @@ impl<'a> System<'a> {
     /// The system whose root folder this is, on these volumes; without any there are only the files below that folder.
     pub fn new(root: OwnedFd, volumes: Option<Volumes<'a>>) -> Result<Self> {
         let (root, done) = (Rc::new(root), Done::default());
-        let mut system = Self { root, others: Others::new(None, ""), done };
+        let mut system = Self { root, others: Others::new(None, ""), done, list_len: 0 };
         let text = system.read("/etc/fstab")?.unwrap_or_default();
         system.others = Others::new(volumes, &String::from_utf8_lossy(&text));
         Ok(system)
@@ -218,8 +223,11 @@ impl<'a> System<'a> {
                     .in_system(|| format!("removing {below}"))?;
                 self.record(&below, FileAction::Removed);
             }
-            if self.done.files.len() > MAX_REMOVED {
-                return Err(refused(format!("{path} holds more than {MAX_REMOVED} files")));
+            if self.done.files.len() > MAX_REMOVED || self.list_len > MAX_LIST {
+                return Err(refused(format!(
+                    "{path} holds more than {MAX_REMOVED} files, or more than {} KiB of their names",
+                    MAX_LIST >> 10
+                )));
             }
         }
         rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
@@ -307,6 +315,12 @@ impl<'a> System<'a> {
     }
 
     fn record(&mut self, path: &str, action: FileAction) {
+        let escaped = |c: char| match c {
+            '"' | '\\' => 2,
+            c if c.is_control() => 6,
+            c => c.len_utf8(),
+        };
+        self.list_len += path.chars().map(escaped).sum::<usize>() + ENTRY;
         self.done.files.push(FileChange { path: path.to_owned(), action });
     }
 }
@@ -438,6 +452,23 @@ mod tests {
         symlink(&outside, root.join("real/up")).unwrap();
         system.remove("/real").unwrap();
         assert!(outside.join("secret").exists() && !root.join("real").exists());
+    }
+
+    #[test]
+    fn more_names_than_an_outcome_can_hold_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = ["x", &"y".repeat(250), &"z".repeat(250), &"z".repeat(250)];
+        let folder = dir.path().join(folder.join("/"));
+        fs::create_dir_all(&folder).unwrap();
+        for number in 0..600 {
+            fs::write(folder.join(format!("{number:0>200}")), "").unwrap();
+        }
+        let mut system = system(dir.path());
+        let error = system.remove("/x").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains("512 KiB of their names"), "{error}");
+        let (done, _) = system.finish();
+        assert!(serde_json::to_string(&done.files).unwrap().len() < MAX_LIST + 4096);
     }
 
     #[test]
