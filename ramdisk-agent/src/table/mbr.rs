@@ -317,14 +317,17 @@ pub fn fill(
 }
 
 /// Fits the protective entry of LBA 0 to a disk of another size. An entry that did not reach the end of its disk is one of a
-/// hybrid MBR that leaves room for others on purpose; it stays, and so does one that has the largest length there is.
+/// hybrid MBR that leaves room for others on purpose; it stays, and so does one that has the largest length there is, or that begins
+/// behind the new end and would protect nothing with any length.
 pub fn resize_protective(lba0: &mut [u8], old_sectors: u64, new_sectors: u64) {
     let Some(mbr) = Mbr::parse(lba0) else { return };
     for (i, entry) in mbr.entries.iter().enumerate().filter(|(_, e)| mbr.protects(e)) {
         if entry.len == u32::MAX || (entry.end() < old_sectors && mbr.count() > 0) {
             continue;
         }
-        let len = new_sectors.saturating_sub(u64::from(entry.start));
+        let Some(len) = new_sectors.checked_sub(entry.start.into()).filter(|len| *len > 0) else {
+            continue;
+        };
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let bytes = &mut lba0[ENTRIES + i * ENTRY_LEN..][..ENTRY_LEN];
         bytes[5..8].copy_from_slice(&CHS_MAX);
@@ -345,6 +348,16 @@ mod tests {
         entry[8..12].copy_from_slice(&start.to_le_bytes());
         entry[12..16].copy_from_slice(&len.to_le_bytes());
         bytes
+    }
+
+    /// One without sectors is no entry, and the disk would have an MBR in place of its GPT.
+    #[test]
+    fn a_protective_entry_behind_the_end_stays_one() {
+        for (start, new_sectors) in [(0x0100_0001, 1536), (1536, 1536), (1, 1)] {
+            let mut sector = lba0(0, start, 1023);
+            resize_protective(&mut sector, 1024, new_sectors);
+            assert_eq!(sector, lba0(0, start, 1023), "from {start} on {new_sectors} sectors");
+        }
     }
 
     #[test]
