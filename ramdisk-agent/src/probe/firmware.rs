@@ -1,10 +1,11 @@
 //! Members of the RAIDs that a machine's firmware runs: Intel's, and those in SNIA's Disk Data Format.
 //!
-//! Both keep their metadata at the end of a disk. DDF as in SNIA's Common RAID Disk Data Format 2.0, sections 5.3 and 5.9; Intel's
+//! Both keep their metadata at the end of a disk. DDF as in chapter 5 of SNIA's Common RAID Disk Data Format 2.0; Intel's
 //! fields as in mdadm's `super-intel.c`. What matters here is one thing: whether what lies on the disk from its first byte on is what the
 //! array holds, so that its partitions and filesystems are to be believed. Deliberately absent: the state of an array, and which of two
 //! mirrors is the newer one.
 
+use std::fmt;
 use std::io::{self, Read, Seek};
 
 use super::{Part, Signature, SignatureKind, field, le32};
@@ -18,8 +19,8 @@ const MAX_LEN: u64 = 4 << 20;
 /// What says that a disk is a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FirmwareRaid {
-    /// `Intel` or `DDF`.
-    format: &'static str,
+    /// `an Intel firmware RAID`
+    name: &'static str,
     /// What lies on the disk may be only a part of what an array holds. It is all of it in a mirror, and in an array of one disk, that
     /// begins with the disk and is the only one there; and it is the disk's own where the disk is in no array, or the metadata are so
     /// damaged that no firmware takes them.
@@ -39,10 +40,9 @@ impl FirmwareRaid {
     }
 }
 
-impl std::fmt::Display for FirmwareRaid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let article = if self.format.starts_with('I') { "an" } else { "a" };
-        write!(f, "{article} {} firmware RAID", self.format)
+impl fmt::Display for FirmwareRaid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
     }
 }
 
@@ -74,7 +74,7 @@ fn intel<S: Read + Seek>(disk: &mut Part<'_, S>) -> io::Result<Option<FirmwareRa
         }
         let is_valid = metadata.get(..index(len.min(MAX_LEN))).is_some_and(intel_sum_is_right);
         return Ok(Some(FirmwareRaid {
-            format: "Intel",
+            name: "an Intel firmware RAID",
             is_striped: is_valid && intel_is_striped(&metadata),
             offset,
             len: INTEL_MAGIC.len() as u64,
@@ -158,7 +158,7 @@ fn ddf<S: Read + Seek>(disk: &mut Part<'_, S>) -> io::Result<Option<FirmwareRaid
         }
     }
     let len = DDF_MAGIC.len() as u64;
-    Ok(Some(FirmwareRaid { format: "DDF", is_striped, offset, len }))
+    Ok(Some(FirmwareRaid { name: "a DDF firmware RAID", is_striped, offset, len }))
 }
 
 fn ddf_records<S: Read + Seek>(
