@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::ground::{Ground, Place};
+use super::ground::{Ground, Place, node_of};
 use super::inventory::read_text;
 use super::mounts::{is_of_kernel, mount_tables, unescaped};
 use crate::error::{IoContext, Result};
@@ -44,6 +44,22 @@ pub fn in_use(path: &Path, writers_only: bool) -> Result<Vec<String>> {
     Ok(users)
 }
 
+/// The devices of the mounted btrfs that this one is of.
+fn members(device: &Path) -> Vec<PathBuf> {
+    // The source may be a link of udev's or of device mapper's, and is a name in /dev as the kernel has it there.
+    let device = fs::canonicalize(device).unwrap_or_else(|_| device.to_owned());
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+    let of_one = |filesystem: fs::DirEntry| {
+        let dirs = entries(&filesystem.path().join("devices"));
+        let dirs = dirs.filter_map(|entry| fs::canonicalize(entry.path()).ok());
+        dirs.map(|dir| node_of(&dir)).collect::<Vec<_>>()
+    };
+    entries(Path::new("/sys/fs/btrfs"))
+        .map(of_one)
+        .find(|members| members.contains(&device))
+        .unwrap_or_default()
+}
+
 /// A disk file, or the file beneath a loop device, that is swapped to.
 fn swap_file(place: &Place, swaps: &[PathBuf]) -> Vec<String> {
     let Ground::File(_, id) = &place.ground else { return Vec::new() };
@@ -72,9 +88,14 @@ fn mount_of(line: &str, whose: &str, devices: &Devices<'_>, writers_only: bool) 
     let (number, target) = (fields.get(2)?, fields.get(4)?);
     let source = fields.get(separator + 2)?;
     let options = fields.get(separator + 3)?;
-    // btrfs mounts have an anonymous device number: the source's name tells.
+    // btrfs mounts have an anonymous device number: the source's name tells, and of several devices it is one.
     let by_name = || devices.values().find(|(path, _)| path == Path::new(source));
-    let (device, through) = devices.get(*number).or_else(by_name)?;
+    let as_member = || {
+        let kind = *fields.get(separator + 1)?;
+        let members = (kind == "btrfs").then(|| members(&Path::new("/dev").join(source)))?;
+        devices.values().find(|(path, _)| members.contains(path))
+    };
+    let (device, through) = devices.get(*number).or_else(by_name).or_else(as_member)?;
     let read_only = options.split(',').any(|o| o == "ro");
     if writers_only && read_only {
         return None;

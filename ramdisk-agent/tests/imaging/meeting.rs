@@ -11,6 +11,7 @@ use crate::devices::{Loop, Mounted};
 use crate::disks::noise_file;
 use crate::faulty::FaultyDisk;
 use crate::round_trip::restored;
+use crate::tools::run;
 
 const MIB: u64 = 1 << 20;
 
@@ -173,6 +174,31 @@ fn what_is_mounted_by_another_node() {
         ran.refused("refused", &[&is_mounted, "being written to"]);
     }
     capture(&first, &dir.path().join("e.img.zst"), &[]);
+}
+
+/// The table of mounts names one device of a btrfs that has several.
+#[test]
+fn every_device_of_a_mounted_btrfs_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let files = ["a", "b"].map(|name| {
+        fs::File::create(at(name)).unwrap().set_len(150 * MIB).unwrap();
+        at(name)
+    });
+    let devices = files.each_ref().map(|file| Loop::new(file, &[]));
+    let [first, second] = devices.each_ref().map(Loop::text);
+    run("btrfs-progs", "mkfs.btrfs", &["-q", "-d", "raid1", "-m", "raid1", first, second]);
+    let image = at("x.img.zst");
+    capture(&files[1], &image, &[]);
+    let _mounted = Mounted::new(first, &at("mnt"), "rw");
+    for (device, file) in devices.iter().zip(&files) {
+        let is_mounted = format!("{} is mounted at {}", device.text(), at("mnt").display());
+        let words = [is_mounted.as_str(), "being written to"];
+        for source in [device.path(), file] {
+            try_capture(source, &at("y.img.zst"), &[]).refused("refused", &words);
+        }
+        try_restore(&image, file, &[]).refused("refused", &words[..1]);
+    }
 }
 
 /// A loop device over a partition or over another loop device, beneath or above what is meant.
