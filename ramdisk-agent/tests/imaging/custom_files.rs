@@ -174,7 +174,7 @@ fn a_filesystem_that_is_read_only_is_not_changed() {
     capture(&volume, &image, &[]);
     noise_file(&target, 40 << 20, 2);
     try_restore(&image, &target, &["--hostname", "x"])
-        .refused("disk", &["/etc/hostname", "Read-only"]);
+        .refused("refused", &["/etc/hostname", "has its filesystem or subvolume read-only"]);
     let mut head = vec![1; 4096];
     File::open(&target).unwrap().read_exact_at(&mut head, 0).unwrap();
     assert!(head.iter().all(|b| *b == 0));

@@ -344,6 +344,9 @@ impl<T> InSystem<T> for io::Result<T> {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 " is not allowed: it or its folder is immutable or append-only (lsattr), or it is a device"
             }
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                " is not possible: the image has its filesystem or subvolume read-only, or the kernel has found errors in it and made it so"
+            }
             Err(e) if e.raw_os_error() == Some(libc::ELOOP) => " leads through too many links",
             // Something of ours that there is too much of.
             Err(e) if e.raw_os_error().is_none() => " is not done",
