@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::ground::{Ground, Place, node_of};
-use super::inventory::read_text;
+use super::inventory::{read_text, sysfs_dir};
 use super::mounts::{is_of_kernel, mount_tables, unescaped};
 use crate::error::{IoContext, Result};
 
@@ -31,10 +31,20 @@ pub fn in_use(path: &Path, writers_only: bool) -> Result<Vec<String>> {
     let devices = nodes.iter().filter_map(|node| Some((read_text(&node.dir.join("dev"))?, node)));
     let devices: Devices<'_> =
         devices.map(|(number, node)| (number, (node.path(), &*node.through))).collect();
-    for (whose, mounts) in mount_tables()? {
-        let found =
-            mounts.lines().filter_map(|line| mount_of(line, &whose, &devices, writers_only));
+    let tables = mount_tables()?;
+    for (whose, mounts) in &tables {
+        let found = mounts.lines().filter_map(|line| mount_of(line, whose, &devices, writers_only));
         users.extend(found);
+    }
+    // One that no table names: mounted as `/dev/root`, or taken off its folder and still in use.
+    let named: Vec<PathBuf> =
+        tables.iter().flat_map(|(_, mounts)| mounts.lines()).filter_map(btrfs_source).collect();
+    for members in mounted_btrfs() {
+        let is_named = members.iter().any(|member| named.contains(member));
+        if let Some(node) = nodes.iter().find(|node| !is_named && members.contains(&node.path())) {
+            let path = node.path();
+            users.push(format!("{} is part of a mounted btrfs{}", path.display(), node.through));
+        }
     }
     for swap in &swaps {
         if let Some(node) = nodes.iter().find(|node| node.path() == *swap) {
@@ -44,20 +54,26 @@ pub fn in_use(path: &Path, writers_only: bool) -> Result<Vec<String>> {
     Ok(users)
 }
 
-/// The devices of the mounted btrfs that this one is of.
-fn members(device: &Path) -> Vec<PathBuf> {
-    // The source may be a link of udev's or of device mapper's, and is a name in /dev as the kernel has it there.
-    let device = fs::canonicalize(device).unwrap_or_else(|_| device.to_owned());
+/// The devices of each btrfs that is mounted.
+fn mounted_btrfs() -> Vec<Vec<PathBuf>> {
     let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
     let of_one = |filesystem: fs::DirEntry| {
         let dirs = entries(&filesystem.path().join("devices"));
         let dirs = dirs.filter_map(|entry| fs::canonicalize(entry.path()).ok());
-        dirs.map(|dir| node_of(&dir)).collect::<Vec<_>>()
+        dirs.map(|dir| node_of(&dir)).collect()
     };
-    entries(Path::new("/sys/fs/btrfs"))
-        .map(of_one)
-        .find(|members| members.contains(&device))
-        .unwrap_or_default()
+    entries(Path::new("/sys/fs/btrfs")).map(of_one).collect()
+}
+
+/// The device that a line of a table of mounts names for a btrfs, by its own node: it may be a link of udev's or of device mapper's, or
+/// a node that somebody has made.
+fn btrfs_source(line: &str) -> Option<PathBuf> {
+    let (_, after) = line.split_once(" - ")?;
+    let source = after.strip_prefix("btrfs ")?.split(' ').next()?;
+    let path = PathBuf::from(unescaped(source));
+    let number = is_of_kernel(&path).then(|| fs::metadata(&path).ok()).flatten();
+    let dir = number.and_then(|meta| sysfs_dir(meta.rdev()));
+    Some(dir.map_or(path, |dir| node_of(&dir)))
 }
 
 /// A disk file, or the file beneath a loop device, that is swapped to.
@@ -91,8 +107,8 @@ fn mount_of(line: &str, whose: &str, devices: &Devices<'_>, writers_only: bool) 
     // btrfs mounts have an anonymous device number: the source's name tells, and of several devices it is one.
     let by_name = || devices.values().find(|(path, _)| path == Path::new(source));
     let as_member = || {
-        let kind = *fields.get(separator + 1)?;
-        let members = (kind == "btrfs").then(|| members(&Path::new("/dev").join(source)))?;
+        let device = btrfs_source(line)?;
+        let members = mounted_btrfs().into_iter().find(|members| members.contains(&device))?;
         devices.values().find(|(path, _)| members.contains(path))
     };
     let (device, through) = devices.get(*number).or_else(by_name).or_else(as_member)?;

@@ -1,6 +1,7 @@
 //! Two agents, or an agent and a mount, on one disk by different nodes: partitions, loop devices over one file, the file itself.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -190,7 +191,7 @@ fn every_device_of_a_mounted_btrfs_is_in_use() {
     run("btrfs-progs", "mkfs.btrfs", &["-q", "-d", "raid1", "-m", "raid1", first, second]);
     let image = at("x.img.zst");
     capture(&files[1], &image, &[]);
-    let _mounted = Mounted::new(first, &at("mnt"), "rw");
+    let mounted = Mounted::new(first, &at("mnt"), "rw");
     for (device, file) in devices.iter().zip(&files) {
         let is_mounted = format!("{} is mounted at {}", device.text(), at("mnt").display());
         let words = [is_mounted.as_str(), "being written to"];
@@ -199,6 +200,21 @@ fn every_device_of_a_mounted_btrfs_is_in_use() {
         }
         try_restore(&image, file, &[]).refused("refused", &words[..1]);
     }
+    // By a node that somebody has made, and when it is only in use any more.
+    drop(mounted);
+    let number = fs::metadata(second).unwrap().rdev();
+    let numbers = [nix::sys::stat::major(number), nix::sys::stat::minor(number)];
+    let [major, minor] = numbers.map(|number| number.to_string());
+    let (node, mount) = (at("node"), at("mnt"));
+    run("coreutils", "mknod", &[node.to_str().unwrap(), "b", &major, &minor]);
+    run("mount", "mount", &["-t", "btrfs", node.to_str().unwrap(), mount.to_str().unwrap()]);
+    try_restore(&image, &files[0], &[]).refused("refused", &["is mounted at"]);
+    let held = fs::File::open(&mount).unwrap();
+    run("mount", "umount", &["--lazy", mount.to_str().unwrap()]);
+    for file in &files {
+        try_restore(&image, file, &[]).refused("refused", &["is part of a mounted btrfs"]);
+    }
+    drop(held);
 }
 
 /// A loop device over a partition or over another loop device, beneath or above what is meant.
