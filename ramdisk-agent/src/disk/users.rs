@@ -46,12 +46,31 @@ pub fn in_use(path: &Path, writers_only: bool) -> Result<Vec<String>> {
             users.push(format!("{} is part of a mounted btrfs{}", path.display(), node.through));
         }
     }
+    let numbers: Vec<&str> = tables
+        .iter()
+        .flat_map(|(_, mounts)| mounts.lines())
+        .filter_map(|line| line.split(' ').nth(2))
+        .collect();
+    let others = devices.iter().filter(|(number, _)| !numbers.contains(&number.as_str()));
+    for (_, (path, through)) in others {
+        if let Some(kind) = mounted_as(path) {
+            users.push(format!("{} is a mounted {kind}{through}", path.display()));
+        }
+    }
     for swap in &swaps {
         if let Some(node) = nodes.iter().find(|node| node.path() == *swap) {
             users.push(format!("{} is in use as swap{}", swap.display(), node.through));
         }
     }
     Ok(users)
+}
+
+/// The filesystem that a device is mounted as, as far as those tell which they are (`/sys/fs/ext4/sda2`).
+fn mounted_as(device: &Path) -> Option<&'static str> {
+    let name = device.strip_prefix("/dev").ok()?.to_string_lossy().replace('/', "!");
+    ["ext4", "xfs", "f2fs"]
+        .into_iter()
+        .find(|kind| Path::new("/sys/fs").join(kind).join(&name).exists())
 }
 
 /// The devices of each btrfs that is mounted.

@@ -217,6 +217,25 @@ fn every_device_of_a_mounted_btrfs_is_in_use() {
     drop(held);
 }
 
+/// No table of mounts has it any more.
+#[test]
+fn what_was_taken_off_its_folder_and_is_used_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, image) = restored(dir.path());
+    let over = part(&disk.path, disk.root.start, disk.root.len);
+    let mount = dir.path().join("mnt");
+    fs::create_dir(&mount).unwrap();
+    let at = mount.to_str().unwrap();
+    run("mount", "mount", &[over.text(), at]);
+    let held = fs::File::open(&mount).unwrap();
+    run("mount", "umount", &["--lazy", at]);
+    let words = format!("{} is a mounted ext4", over.text());
+    try_restore(&image, &disk.path, &[]).refused("refused", &[&words]);
+    let other = dir.path().join("y.img.zst");
+    try_capture(&disk.path, &other, &[]).refused("refused", &[&words, "being written to"]);
+    drop(held);
+}
+
 /// A loop device over a partition or over another loop device, beneath or above what is meant.
 #[test]
 fn what_is_mounted_through_several_nodes() {
