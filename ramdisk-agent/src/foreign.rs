@@ -54,6 +54,7 @@ use crate::error::{Error, Result as EngineResult};
 use crate::extents::Extents;
 use crate::progress::Progress;
 use crate::store::{self, ImageFile, StoreUrl};
+use crate::sys;
 use crate::words::size;
 
 /// The most that a disk of unknown size may turn out to have, in bytes: enough for any, and an end to what has none.
@@ -178,7 +179,8 @@ pub fn open(url: &StoreUrl, options: &store::Options) -> EngineResult<Opened> {
     if let StoreUrl::File(path) = url
         && std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
     {
-        source = source.of_device();
+        let device = std::fs::File::open(path).map_err(reading)?;
+        source = source.of_device(sys::block::logical_sector_bytes(&device).map_err(reading)?);
     }
     let beside = |name: &str| {
         let folder = url.parent().ok_or_else(|| {
@@ -270,7 +272,9 @@ pub fn detect(source: Source, name: &str, beside: &vmdk::Beside<'_>) -> Result<F
         ));
     }
     check_disk_len(source.len())?;
-    Ok(ForeignDisk::random("raw disk", vec![source.clone()], raw::RawDisk(source)))
+    let sector_bytes = source.sector_bytes();
+    let disk = ForeignDisk::random("raw disk", vec![source.clone()], raw::RawDisk(source));
+    Ok(ForeignDisk { sector_bytes, ..disk })
 }
 
 /// The bytes of a file, decompressed if they are compressed.

@@ -198,10 +198,13 @@ pub enum TableRefusal {
     },
     /// The table was made on a disk with another sector size.
     #[error(
-        "the GPT counts in sectors of {table} bytes and the disk's have {disk}: the disk was copied from one of another \
-         kind, or its enclosure translates; read it the way it was partitioned"
+        "the {kind} counts in sectors of {table} bytes and the disk's have {disk}: the disk was copied from one of another \
+         kind, or its enclosure translates; read it the way it was partitioned (a disk file on a loop device: losetup \
+         --sector-size {table})"
     )]
     SectorSize {
+        /// `GPT` or `MBR`.
+        kind: &'static str,
         /// Sector size of the table.
         table: u32,
         /// Sector size of the disk.

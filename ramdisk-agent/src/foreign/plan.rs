@@ -110,7 +110,8 @@ fn used(image: &ForeignImage) -> Extents {
 }
 
 fn sector_bytes(image: &ForeignImage) -> u32 {
-    image.disk().sector_bytes.or(image.survey().gpt_sector_bytes).unwrap_or(SECTOR_BYTES)
+    // A GPT says it itself, also on a disk that it was copied to.
+    image.survey().gpt_sector_bytes.or(image.disk().sector_bytes).unwrap_or(SECTOR_BYTES)
 }
 
 fn info(image: &ForeignImage) -> DiskInfo {

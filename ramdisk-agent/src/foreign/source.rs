@@ -22,7 +22,8 @@ pub struct Source {
     files: Arc<[(u64, Arc<dyn ReadAt>)]>,
     len: u64,
     fetched: Arc<AtomicU64>,
-    device: bool,
+    /// The sectors that it has, if it is a device.
+    device: Option<u32>,
 }
 
 impl std::fmt::Debug for Source {
@@ -41,7 +42,7 @@ impl Source {
             placed.push((len, file));
             len = len.checked_add(file_len).ok_or(io::ErrorKind::FileTooLarge)?;
         }
-        Ok(Self { files: placed.into(), len, fetched: Arc::default(), device: false })
+        Ok(Self { files: placed.into(), len, fetched: Arc::default(), device: None })
     }
 
     /// Bytes that are in memory.
@@ -49,19 +50,25 @@ impl Source {
     pub fn of_bytes(bytes: Vec<u8>) -> Self {
         let len = bytes.len() as u64;
         let file: Arc<dyn ReadAt> = Arc::new(bytes);
-        Self { files: Arc::new([(0, file)]), len, fetched: Arc::default(), device: false }
+        Self { files: Arc::new([(0, file)]), len, fetched: Arc::default(), device: None }
     }
 
-    /// The same bytes, said to be a device and not a file.
+    /// The same bytes, said to be a device with logical sectors of that size, and not a file.
     #[must_use]
-    pub fn of_device(self) -> Self {
-        Self { device: true, ..self }
+    pub fn of_device(self, sector_bytes: u32) -> Self {
+        Self { device: Some(sector_bytes), ..self }
+    }
+
+    /// The size of its logical sectors, if it is a device.
+    #[must_use]
+    pub fn sector_bytes(&self) -> Option<u32> {
+        self.device
     }
 
     /// Whether it is a device: its last sector is a disk's, not the end of a file's format.
     #[must_use]
     pub fn is_device(&self) -> bool {
-        self.device
+        self.device.is_some()
     }
 
     /// The length of all files together.

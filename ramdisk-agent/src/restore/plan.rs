@@ -20,7 +20,7 @@ use crate::restore::customise::{self, Changes};
 use crate::restore::grow::Growth;
 use crate::restore::ids::{self, FreshId};
 use crate::restore::placement::Placement;
-use crate::table::{self, Partition, Slot, Table, TableKind, TableOutcome};
+use crate::table::{self, Partition, Slot, Table, TableKind, TableOutcome, TableRefusal};
 use crate::words::size;
 
 /// What a restore will do.
@@ -257,6 +257,14 @@ fn refuse_partitions(target: &Disk) -> Result<()> {
             Err(Error::refused(format!(
                 "{} is a disk with partitions, which a single volume would replace: say which partition is meant with \
                  --into-partition, or erase the table first with wipefs; nothing was written",
+                target.name()
+            )))
+        }
+        // Its partitions are there, though not where the target's sectors would have them.
+        (None, TableOutcome::Refused(TableRefusal::SectorSize { table, .. })) => {
+            Err(Error::refused(format!(
+                "{} is a disk whose partition table counts in sectors of {table} bytes, which a single volume would replace: erase the table first \
+                 with wipefs if that is meant; nothing was written",
                 target.name()
             )))
         }

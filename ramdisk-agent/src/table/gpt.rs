@@ -331,6 +331,7 @@ pub fn read(
         for table in SECTOR_BYTES.into_iter().filter(|bytes| *bytes != sectors.bytes) {
             if is_sound(src, Sectors::new(sectors.disk_bytes, table)?)? {
                 return Ok(TableOutcome::Refused(TableRefusal::SectorSize {
+                    kind: "GPT",
                     table,
                     disk: sectors.bytes,
                 }));

@@ -10,10 +10,11 @@ use uuid::Uuid;
 use super::fresh::FreshPartition;
 use super::kinds::TypeId;
 use super::{
-    MBR_LEN, Partition, Sectors, Slot, Table, TableKind, TableOutcome, TableRefusal, check_layout,
-    logical, place, u32_at,
+    MBR_LEN, Partition, SECTOR_BYTES, Sectors, Slot, Table, TableKind, TableOutcome, TableRefusal,
+    check_layout, logical, place, u32_at,
 };
 use crate::extents::Extents;
+use crate::probe;
 
 const DISK_SIGNATURE: usize = 440;
 pub const ENTRIES: usize = 446;
@@ -156,10 +157,50 @@ pub fn sign(lba0: &mut [u8], kind: TableKind, signature: u32) {
 
 /// The table that an MBR without a protective entry describes.
 pub fn read(src: &mut (impl Read + Seek), mbr: &Mbr, sectors: Sectors) -> io::Result<TableOutcome> {
-    Ok(match table(src, mbr, sectors)? {
+    let own = table(src, mbr, sectors)?;
+    if let Some(table) = counts_otherwise(src, mbr, sectors, own.as_ref().ok())? {
+        let (kind, disk) = ("MBR", sectors.bytes);
+        return Ok(TableOutcome::Refused(TableRefusal::SectorSize { kind, table, disk }));
+    }
+    Ok(match own {
         Ok(table) => TableOutcome::Table(table),
         Err(refusal) => TableOutcome::Refused(refusal),
     })
+}
+
+/// The size of sectors that the table was made for, if it is not the disk's. An MBR does not say it. Where a volume begins does: at none of
+/// the places that the numbers are by the disk's sectors, and at one that they are by others. Otherwise most of what is in the partitions
+/// would lie outside of them.
+fn counts_otherwise(
+    src: &mut (impl Read + Seek),
+    mbr: &Mbr,
+    sectors: Sectors,
+    own: Option<&Table>,
+) -> io::Result<Option<u32>> {
+    for bytes in SECTOR_BYTES.into_iter().filter(|bytes| *bytes != sectors.bytes) {
+        let Ok(other) = table(src, mbr, Sectors::new(sectors.disk_bytes, bytes)?)? else {
+            continue;
+        };
+        let is_own = match own {
+            Some(own) => holds_a_volume(src, own)?,
+            None => false,
+        };
+        if !is_own && holds_a_volume(src, &other)? {
+            return Ok(Some(bytes));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether something that is known begins at the start of a partition.
+fn holds_a_volume(src: &mut (impl Read + Seek), table: &Table) -> io::Result<bool> {
+    for Partition { start_bytes, len_bytes, .. } in &table.partitions {
+        let mut inside = probe::Part::new(src, *start_bytes, *len_bytes);
+        if probe::whole(&mut inside, *len_bytes)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn table(

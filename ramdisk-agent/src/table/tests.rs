@@ -143,9 +143,42 @@ fn sectors_of_4096_bytes() {
     let TableOutcome::Table(table) = read(&bytes, 4096) else { panic!("refused") };
     assert_eq!((table.kind, table.partitions[0].start_bytes), (TableKind::Gpt, 1 << 20));
     // On a disk that counts otherwise it is not guessed at.
-    let TableRefusal::SectorSize { table: 4096, disk: 512 } = refusal(&bytes) else {
+    let TableRefusal::SectorSize { kind: "GPT", table: 4096, disk: 512 } = refusal(&bytes) else {
         panic!("taken")
     };
+}
+
+/// An MBR of two partitions, with a volume in the second if its numbers count in sectors of so many bytes.
+fn counted_in(sector: usize, script: &str) -> Vec<u8> {
+    let mut bytes = disk(script, DISK_BYTES);
+    let start = u32::from_le_bytes(bytes[446 + 24..446 + 28].try_into().unwrap()) as usize * sector;
+    let swap = crate::foreign::swap_header(1 << 20, [7; 16], "x");
+    bytes[start..start + swap.len()].copy_from_slice(&swap);
+    bytes
+}
+
+#[test]
+fn an_mbr_that_counts_in_other_sectors_is_refused() {
+    let script = "label: dos\nstart=256,size=512,type=83\nstart=1024,size=512,type=82\n";
+    let large = counted_in(4096, script);
+    let expected = |table, disk| TableRefusal::SectorSize { kind: "MBR", table, disk };
+    assert_eq!(refusal(&large), expected(4096, 512));
+    let TableOutcome::Table(found) = read(&large, 4096) else { panic!("refused") };
+    assert_eq!(found.partitions[1].start_bytes, 4 << 20);
+    let small = counted_in(512, script);
+    assert_eq!(self::table(&small).partitions.len(), 2);
+    match read(&small, 4096) {
+        TableOutcome::Refused(refusal) => assert_eq!(refusal, expected(512, 4096)),
+        TableOutcome::Table(table) => panic!("{table:?}"),
+    }
+    // Partitions that would end behind the disk's end by its own sectors.
+    let far = "label: dos\nstart=2048,size=4096,type=83\nstart=8192,size=16000,type=82\n";
+    match read(&counted_in(512, far), 4096) {
+        TableOutcome::Refused(refusal) => assert_eq!(refusal, expected(512, 4096)),
+        TableOutcome::Table(table) => panic!("{table:?}"),
+    }
+    // Nothing that is known anywhere says nothing.
+    assert_eq!(self::table(&disk(script, DISK_BYTES)).partitions.len(), 2);
 }
 
 #[test]

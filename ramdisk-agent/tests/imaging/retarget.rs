@@ -305,6 +305,44 @@ fn tables_that_do_not_work_there_are_refused() {
     assert_eq!(hash_of(&target), before);
 }
 
+/// An MBR does not say what sectors it counts in: what a disk of 4096 has in its partitions would lie outside of them by 512.
+#[test]
+fn an_mbr_of_large_sectors_is_read_by_them_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let source = path("s");
+    empty(&source, 100 * MIB);
+    let device = Loop::new(&source, LARGE);
+    let script = path("script");
+    fs::write(&script, "label: dos\nstart=256,size=20480,type=83\n").unwrap();
+    let command = format!("sfdisk -q --no-reread {} < {}", device.text(), script.display());
+    run("fdisk", "sh", &["-c", &command]);
+    let root = part(&source, (MIB, 80 * MIB), LARGE);
+    filled(&root, "e2fsprogs", &["mkfs.ext4", "-q", "-F"], &path("mnt"));
+    drop(root);
+    let [raw, image] = [path("c.raw"), path("c.img.zst")];
+    let command = |args: &[&str], from: &str, to: &Path| {
+        agent(&[args, &[from, to.to_str().unwrap(), "--json"]].concat())
+    };
+    let words = ["MBR counts in sectors of 4096", "losetup --sector-size 4096"];
+    let file = source.to_str().unwrap();
+    command(&["capture"], file, &image).refused("refused", &words);
+    command(&["convert"], file, &image).refused("refused", &words);
+    assert!(!image.exists());
+    let done = command(&["convert"], device.text(), &image).json();
+    assert_eq!(done["raw"].as_array().unwrap().len(), 0, "{done:#}");
+    // Free blocks are zero there.
+    let ran = command(&["convert"], image.to_str().unwrap(), &raw);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let root = part(&raw, (MIB, 80 * MIB), LARGE);
+    run("e2fsprogs", "e2fsck", &["-fn", root.text()]);
+    // A single volume does not replace such a disk by mistake.
+    let own = path("volume");
+    fs::copy(&source, &own).unwrap();
+    let flags = ["--partition", "1"];
+    try_restore(&image, &own, &flags).refused("refused", &["sectors of 4096", "single volume"]);
+}
+
 #[test]
 fn single_volumes_and_layouts() {
     let dir = tempfile::tempdir().unwrap();

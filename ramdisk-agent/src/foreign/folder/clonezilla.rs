@@ -41,7 +41,6 @@ impl Clonezilla<'_> {
         }
         let dump =
             Dump::parse(&self.folder.text(&format!("{disk}-pt.sf"), Self::FORMAT)?, Self::FORMAT)?;
-        self.check_list(&dump)?;
         let mut parts = Parts::new(Self::FORMAT);
         let disk_len = self.add_tables(&mut parts, disk, &dump)?;
         let ebr = dump.extended.as_ref().map(|extended| format!("{}-ebr", extended.name));
@@ -49,6 +48,8 @@ impl Clonezilla<'_> {
         for partition in &dump.partitions {
             self.add_partition(&mut parts, partition)?;
         }
+        // Last, as the partitions in a slice of BSD, which is refused by its name, are in no list.
+        self.check_list(&dump)?;
         parts.finish(disk_len, dump.sector_bytes)
     }
 
