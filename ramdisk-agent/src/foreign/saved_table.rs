@@ -6,7 +6,7 @@
 use super::error::{ForeignError, Result};
 use super::sfdisk::{Dump, DumpedPartition};
 use crate::fs::bytes::{le32, le64};
-use crate::table::MBR_LEN;
+use crate::table::{self, MBR_LEN};
 
 /// The least that an entry of a GPT has, in bytes.
 const GPT_ENTRY_LEN: usize = 128;
@@ -39,7 +39,10 @@ pub fn check_mbr(mbr: &[u8], dump: &Dump, name: &str, format: &'static str) -> R
         dump.partitions.iter().chain(&dump.extended).any(|partition| partition.number == number)
     };
     let entries = mbr[446..].chunks_exact(16).zip(1..=4);
-    let mut used = entries.filter(|(entry, _)| entry[4] != 0 && le32(entry, 12) != 0);
+    // A list of logical partitions without the extended one is told by its own words.
+    let is_told = |kind: u8| table::is_extended(kind) && !dump.logical().is_empty();
+    let mut used =
+        entries.filter(|(entry, _)| entry[4] != 0 && le32(entry, 12) != 0 && !is_told(entry[4]));
     match used.find(|(_, number)| !is_listed(*number)) {
         Some((_, number)) => Err(not_listed(name, number, format)),
         None => Ok(()),
