@@ -159,6 +159,8 @@ fn a_disk_that_does_not_answer_is_told_of_before_there_is_a_plan() {
     let source = dir.path().join("source");
     noise_file(&source, 8 * MIB, 7);
     let disk = FaultyDisk::source(&source, dir.path(), &[], &[]);
+    // Whoever is the last to close a device waits in the kernel for what was read ahead of it; a program is not gone until then.
+    let _held = fs::File::open(disk.path()).unwrap();
     disk.signal(Signal::SIGSTOP);
     let (disk_path, image) = (disk.path().to_str().unwrap(), dir.path().join("a.img.zst"));
     let commands: [&[&str]; 2] = [
