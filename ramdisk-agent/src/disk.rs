@@ -28,7 +28,7 @@ use agent_api::{DiskInfo, ErrorKind};
 use rustix::fs::{FallocateFlags, SeekFrom};
 
 pub(crate) use bad::{BLOCK_LEN, copy_shared};
-pub use bad::{Unreadable, is_of_medium};
+pub use bad::{Unreadable, is_of_medium, is_of_sector};
 pub use inventory::{inventory, inventory_of};
 pub use lock::is_target;
 pub use part::{PartOf, list_of};

@@ -117,6 +117,8 @@ pub fn run(
             })?;
         compared.compared_bytes = difference.compared_bytes;
         compared.compare_ms = millis(start);
+        let written_again = |what: &String| format!("{what}; it is written again");
+        compared.changes.extend(difference.unreadable.iter().map(written_again));
         // An image that is there already may still have to be changed, or to grow where it was cut off.
         if difference.is_empty() && plan.customises.is_none() && plan.growths.is_empty() {
             target.flush()?;
@@ -197,6 +199,7 @@ impl Work<'_> {
         let verify_ms = millis(started);
 
         let mut changes = self.plan.changes.clone();
+        changes.extend(summary.changes.iter().cloned());
         changes.extend(not_from_the_disk(self.target));
         let (bare, partitions): (Vec<&Growth>, Vec<&Growth>) =
             self.plan.growths.iter().partition(|growth| growth.number.is_none());

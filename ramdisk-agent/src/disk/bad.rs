@@ -51,6 +51,13 @@ pub fn is_of_medium(error: &io::Error) -> bool {
     )
 }
 
+/// Whether an error is of a sector that cannot be read or written, and not of the whole disk.
+#[must_use]
+pub fn is_of_sector(error: &Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref());
+    error.kind() == ErrorKind::Disk && cause.is_some_and(is_of_medium)
+}
+
 impl Disk {
     /// Reads through the page cache, or past it where that fails; the error names the first sector that cannot be read.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Unreadable> {

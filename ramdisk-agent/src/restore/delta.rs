@@ -5,6 +5,8 @@
 //! older version, is whatever the disk says. If nothing differs, nothing is written at all. If anything does, the target is
 //! invalidated first as in every restore, and the frames that this wipes are written again.
 //!
+//! What cannot be read differs: a restore that was cut off goes on where a whole one would have succeeded.
+//!
 //! Free space is left as it is, as in every restore, with one exception: a label that a system would recognise there must go.
 
 use std::ops::Range;
@@ -14,15 +16,19 @@ use agent_api::{Part, RestoreOptions, Stage};
 use image_format::{FrameEntry, RunKind};
 
 use super::commit::Piece;
-use super::medium::Medium;
+use super::medium::{Held, Medium};
 use super::plan::RestorePlan;
 use super::{byte_ranges, index, kept, ranges};
 use crate::buffer::AlignedBuf;
+use crate::disk::is_of_sector;
 use crate::error::Result;
 use crate::image::DiskImage;
 use crate::pipeline;
 use crate::progress::Progress;
 use crate::verify;
+
+/// A disk on which more frames than this have a sector that cannot be read is not written to.
+const MAX_UNREADABLE: usize = 16;
 
 /// What the target lacks.
 #[derive(Debug, Default)]
@@ -33,6 +39,8 @@ pub struct Difference {
     elsewhere: bool,
     /// Bytes that were read to find out.
     pub compared_bytes: u64,
+    /// What could not be read, and is written for that.
+    pub unreadable: Vec<String>,
 }
 
 impl Difference {
@@ -78,16 +86,16 @@ pub fn compare(
                 progress.check()?;
                 let buffer = buffer.as_mut_slice();
                 let len = u64::from(entry.logical_len);
-                let mut held =
-                    meter.time(Part::Decompress, len, || medium.compare(&entry, buffer))?;
-                if held.differs.is_none() {
+                let compared = meter.time(Part::Decompress, len, || {
+                    let held = medium.compare(&entry, buffer)?;
+                    if held.differs.is_some() {
+                        return Ok(held);
+                    }
                     let free = must_be_zero(&entry, medium, options.scrub_free);
                     let space = medium.compare_zeros(free.into_iter(), buffer)?;
-                    held.differs = space.differs;
-                    held.read += space.read;
-                }
-                let frame = held.differs.is_some().then_some(entry.index);
-                Ok((frame, len, held.read))
+                    Ok(Held { differs: space.differs, read: held.read + space.read })
+                });
+                Ok((entry.index, len, compared))
             }
         })
         .collect::<Vec<_>>();
@@ -99,15 +107,33 @@ pub fn compare(
         }
         frame => Some(frame),
     });
-    pipeline::run(frames, workers, verify::readers() * 2, |(frame, len, read)| {
-        frame.into_iter().for_each(|frame| found.add(frame));
-        found.compared_bytes += read;
+    pipeline::run(frames, workers, verify::readers() * 2, |(frame, len, compared)| {
+        match compared {
+            Ok(held) => {
+                found.compared_bytes += held.read;
+                held.differs.into_iter().for_each(|_| found.add(frame));
+            }
+            // A disk may have another sector for it once it is written; whether it has, the read-back shows.
+            Err(error) if found.unreadable.len() < MAX_UNREADABLE && is_of_sector(&error) => {
+                found.unreadable.push(error.chain());
+                found.add(frame);
+            }
+            Err(error) => return Err(error),
+        }
         progress.advance(len, 0)
     })?;
     let mut buffer = AlignedBuf::new(span_len);
-    let (differs, read) = elsewhere(medium, options, buffer.as_mut_slice())?;
-    found.elsewhere = differs;
-    found.compared_bytes += read;
+    match elsewhere(medium, options, buffer.as_mut_slice()) {
+        Ok((differs, read)) => {
+            found.elsewhere = differs;
+            found.compared_bytes += read;
+        }
+        Err(error) if is_of_sector(&error) => {
+            found.unreadable.push(error.chain());
+            found.elsewhere = true;
+        }
+        Err(error) => return Err(error),
+    }
     Ok(found)
 }
 

@@ -211,7 +211,7 @@ impl Signature {
         let trusted_comment =
             line().strip_prefix(TRUSTED).ok_or(bad("its third line is no trusted comment"))?;
         let global = decode(line()).ok_or(bad("its fourth line is no signature"))?;
-        if lines.next().is_some() {
+        if lines.any(|line| !line.trim().is_empty()) {
             return Err(bad("it goes on after its fourth line"));
         }
         Ok(Self {

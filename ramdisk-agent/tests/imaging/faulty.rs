@@ -54,6 +54,21 @@ impl Fault {
         Self(states.collect::<String>() + &fail)
     }
 
+    /// Reads that touch this sector of 512 bytes fail until the disk has been flushed so often.
+    pub fn unreadable_until_flush(sector: u64, n: usize) -> Self {
+        let inject = |state: usize, fault: &str| {
+            format!("[inject-error]\nevent = \"read_aio\"\nstate = \"{state}\"\n{fault}\n")
+        };
+        let fault = format!("iotype = \"read\"\nerrno = \"5\"\nsector = \"{sector}\"");
+        let states = (1..=n).map(|state| {
+            let new_state = state + 1;
+            format!("[set-state]\nevent = \"flush_to_disk\"\nstate = \"{state}\"\nnew_state = \"{new_state}\"\n")
+                + &inject(state, &fault)
+        });
+        // A fault stays until there is another: one of what nobody asks for.
+        Self(states.collect::<String>() + &inject(n + 1, "iotype = \"discard\""))
+    }
+
     /// Only requests that touch this sector of 512 bytes.
     pub fn at(self, sector: u64) -> Self {
         Self(self.0 + &format!("sector = \"{sector}\"\n"))

@@ -115,6 +115,33 @@ fn what_was_written_and_cannot_be_read_ends_a_restore() {
     assert!(!is_bootable(&target));
 }
 
+/// As disks do that take another sector when the bad one is written.
+#[test]
+fn a_sector_that_cannot_be_compared_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image) = small(dir.path(), 12 * MIB);
+    let target = dir.path().join("t");
+    // In the boot gap, which comes last, and in the first and the second of three frames.
+    for sector in [1501, 5001, 12001] {
+        fs::copy(&source, &target).unwrap();
+        // The first flush is that before the comparison.
+        let fault = Fault::unreadable_until_flush(sector, 2);
+        let disk = FaultyDisk::target(&target, dir.path(), &[fault]);
+        let done = restore(&image, disk.path(), &["--delta"]);
+        drop(disk);
+        let told = done["changes"].to_string();
+        // A loop device reads whole pages.
+        let lba = format!("LBA {} (byte {}) of ", sector / 8 * 8, sector / 8 * 4096);
+        assert!(told.contains(&lba) && told.contains("it is written again"), "{done:#}");
+        assert!(fs::read(&source).unwrap() == fs::read(&target).unwrap());
+    }
+    // One that cannot be written either is found out by the read-back.
+    fs::copy(&source, &target).unwrap();
+    let disk = FaultyDisk::target(&target, dir.path(), &[Fault::unreadable(5001)]);
+    let ran = try_restore(&image, disk.path(), &["--delta"]);
+    ran.refused("disk", &["LBA 5000 ", "cannot be read", "no bootable system now"]);
+}
+
 #[test]
 fn a_restore_of_a_whole_system_that_fails_late_leaves_nothing_bootable() {
     let dir = tempfile::tempdir().unwrap();
