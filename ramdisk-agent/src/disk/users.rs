@@ -31,38 +31,46 @@ pub fn in_use(path: &Path, writers_only: bool) -> Result<Vec<String>> {
     let devices = nodes.iter().filter_map(|node| Some((read_text(&node.dir.join("dev"))?, node)));
     let devices: Devices<'_> =
         devices.map(|(number, node)| (number, (node.path(), &*node.through))).collect();
-    let tables = mount_tables()?;
+    let (tables, btrfs) = (mount_tables()?, mounted_btrfs());
     for (whose, mounts) in &tables {
-        let found = mounts.lines().filter_map(|line| mount_of(line, whose, &devices, writers_only));
-        users.extend(found);
+        let mount_of = |line| mount_of(line, whose, &devices, &btrfs, writers_only);
+        users.extend(mounts.lines().filter_map(mount_of));
     }
-    // One that no table names: mounted as `/dev/root`, or taken off its folder and still in use.
-    let named: Vec<PathBuf> =
-        tables.iter().flat_map(|(_, mounts)| mounts.lines()).filter_map(btrfs_source).collect();
-    for members in mounted_btrfs() {
-        let is_named = members.iter().any(|member| named.contains(member));
-        if let Some(node) = nodes.iter().find(|node| !is_named && members.contains(&node.path())) {
-            let path = node.path();
-            users.push(format!("{} is part of a mounted btrfs{}", path.display(), node.through));
-        }
-    }
-    let numbers: Vec<&str> = tables
-        .iter()
-        .flat_map(|(_, mounts)| mounts.lines())
-        .filter_map(|line| line.split(' ').nth(2))
-        .collect();
-    let others = devices.iter().filter(|(number, _)| !numbers.contains(&number.as_str()));
-    for (_, (path, through)) in others {
-        if let Some(kind) = mounted_as(path) {
-            users.push(format!("{} is a mounted {kind}{through}", path.display()));
-        }
-    }
+    let lines: Vec<&str> = tables.iter().flat_map(|(_, mounts)| mounts.lines()).collect();
+    users.extend(unnamed(&lines, &devices, &btrfs));
     for swap in &swaps {
         if let Some(node) = nodes.iter().find(|node| node.path() == *swap) {
             users.push(format!("{} is in use as swap{}", swap.display(), node.through));
         }
     }
     Ok(users)
+}
+
+/// What is mounted and in no line of the tables of mounts: a btrfs as `/dev/root`, or what was taken off its folder and is still in use.
+fn unnamed(lines: &[&str], devices: &Devices<'_>, btrfs: &[Vec<PathBuf>]) -> Vec<String> {
+    let mut users = Vec::new();
+    let named: Vec<PathBuf> = lines.iter().filter_map(|line| btrfs_source(line)).collect();
+    for members in btrfs.iter().filter(|members| !members.iter().any(|m| named.contains(m))) {
+        if let Some((path, through)) = member_of(members, devices) {
+            users.push(format!("{} is part of a mounted btrfs{through}", path.display()));
+        }
+    }
+    let numbers: Vec<&str> = lines.iter().filter_map(|line| line.split(' ').nth(2)).collect();
+    for (_, (path, through)) in devices.iter().filter(|(number, _)| !numbers.contains(&&***number))
+    {
+        if let Some(kind) = mounted_as(path) {
+            users.push(format!("{} is a mounted {kind}{through}", path.display()));
+        }
+    }
+    users
+}
+
+/// The first of these devices that is of a filesystem with these members.
+fn member_of<'a, 'b>(
+    members: &[PathBuf],
+    devices: &'a Devices<'b>,
+) -> Option<&'a (PathBuf, &'b str)> {
+    devices.values().find(|(path, _)| members.contains(path))
 }
 
 /// The filesystem that a device is mounted as, as far as those tell which they are (`/sys/fs/ext4/sda2`).
@@ -117,7 +125,13 @@ fn swaps() -> Vec<PathBuf> {
 type Devices<'a> = BTreeMap<String, (PathBuf, &'a str)>;
 
 /// One line of `/proc/self/mountinfo`: `36 35 98:0 /root /mnt rw,noatime - ext4 /dev/sda1 rw,errors=continue` (proc(5)).
-fn mount_of(line: &str, whose: &str, devices: &Devices<'_>, writers_only: bool) -> Option<String> {
+fn mount_of(
+    line: &str,
+    whose: &str,
+    devices: &Devices<'_>,
+    btrfs: &[Vec<PathBuf>],
+    writers_only: bool,
+) -> Option<String> {
     let fields: Vec<&str> = line.split(' ').collect();
     let separator = fields.iter().position(|f| *f == "-")?;
     let (number, target) = (fields.get(2)?, fields.get(4)?);
@@ -127,8 +141,7 @@ fn mount_of(line: &str, whose: &str, devices: &Devices<'_>, writers_only: bool) 
     let by_name = || devices.values().find(|(path, _)| path == Path::new(source));
     let as_member = || {
         let device = btrfs_source(line)?;
-        let members = mounted_btrfs().into_iter().find(|members| members.contains(&device))?;
-        devices.values().find(|(path, _)| members.contains(path))
+        member_of(btrfs.iter().find(|members| members.contains(&device))?, devices)
     };
     let (device, through) = devices.get(*number).or_else(by_name).or_else(as_member)?;
     let read_only = options.split(',').any(|o| o == "ro");
@@ -145,7 +158,7 @@ mod tests {
     #[test]
     fn mounts_are_found_by_device_number_or_name() {
         let devices = Devices::from([("8:1".to_owned(), ("/dev/sda1".into(), "; x"))]);
-        let mount_of = |line, writers_only| mount_of(line, " of y", &devices, writers_only);
+        let mount_of = |line, writers_only| mount_of(line, " of y", &devices, &[], writers_only);
         let rw = "36 35 8:1 / /mnt rw,noatime shared:1 - ext4 /dev/root rw,errors=continue";
         assert_eq!(mount_of(rw, true).unwrap(), "/dev/sda1 is mounted at /mnt of y; x");
         let ro = "36 35 8:1 / /mnt ro - ext4 /dev/root ro";

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::agent::{agent, restore};
 use crate::disks::{TestDisk, dump, noise, noise_file, put, system, take};
@@ -84,23 +84,24 @@ fn a_list_that_lacks_a_partition_is_refused() {
     }
 }
 
-/// A disk with an MBR whose first partition begins at 6 MiB, and something all the way to it.
-fn far_disk(path: &Path) {
-    File::create(path).unwrap().set_len(16 << 20).unwrap();
-    let folder = path.parent().unwrap();
+/// A disk with an MBR whose first partition begins at 6 MiB, and something all the way to it; an empty folder for its image, and where
+/// that is to be restored.
+fn far_disk(folder: &Path) -> [PathBuf; 3] {
+    let paths = ["disk", "img", "target"].map(|name| folder.join(name));
+    File::create(&paths[0]).unwrap().set_len(16 << 20).unwrap();
+    fs::create_dir(&paths[1]).unwrap();
     fs::write(folder.join("script"), "label: dos\nstart=12288,size=16384,type=83\n").unwrap();
     shell(folder, "sfdisk -q --no-reread disk < script 2> log");
-    let file = File::options().write(true).open(path).unwrap();
+    let file = File::options().write(true).open(&paths[0]).unwrap();
     file.write_all_at(&noise((14 << 20) - 512, 4), 512).unwrap();
+    paths
 }
 
 #[test]
 fn clonezilla_with_other_settings_comes_back() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
-    let (disk, image, target) = (folder.join("disk"), folder.join("img"), folder.join("target"));
-    fs::create_dir(&image).unwrap();
-    far_disk(&disk);
+    let [disk, image, target] = far_disk(folder);
     shell(
         folder,
         "exec 2> log; echo sda > img/disk; echo sda1 > img/parts; sfdisk -d disk | sed 's,^disk,/dev/sda,' > img/sda-pt.sf; \
@@ -139,9 +140,7 @@ fn clonezilla_with_other_settings_comes_back() {
 fn what_fog_keeps_of_the_start_is_whole_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
-    let (disk, image, target) = (folder.join("disk"), folder.join("img"), folder.join("target"));
-    fs::create_dir(&image).unwrap();
-    far_disk(&disk);
+    let [disk, image, target] = far_disk(folder);
     shell(
         folder,
         "exec 2> log; sfdisk -d disk | sed 's,^disk,/dev/sda,' > img/d1.partitions; dd if=disk of=img/d1.mbr bs=512 count=2048; \
