@@ -88,8 +88,7 @@ impl Link {
 
 /// Opens one image file.
 pub(crate) fn open_one(url: &StoreUrl, options: &store::Options) -> Result<Reader> {
-    let file = store::open_with(url, options)?;
-    ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))
+    read_index(url, store::open_with(url, options)?)
 }
 
 /// The same, with the time that its reads take in the job's times.
@@ -98,8 +97,10 @@ fn open_metered(
     options: &store::Options,
     progress: &Arc<Progress>,
 ) -> Result<Reader> {
-    let file: Box<dyn ImageFile> =
-        Box::new(Metered::new(store::open_with(url, options)?, progress));
+    read_index(url, Box::new(Metered::new(store::open_with(url, options)?, progress)))
+}
+
+fn read_index(url: &StoreUrl, file: Box<dyn ImageFile>) -> Result<Reader> {
     ImageReader::open(file).map_err(|e| Error::from(e).context(format!("opening {url}")))
 }
 
