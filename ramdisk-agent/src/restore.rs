@@ -86,15 +86,6 @@ pub fn run(
     let start = Instant::now();
     progress.begin_work()?;
     let path = target.name();
-    let mut work = Work {
-        image,
-        target,
-        plan,
-        options,
-        progress,
-        difference: None,
-        committing: AtomicBool::new(false),
-    };
     let mut compared = RestoreSummary {
         root: image.root().to_string(),
         disk_bytes: image.disk_len(),
@@ -109,6 +100,17 @@ pub fn run(
     }
     // What is compared and read back is to come from the disk.
     let _direct = target.direct_backing();
+    let beneath = target.file_beneath_for_writing();
+    let mut work = Work {
+        image,
+        target,
+        bulk: beneath.as_ref().unwrap_or(target),
+        plan,
+        options,
+        progress,
+        difference: None,
+        committing: AtomicBool::new(false),
+    };
     if options.delta {
         let difference =
             delta::compare(image, work.medium(), options, progress).map_err(|error| {
@@ -171,6 +173,8 @@ fn finished(mut summary: RestoreSummary, start: Instant, progress: &Progress) ->
 struct Work<'a> {
     image: &'a dyn DiskImage,
     target: &'a Disk,
+    /// Where frames are written to and read from: the target, or what it is made of (`disk/backing.rs`).
+    bulk: &'a Disk,
     plan: &'a RestorePlan,
     options: &'a RestoreOptions,
     progress: &'a Arc<Progress>,
@@ -190,6 +194,7 @@ impl Work<'_> {
         memory::give_back();
         let started = Instant::now();
         self.progress.begin(Stage::Flushing, 0);
+        self.bulk.flush()?;
         self.target.flush()?;
         self.target.drop_cache();
         let flush_ms = millis(started);
@@ -197,6 +202,8 @@ impl Work<'_> {
         let started = Instant::now();
         let mut readback_bytes = self.read_back()?;
         let verify_ms = millis(started);
+        // What somebody was reading when it was dropped before stayed, and may be older than what was written past it.
+        self.target.drop_cache();
 
         let mut changes = self.plan.changes.clone();
         changes.extend(summary.changes.iter().cloned());
@@ -253,7 +260,7 @@ impl Work<'_> {
     fn medium(&self) -> Medium<'_> {
         Medium {
             image: self.image,
-            target: self.target,
+            target: self.bulk,
             plan: self.plan,
             meter: self.progress.meter(),
         }
@@ -332,7 +339,7 @@ impl Work<'_> {
                     ..index(piece.image.end - entry.logical_offset);
                 let len = within.len() as u64;
                 self.progress.meter().time(Part::WriteTarget, len, || {
-                    self.target.write_direct(&content[within], piece.target)
+                    self.bulk.write_direct(&content[within], piece.target)
                 })?;
                 written += len;
             }
@@ -423,7 +430,7 @@ impl Work<'_> {
         for piece in kept(entry).into_iter().flat_map(|range| places.pieces(range)) {
             let within = index(piece.image.start - base)..index(piece.image.end - base);
             let held = &mut held.as_mut_slice()[within.clone()];
-            self.target.read_direct(held, piece.target).ok()?;
+            self.bulk.read_direct(held, piece.target).ok()?;
             let pairs = held.chunks(sector).zip(content[within].chunks(sector));
             if let Some(n) = pairs.into_iter().position(|(is, should)| is != should) {
                 let at = piece.target + (n * sector) as u64;

@@ -7,6 +7,10 @@
 //! long, and its read-back sees the cache and not the disk. While a restore compares and writes, direct I/O is on; afterwards the device is as it
 //! was. Not so where a server or another program answers for the file: a FUSE file was seen to read back old bytes by direct I/O after it
 //! had been written by it. There the file's cached pages are dropped before each read-back.
+//!
+//! With direct I/O the device's own thread still costs a fifth of a restore's time. So the bulk of it, frames and their read-back, goes to
+//! the file, past its cache; before and behind that the device's cache is dropped, and everything else (zeroing, tables, what the kernel
+//! mounts) goes through the device.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -19,6 +23,24 @@ use crate::sys;
 /// Direct I/O of a loop device, until this is dropped.
 #[derive(Debug)]
 pub struct DirectBacking<'a>(&'a Disk);
+
+/// What the file beneath a loop device is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    Reading,
+    Writing,
+}
+
+impl For {
+    /// What is there now may be a pipe, which without `O_NONBLOCK` is waited for.
+    fn open(self, path: &Path, flags: i32) -> std::io::Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .write(self == Self::Writing)
+            .custom_flags(libc::O_NONBLOCK | flags)
+            .open(path)
+    }
+}
 
 impl Disk {
     /// The file beneath a loop device, and where in it the device begins; `None`: it is none.
@@ -33,11 +55,27 @@ impl Disk {
     /// regular file of this kernel's that can be found.
     #[must_use]
     pub fn file_beneath(&self) -> Option<Self> {
-        let (path, origin) = self.backing_file().filter(|(path, _)| mounts::is_of_kernel(path))?;
-        let file = self.open_backing(&path)?;
+        self.open_beneath(For::Reading)
+    }
+
+    /// The same for the bulk of what is written to a target, and for reading that back, always past the file's cache. What the device itself
+    /// has in memory was dropped; [`Disk::drop_cache`] does so again once everything is written. `None` too where the kernel cannot pass
+    /// by the file's cache, and where the device begins in the middle of the file: what is told of a bad sector counts from the device's
+    /// begin. Sound while a [`DirectBacking`] is held or the device has direct I/O anyway.
+    #[must_use]
+    pub fn file_beneath_for_writing(&self) -> Option<Self> {
+        let is_direct = sysfs_dir(self.file.metadata().ok()?.rdev())
+            .and_then(|dir| read_text(&dir.join("loop/dio")))
+            .is_some_and(|dio| dio == "1");
+        let beneath = is_direct.then(|| self.open_beneath(For::Writing))??;
+        let usable = beneath.direct.is_some() && beneath.origin == self.origin;
+        (usable && sys::block::drop_cache(&self.file).is_ok()).then_some(beneath)
+    }
+
+    fn open_beneath(&self, wanted: For) -> Option<Self> {
+        let (path, start) = self.backing_file().filter(|(path, _)| mounts::is_of_kernel(path))?;
+        let file = self.open_backing(&path, wanted)?;
         let found = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-        let flags = libc::O_DIRECT | libc::O_NONBLOCK;
-        let direct = OpenOptions::new().read(true).custom_flags(flags).open(&path).ok();
         let is_same = |other: &File| {
             let other = other.metadata();
             other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
@@ -45,11 +83,11 @@ impl Disk {
         Some(Self {
             path: self.path.clone(),
             file,
-            direct: direct.filter(is_same),
+            direct: wanted.open(&path, libc::O_DIRECT).ok().filter(is_same),
             is_block: false,
-            origin,
+            origin: start + self.origin,
             len: self.len,
-            part_of: None,
+            part_of: self.part_of,
             logical_sector_bytes: self.logical_sector_bytes,
             watch: self.watch(),
             locks: Vec::new(),
@@ -74,7 +112,9 @@ impl Disk {
 
     /// Forgets what is cached of the file beneath, as far as it can be found.
     pub(super) fn drop_backing_cache(&self) {
-        if let Some(file) = self.cached_backing().and_then(|path| self.open_backing(&path)) {
+        if let Some(file) =
+            self.cached_backing().and_then(|path| self.open_backing(&path, For::Reading))
+        {
             drop_file_cache(&file);
         }
     }
@@ -83,14 +123,13 @@ impl Disk {
     /// nothing beneath.
     #[must_use]
     pub fn lasting_backing_cache(&self) -> Option<PathBuf> {
-        self.cached_backing().filter(|path| self.open_backing(path).is_none())
+        self.cached_backing().filter(|path| self.open_backing(path, For::Reading).is_none())
     }
 
     /// Opens it by its path, which is all that is known of a removed file or of one in another mount namespace: the inode tells whether it is
     /// the file.
-    fn open_backing(&self, path: &Path) -> Option<File> {
-        // What is there now may be a pipe, which without this is waited for.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+    fn open_backing(&self, path: &Path, wanted: For) -> Option<File> {
+        let file = wanted.open(path, 0).ok()?;
         let found = file.metadata().ok()?;
         let told = sys::loops::backing(&self.file).ok()?;
         ((told.device, told.inode) == (found.dev(), found.ino())).then_some(file)

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ramdisk_agent::buffer::AlignedBuf;
 use ramdisk_agent::disk::Disk;
 
 use crate::agent::{agent, capture, restore, try_capture, try_restore};
@@ -169,18 +170,31 @@ fn the_cache_beneath_a_loop_device_is_out_of_the_way_for_a_while() {
     };
     let device = Loop::new(&file, &["--direct-io=off"]);
     let disk = Disk::open_target(&device.0).unwrap();
+    assert!(disk.file_beneath_for_writing().is_none());
     let direct = disk.direct_backing().unwrap();
     assert_eq!(dio(&device.0), "1");
-    drop(direct);
+    let beneath = disk.file_beneath_for_writing().unwrap();
+    let written = AlignedBuf::new(1 << 20);
+    beneath.write_direct(written.as_slice(), 1 << 20).unwrap();
+    let mut read = AlignedBuf::new(1 << 20);
+    disk.read_direct(read.as_mut_slice(), 1 << 20).unwrap();
+    assert!(read.as_slice() == written.as_slice());
+    drop((beneath, direct));
     assert_eq!(dio(&device.0), "0");
-    drop(disk);
+    drop((disk, device));
+    // Its first sector is another one of the file.
+    let device = Loop::new(&file, &["--direct-io=on", "--offset", "1048576"]);
+    assert!(Disk::open_target(&device.0).unwrap().file_beneath_for_writing().is_none());
+    drop(device);
     // Whoever has it on keeps it on.
     let device = Loop::new(&file, &["--direct-io=on"]);
     assert!(Disk::open_target(&device.0).unwrap().direct_backing().is_none());
     assert_eq!(dio(&device.0), "1");
+    assert!(Disk::open_target(&device.0).unwrap().file_beneath_for_writing().is_some());
     // A file that a program answers for, which may be busy with one request at a time.
     let faulty = FaultyDisk::target(&file, dir.path(), &[]);
     assert!(Disk::open_target(faulty.path()).unwrap().direct_backing().is_none());
+    assert!(Disk::open_target(faulty.path()).unwrap().file_beneath_for_writing().is_none());
     // It has locks of its own.
     assert!(Disk::open_target(&file).unwrap_err().to_string().contains("qemu-storage"));
     drop(faulty);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
@@ -242,6 +243,42 @@ fn btrfs_grows() {
 fn ext2_grows() {
     let make = ["mke2fs", "-q", "-t", "ext2"];
     other_filesystem(&make, "ro", &["e2fsck", "-fn"], 64);
+}
+
+/// The kernel keeps what it has read of a device that somebody has open, and what is written to the file beneath does not go through that.
+#[test]
+fn what_others_read_of_a_loop_device_meanwhile_is_in_nobodys_way() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mib = 320;
+    let source = one_partition(dir.path(), &["mkfs.xfs", "-q"], mib);
+    let (image, target) = (dir.path().join("a.img.zst"), dir.path().join("t"));
+    let options = "ro,norecovery,nouuid";
+    let before = files(part(&source, 1, mib).text(), options, dir.path());
+    capture(&source, &image, &[]);
+    noise_file(&target, 2 * mib * MIB, 2);
+    for flags in [&["--direct-io=off"][..], &["--direct-io=on"]] {
+        let device = Loop::new(&target, flags);
+        let is_over = AtomicBool::new(false);
+        let summary = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let open = File::open(&device.0).unwrap();
+                // The table, and the superblock behind it.
+                let mut head = vec![0; 2 * MIB as usize];
+                while !is_over.load(Ordering::Relaxed) {
+                    open.read_exact_at(&mut head, 0).unwrap();
+                }
+            });
+            let ran = try_restore(&image, &device.0, &["--grow", "1"]);
+            is_over.store(true, Ordering::Relaxed);
+            ran
+        });
+        let summary = summary.json();
+        assert!(words(&summary["changes"]).contains("was grown from"), "{summary:#}");
+        drop(device);
+        let grown = part(&target, 1, layout(&target)[0].1);
+        run("fsck", "xfs_repair", &["-n", grown.text()]);
+        assert_eq!(files(grown.text(), options, dir.path()), before);
+    }
 }
 
 #[test]
