@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CaptureOptions, ErrorKind, RestoreOptions, StoreAccess, Unknown};
+use serde_json::{Map, Value};
+
+use crate::{CaptureOptions, ErrorKind, RestoreOptions, StoreAccess, Unknown, read_options};
 
 /// The answer to `GET /v1/agent/work`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +64,27 @@ pub struct JobSpec {
     /// What else is said of it, and is refused: a disk whose name is misspelled would be the machine's only one.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+impl JobSpec {
+    /// Reads a job.
+    ///
+    /// # Errors
+    /// A sentence that names the option whose value is none, if it is that.
+    pub fn read(text: &str) -> Result<Self, String> {
+        serde_json::from_str(text).map_err(|error| wrong_option(text).unwrap_or(error.to_string()))
+    }
+}
+
+/// What is wrong with the options of a job, if something is.
+fn wrong_option(text: &str) -> Option<String> {
+    let mut job: Map<String, Value> = serde_json::from_str(text).ok()?;
+    let Value::Object(options) = job.remove("options")? else { return None };
+    match job.get("action")?.as_str()? {
+        "capture" => read_options::<CaptureOptions>(options).err(),
+        "restore" | "plan" => read_options::<RestoreOptions>(options).err(),
+        _ => None,
+    }
 }
 
 /// Something about a job that whoever looks at it should know, said once its work is done: `POST /v1/agent/jobs/ID/note`.
@@ -415,6 +438,19 @@ mod tests {
         let job: JobSpec = serde_json::from_str(text).unwrap();
         assert_eq!(job.action, JobAction::Capture(CaptureOptions::default()));
         job.unknown.check().unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_job_is_named() {
+        let read = |text: &str| JobSpec::read(text).unwrap_err();
+        let job = |action: &str, options: &str| {
+            format!(r#"{{"id":"j","image_url":"/x","action":"{action}","options":{options}}}"#)
+        };
+        assert!(read(&job("capture", r#"{"level":"3"}"#)).starts_with("level: "));
+        assert!(read(&job("plan", r#"{"also":"x"}"#)).starts_with("also: "));
+        assert!(read(&job("restore", "[]")).contains("sequence"));
+        assert!(read("").contains("EOF"));
+        JobSpec::read(&job("restore", r#"{"grow":2}"#)).unwrap();
     }
 
     #[test]

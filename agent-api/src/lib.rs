@@ -21,8 +21,10 @@ mod error_kind;
 mod job;
 mod options;
 mod rate;
+mod selector;
 mod session;
 mod store_report;
+mod text_or_number;
 
 pub use access::{CA_FILE_VARIABLES, SecretText, StoreAccess};
 pub use error_kind::ErrorKind;
@@ -35,9 +37,10 @@ pub use options::{
     BootOrder, CaptureOptions, CloudInitSeed, Content, Customisation, DirtyPolicy, FileMode, Grow,
     Layout, LayoutFormat, LayoutPartition, LayoutSize, LayoutTable, MAX_BASES, MAX_CONTENT,
     MAX_GPT_PARTITIONS, MAX_LEVEL, MAX_MBR_PARTITIONS, MAX_SOURCES, MIN_LEVEL, NewFile,
-    RestoreOptions, Unknown,
+    RestoreOptions, Unknown, is_hash, read_options,
 };
 pub use rate::Rate;
+pub use selector::{Selector, Term};
 pub use session::{DiskInfo, Heartbeat, Machine, Nic, Orders, Redeem, Session, Ticket};
 pub use store_report::{CopySummary, StoreFacts, StoreReport};
 

@@ -10,9 +10,12 @@ mod customisation;
 mod layout;
 mod unknown;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::Rate;
+use crate::text_or_number::TextOrNumber;
 
 pub use content::{CloudInitSeed, Content, FileMode, MAX_CONTENT, NewFile};
 pub use customisation::{BootOrder, Customisation};
@@ -21,6 +24,21 @@ pub use layout::{
     MAX_MBR_PARTITIONS,
 };
 pub use unknown::Unknown;
+
+/// Reads the options of an action, each of which has a default.
+///
+/// # Errors
+/// A sentence that names the option whose value is none. Serde itself names none here, where structs are flattened into another.
+pub fn read_options<T: DeserializeOwned>(given: Map<String, Value>) -> Result<T, String> {
+    let all = Value::Object(given.clone());
+    serde_json::from_value(all).map_err(|error: serde_json::Error| {
+        let alone = |(name, value): (String, Value)| {
+            let member = Value::Object(Map::from_iter([(name.clone(), value)]));
+            serde_json::from_value::<T>(member).err().map(|error| format!("{name}: {error}"))
+        };
+        given.into_iter().find_map(alone).unwrap_or_else(|| error.to_string())
+    })
+}
 
 /// The lowest zstd level that is offered; negative levels trade too much size.
 pub const MIN_LEVEL: i32 = 1;
@@ -183,7 +201,7 @@ fn partition_number() -> clap::builder::RangedI64ValueParser<u32> {
 
 /// Which partition is to take the space of a larger disk; in text `last` or the partition's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "TextOrNumber", into = "String")]
 pub enum Grow {
     /// The last one that is not swap.
     Last,
@@ -203,11 +221,11 @@ impl std::str::FromStr for Grow {
     }
 }
 
-impl TryFrom<String> for Grow {
+impl TryFrom<TextOrNumber> for Grow {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+    fn try_from(given: TextOrNumber) -> Result<Self, String> {
+        given.to_string().parse()
     }
 }
 
@@ -238,6 +256,9 @@ impl RestoreOptions {
             _ if self.also.len() >= MAX_SOURCES => Err(format!(
                 "also names too many places: an image is read from {MAX_SOURCES} at most"
             )),
+            _ if self.expect_plan.as_ref().is_some_and(|hash| !is_hash(hash.trim())) => {
+                Err("expect_plan is no hash of a plan: those are 64 hexadecimal digits".into())
+            }
             _ => self
                 .unknown
                 .check()
@@ -274,6 +295,12 @@ impl RestoreOptions {
         }
         layout.check()
     }
+}
+
+/// Whether a text is the root hash of an image, or the hash of a plan.
+#[must_use]
+pub fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The length of a minisign public key in base64.
@@ -352,12 +379,45 @@ mod tests {
     }
 
     #[test]
+    fn an_option_whose_value_is_none_is_named() {
+        let read = |text: &str| {
+            read_options::<RestoreOptions>(serde_json::from_str(text).unwrap()).unwrap_err()
+        };
+        for (text, words) in [
+            (r#"{"delta":true,"partition":"2"}"#, "partition: invalid type"),
+            (r#"{"grow":true}"#, "grow: a text or a whole number"),
+            (r#"{"limit":"1K","delta":false}"#, "limit: 1K is too slow"),
+            (r#"{"post_script":"@"}"#, "post_script: the content"),
+            (r#"{"layout":{"partitions":[]}}"#, "layout: unknown field"),
+        ] {
+            assert!(read(text).starts_with(words), "{text}: {}", read(text));
+        }
+        let options: RestoreOptions =
+            read_options(serde_json::from_str(r#"{"limit":1048576,"grow":2}"#).unwrap()).unwrap();
+        assert_eq!(options.grow, Some(Grow::Partition(2)));
+        assert_eq!(options.limit.unwrap().to_string(), "1M");
+    }
+
+    #[test]
+    fn what_is_no_hash_of_a_plan_is_refused() {
+        let with = |hash: &str| RestoreOptions {
+            expect_plan: Some(hash.to_owned()),
+            ..RestoreOptions::default()
+        };
+        with(&"aB".repeat(32)).check().unwrap();
+        for bad in ["", "zz", &"ab".repeat(31), &"gg".repeat(32)] {
+            assert!(with(bad).check().unwrap_err().starts_with("expect_plan "), "{bad}");
+        }
+    }
+
+    #[test]
     fn what_grows_is_named_in_text() {
         for (text, grow) in [("\"last\"", Grow::Last), ("\"3\"", Grow::Partition(3))] {
             assert_eq!(serde_json::from_str::<Grow>(text).unwrap(), grow);
             assert_eq!(serde_json::to_string(&grow).unwrap(), text);
         }
-        for wrong in ["\"0\"", "\"\"", "\"first\"", "\"-1\""] {
+        assert_eq!(serde_json::from_str::<Grow>("3").unwrap(), Grow::Partition(3));
+        for wrong in ["\"0\"", "\"\"", "\"first\"", "\"-1\"", "0", "-1", "true"] {
             assert!(serde_json::from_str::<Grow>(wrong).is_err(), "{wrong}");
         }
     }

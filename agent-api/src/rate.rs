@@ -5,9 +5,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text_or_number::TextOrNumber;
+
 /// Bytes per second; in text a whole number with `K`, `M` or `G` for powers of 1024, as curl, rsync and pv have it: `400M`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "TextOrNumber", into = "String")]
 pub struct Rate(u64);
 
 impl Rate {
@@ -49,11 +51,11 @@ impl FromStr for Rate {
     }
 }
 
-impl TryFrom<String> for Rate {
+impl TryFrom<TextOrNumber> for Rate {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+    fn try_from(given: TextOrNumber) -> Result<Self, String> {
+        given.to_string().parse()
     }
 }
 

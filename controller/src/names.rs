@@ -163,10 +163,10 @@ text_type! {
 }
 
 text_type! {
-    /// Which disk of a machine: a device path or a selector such as `serial=VBLK01`. The agent knows what it means.
+    /// Which disk of a machine: a device path or a selector such as `serial=VBLK01`. The agent knows what it fits.
     DiskSelector, "disk selector",
-    "1 to 256 printable characters",
-    |text| !text.is_empty() && is_plain(text, SELECTOR_MAX)
+    "a path such as /dev/sda, or terms such as serial=…, wwn=…, model=…, transport=…, by-path=…, size>=100G, size<=2T, smallest>=100G, joined with commas; up to 256 printable characters",
+    |text| is_plain(text, SELECTOR_MAX) && text.parse::<agent_api::Selector>().is_ok()
 }
 
 text_type! {

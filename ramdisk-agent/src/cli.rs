@@ -12,10 +12,10 @@ mod signals;
 mod trust;
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_api::{ErrorKind, Summary};
+use agent_api::{ErrorKind, Selector, Summary};
 use clap::CommandFactory;
 
 pub use args::Cli;
@@ -25,7 +25,7 @@ use args::{
 };
 
 use crate::convert::{self, ConvertOptions};
-use crate::disk::{self, Disk, Selector};
+use crate::disk::{self, Disk};
 use crate::error::{Error, Result};
 use crate::opening::{
     Places, check_signature, open_image, open_index, open_own_image, open_target, parse_url,
@@ -96,8 +96,7 @@ fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
             convert_command(source, target, &options, cli.json, face, progress)?;
         }
         Command::Plan(PlanCommand::Capture { disk, options }) => {
-            let disk = Disk::open_source(&find(disk)?)?;
-            progress.watch(&disk);
+            let disk = opened(disk, progress, face, Disk::open_source)?;
             let plan = told(progress, face, || capture::plan(&disk, options))?;
             show(cli.json, &plan)?;
         }
@@ -105,8 +104,8 @@ fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
             let options = &what.options;
             progress.set_limit(options.limit);
             let (url, disk) = what.places("plan restore")?;
-            let target = part_of(Disk::open_source(&find(disk)?)?, options)?;
-            progress.watch(&target);
+            let open = |path: &Path| part_of(Disk::open_source(path)?, options);
+            let target = opened(disk, progress, face, open)?;
             let planned = || plan_restore(url.as_ref(), &target, options, progress);
             show(cli.json, &told(progress, face, planned)?.1)?;
         }
@@ -142,8 +141,8 @@ fn wrong_places(usage: &str) -> ! {
 
 fn find(text: &str) -> Result<PathBuf> {
     // What reads as a selector is one, whatever files lie around.
-    let selector = match text.parse() {
-        Err(_) if std::path::Path::new(text).exists() => Selector::Path(PathBuf::from(text)),
+    let selector = match disk::selector(text) {
+        Err(_) if Path::new(text).exists() => Selector::Path(PathBuf::from(text)),
         parsed => parsed?,
     };
     disk::resolve(&selector, &disk::inventory())
@@ -203,6 +202,17 @@ fn told<T>(progress: &Arc<Progress>, face: Face, work: impl FnOnce() -> Result<T
     result
 }
 
+/// Opens the disk that a text names, and shows meanwhile that it does not answer.
+fn opened(
+    text: &str,
+    progress: &Arc<Progress>,
+    face: Face,
+    open: impl FnOnce(&Path) -> Result<Disk>,
+) -> Result<Disk> {
+    let path = find(text)?;
+    told(progress, face, || progress.open(&path, open))
+}
+
 fn capture_command(
     args: &CaptureArgs,
     json: bool,
@@ -216,8 +226,7 @@ fn capture_command(
         _ => wrong_places("capture DISK IMAGE, or capture --disk DISK IMAGE"),
     };
     let url = parse_url(image)?;
-    let disk = Disk::open_source(&find(disk)?)?;
-    progress.watch(&disk);
+    let disk = opened(disk, progress, face, Disk::open_source)?;
     let plan = told(progress, face, || capture::plan(&disk, options))?;
     if !json {
         show_plan(&plan.to_string())?;
@@ -235,8 +244,8 @@ fn restore_command(
     let options = &args.what.options;
     progress.set_limit(options.limit);
     let (url, disk) = args.what.places("restore")?;
-    let target = open_target(&find(disk)?, url.as_ref(), options)?;
-    progress.watch(&target);
+    let open = |path: &Path| open_target(path, url.as_ref(), options);
+    let target = opened(disk, progress, face, open)?;
     let (image, plan) =
         told(progress, face, || plan_restore(url.as_ref(), &target, options, progress))?;
     if !json {

@@ -32,7 +32,7 @@ pub use bad::{Unreadable, is_of_medium, is_of_sector};
 pub use inventory::{inventory, inventory_of};
 pub use lock::is_target;
 pub use part::{PartOf, list_of};
-pub use selector::{Selector, identity, resolve};
+pub use selector::{identity, resolve, selector};
 pub use users::in_use;
 pub use watch::Watch;
 pub use window::Window;

@@ -15,10 +15,10 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use agent_api::{ErrorKind, JobSpec};
+use agent_api::{JobSpec, Selector};
 use rustix::fs::MemfdFlags;
 
-use crate::disk::{self, Disk, Selector};
+use crate::disk::{self, Disk};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::{self, FsKind};
 use crate::mounted::{self, Access, Mounted};
@@ -65,11 +65,10 @@ pub fn load_stdin() -> Result<()> {
         .take(MAX_JOB_LEN)
         .read_to_string(&mut text)
         .internal(|| "reading the job from standard input".into())?;
-    let job: JobSpec = serde_json::from_str(&text).map_err(|e| {
-        Error::new(ErrorKind::Internal, "understanding the job on standard input").because(e)
-    })?;
+    let job = JobSpec::read(&text)
+        .map_err(|e| Error::refused(format!("the job on standard input: {e}")))?;
     let selector = match &job.disk {
-        Some(text) => text.parse()?,
+        Some(text) => disk::selector(text)?,
         None => Selector::Only,
     };
     let disk = Disk::open_source(&disk::resolve(&selector, &disk::inventory())?)?;

@@ -4,6 +4,7 @@
 //! ticker thread draws a bar on a terminal or prints JSON lines. Cancelling is here too, because the same places ask for it.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -200,9 +201,21 @@ impl Progress {
         self.limiter.get().cloned()
     }
 
-    /// From now on a disk that does not answer is told.
-    pub fn watch(&self, disk: &Disk) {
-        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk.watch());
+    /// Opens the disk at a path. From now on it is told when it does not answer, while it is opened, too.
+    ///
+    /// # Errors
+    /// Those of `open`.
+    pub fn open(&self, path: &Path, open: impl FnOnce(&Path) -> Result<Disk>) -> Result<Disk> {
+        let opening = Arc::new(Watch::of_opening(path));
+        let _pending = opening.begin("opening", None);
+        self.watch(Arc::clone(&opening));
+        let disk = open(path)?;
+        self.watch(disk.watch());
+        Ok(disk)
+    }
+
+    fn watch(&self, watch: Arc<Watch>) {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
     }
 
     fn stalled(&self) -> Option<String> {

@@ -4,9 +4,9 @@
 use std::io::{Read, Write};
 use std::sync::Arc;
 
-use agent_api::{ErrorKind, Failure, JobAction, JobSpec, Outcome, PlanSummary, Summary};
+use agent_api::{ErrorKind, Failure, JobAction, JobSpec, Outcome, PlanSummary, Selector, Summary};
 
-use crate::disk::{self, Disk, Selector};
+use crate::disk::{self, Disk};
 use crate::error::{Error, IoContext, Result};
 use crate::opening::{open_target, parse_url, part_of, plan_restore};
 use crate::progress::{Face, Progress, Ticker};
@@ -24,10 +24,8 @@ pub fn run_stdin(progress: &Arc<Progress>) -> Result<bool> {
         .read_to_string(&mut text)
         .internal(|| "reading the job from standard input".into())?;
     let ticker = Ticker::start(progress, Face::Worker);
-    let result = serde_json::from_str::<JobSpec>(&text)
-        .map_err(|e| {
-            Error::new(ErrorKind::Internal, "understanding the job on standard input").because(e)
-        })
+    let result = JobSpec::read(&text)
+        .map_err(|e| Error::refused(format!("the job on standard input: {e}")))
         .and_then(|job| run_job(&job, progress));
     ticker.finish();
     // From here on a signal does not make another outcome of it.
@@ -49,7 +47,7 @@ pub fn print_outcome(result: Result<Summary>) -> Result<bool> {
 fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
     job.unknown.check().map_err(Error::refused)?;
     let selector = match &job.disk {
-        Some(text) => text.parse()?,
+        Some(text) => disk::selector(text)?,
         None => Selector::Only,
     };
     let path = disk::resolve(&selector, &disk::inventory())?;
@@ -58,8 +56,7 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
     match &job.action {
         JobAction::Capture(options) => {
             progress.set_limit(options.limit);
-            let disk = Disk::open_source(&path)?;
-            progress.watch(&disk);
+            let disk = progress.open(&path, Disk::open_source)?;
             let plan = capture::plan(&disk, options)?;
             let id = job.image_id.as_deref().map(image_id).transpose()?;
             Ok(Summary::Capture(capture::run(&disk, &url, &plan, options, id, progress)?))
@@ -67,15 +64,14 @@ fn run_job(job: &JobSpec, progress: &Arc<Progress>) -> Result<Summary> {
         JobAction::Restore(options) => {
             options.unknown.check().map_err(Error::refused)?;
             progress.set_limit(options.limit);
-            let target = open_target(&path, Some(&url), options)?;
-            progress.watch(&target);
+            let target = progress.open(&path, |path| open_target(path, Some(&url), options))?;
             let (image, plan) = plan_restore(Some(&url), &target, options, progress)?;
             Ok(Summary::Restore(restore::run(&*image, &target, &plan, options, progress)?))
         }
         JobAction::Plan(options) => {
             options.unknown.check().map_err(Error::refused)?;
             progress.set_limit(options.limit);
-            let target = part_of(Disk::open_source(&path)?, options)?;
+            let target = progress.open(&path, |path| part_of(Disk::open_source(path)?, options))?;
             let (_, plan) = plan_restore(Some(&url), &target, options, progress)?;
             Ok(Summary::Plan(PlanSummary {
                 hash: plan.hash.clone(),

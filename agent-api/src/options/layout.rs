@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Content;
+use super::{Content, is_hash};
 
 /// The most partitions of a GPT that is made anew, as all tools make them.
 pub const MAX_GPT_PARTITIONS: usize = 128;
@@ -225,6 +225,8 @@ impl Layout {
             Some("is to grow, and nothing goes into it")
         } else if p.expect_root.is_some() && p.image.is_none() {
             Some("has expect-root and no image of its own")
+        } else if p.expect_root.as_ref().is_some_and(|root| !is_hash(root.trim())) {
+            Some("has an expect-root that is no root hash: those are 64 hexadecimal digits")
         } else if p.image_partition == Some(0) {
             Some("has image-partition 0, and those begin with 1")
         } else if p.label.is_some() && p.format.is_none() {
@@ -301,6 +303,7 @@ mod tests {
             ("bootable = true", "only an MBR"),
             ("image-partition = 0", "begin with 1"),
             ("expect-root = \"00\"", "no image"),
+            ("image = \"a\"\nexpect-root = \"00\"", "no root hash"),
             ("name = \"a\\tb\"", "control"),
             ("sise = 1", "unknown field"),
             ("[[partition]]", "partition 2 of the layout has no size"),

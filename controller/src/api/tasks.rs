@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agent_api::{Rate, StoreAccess};
+use agent_api::{Rate, RestoreOptions, StoreAccess};
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -130,6 +130,12 @@ pub struct VerifyImage {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub limit: Option<Rate>,
+    /// Of a delta image, those beneath it that do not lie beside their deltas: images of the catalogue.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub base: Vec<ImageName>,
+    /// A minisign public key that must have signed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_signature: Option<String>,
 }
 
 /// The URLs of places, and what lets the agent's program in there.
@@ -277,14 +283,29 @@ pub(super) async fn verify(
     Path(name): Path<String>,
     body: Result<OptionalJson<VerifyImage>, ApiError>,
 ) -> Result<(StatusCode, Json<TaskView>), ApiError> {
-    let OptionalJson(VerifyImage { deep, limit }) = body?;
+    let OptionalJson(VerifyImage { deep, limit, base, require_signature }) = body?;
+    RestoreOptions {
+        require_signature: require_signature.clone(),
+        base: base.iter().map(ToString::to_string).collect(),
+        ..RestoreOptions::default()
+    }
+    .check()
+    .map_err(ApiError::invalid)?;
     let _held = controller.tasks.catalogue.lock().await;
     let image = controller.db.image(&name).await?;
     controller.tasks.refuse_another()?;
-    let place: Place = image.url.parse()?;
-    let reached = reach(&controller, &[&place]).await?;
-    let option = deep.then_some("--deep");
-    let options = options(option, limit);
+    let mut places: Vec<Place> = vec![image.url.parse()?];
+    for base in &base {
+        places.push(controller.db.image(base.as_str()).await?.url.parse()?);
+    }
+    let mut reached = reach(&controller, &places.iter().collect::<Vec<_>>()).await?;
+    let mut options = options(deep.then_some("--deep"), limit);
+    for base in reached.urls.split_off(1) {
+        options.extend(["--base".to_owned(), base]);
+    }
+    if let Some(key) = require_signature {
+        options.extend(["--require-signature".to_owned(), key]);
+    }
     Ok(begin(&controller, caller, image, Work::Verify { deep }, reached, "verify", options))
 }
 

@@ -9,10 +9,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::Method;
 
 use super::connect::{Client, segment};
+use super::jobs::public_key;
 use super::table;
 use crate::api::images::{AddImage, ImageView};
 use crate::api::inspection::ImageContent;
 use crate::api::tasks::{CopyImage, TaskView, VerifyImage};
+use crate::names::ImageName;
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
@@ -84,6 +86,12 @@ pub(super) enum ImageCommand {
         /// Read and write no more bytes a second than this: K, M and G are powers of 1024, as in 400M
         #[arg(long, value_name = "RATE")]
         limit: Option<Rate>,
+        /// An image of the catalogue that is beneath this delta image and does not lie beside its delta; may be given several times
+        #[arg(long, value_name = "IMAGE")]
+        base: Vec<ImageName>,
+        /// Refuse the image unless this minisign public key has signed it: the key, or the file that it is in
+        #[arg(long, value_name = "KEY")]
+        require_signature: Option<String>,
         #[command(flatten)]
         waiting: Waiting,
     },
@@ -248,9 +256,10 @@ pub(super) async fn run(client: &Client, command: ImageCommand) -> anyhow::Resul
             let task = client.json(client.request(Method::POST, &path).json(&wish)).await?;
             follow(client, task, &waiting).await
         }
-        ImageCommand::Verify { name, deep, limit, waiting } => {
+        ImageCommand::Verify { name, deep, limit, base, require_signature, waiting } => {
             let path = format!("/v1/images/{}/verify", segment(&name)?);
-            let wish = VerifyImage { deep, limit };
+            let require_signature = require_signature.as_deref().map(public_key).transpose()?;
+            let wish = VerifyImage { deep, limit, base, require_signature };
             let task = client.json(client.request(Method::POST, &path).json(&wish)).await?;
             follow(client, task, &waiting).await
         }

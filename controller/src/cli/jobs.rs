@@ -143,7 +143,7 @@ pub(super) async fn restore(client: &Client, mut args: RestoreArgs) -> anyhow::R
 }
 
 /// A minisign public key, or the one in the file of that name: agents have no files of ours.
-fn public_key(text: &str) -> anyhow::Result<String> {
+pub(super) fn public_key(text: &str) -> anyhow::Result<String> {
     let is_key = |text: &str| {
         let key = Some(text.to_owned());
         RestoreOptions { require_signature: key, ..RestoreOptions::default() }.check().is_ok()

@@ -74,9 +74,10 @@ async fn options_that_the_action_does_not_have_are_named() {
     for (options, says) in [
         (json!({"levle": 3}), "levle is not an option of a capture; those are"),
         (json!({"scrub_free": true}), "scrub_free is not an option of a capture"),
-        (json!({"level": "high"}), "the options of the capture: invalid type"),
+        (json!({"level": "high"}), "level: invalid type"),
         (json!({"level": 20}), "level 20 is not between 1 and 19"),
-        (json!({"dirty": "maybe"}), "the options of the capture: unknown variant"),
+        (json!({"disk": "seral=A"}), "by-path=…"),
+        (json!({"dirty": "maybe"}), "dirty: unknown variant"),
     ] {
         let mut body = json!({"action": "capture", "host": "node7", "image": "debian"});
         body.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
@@ -88,6 +89,11 @@ async fn options_that_the_action_does_not_have_are_named() {
     let (status, problem) = served.post("/v1/jobs", body).await;
     assert_eq!(status, 422, "{problem}");
     assert!(problem["detail"].as_str().unwrap().contains("no minisign public key"), "{problem}");
+    let body =
+        json!({"action": "restore", "host": "node7", "image": "debian", "expect_plan": "zz"});
+    let (status, problem) = served.post("/v1/jobs", body).await;
+    assert_eq!(status, 422, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("no hash of a plan"), "{problem}");
     assert_eq!(served.get("/v1/jobs").await, json!([]));
 }
 

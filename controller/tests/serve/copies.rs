@@ -66,6 +66,23 @@ async fn images_go_from_store_to_store() {
     let task = ended(&served, begun).await;
     assert_eq!((&task["state"], &task["failure_kind"]), (&json!("failed"), &json!("refused")));
     assert!(task["failure_message"].as_str().unwrap().contains("copy that one first"), "{task}");
+    // Where it does go without its base, the base is named to check it.
+    let wish = json!({"store": "local", "as": "alone", "without_base": true});
+    let task = ended(&served, served.post("/v1/images/new/copy", wish).await).await;
+    assert_eq!(task["state"], "succeeded", "{task}");
+    let task = ended(&served, served.post("/v1/images/alone/verify", json!({})).await).await;
+    assert_eq!(task["failure_kind"], "not_found", "{task}");
+    let verify = ["image", "verify", "alone", "--deep", "--base", "gold"];
+    let output = served.imprint_beside(&verify).await;
+    assert!(output.status.success(), "{output:?}");
+    for wrong in [json!({"base": ["nope"]}), json!({"require_signature": "key"})] {
+        let (status, problem) = served.post("/v1/images/alone/verify", wrong).await;
+        assert!([404, 422].contains(&status), "{problem}");
+    }
+    let unsigned = json!({"base": ["gold"], "require_signature": format!("RW{}", "A".repeat(54))});
+    let task = ended(&served, served.post("/v1/images/alone/verify", unsigned).await).await;
+    assert_eq!(task["state"], "failed", "{task}");
+    assert_eq!(served.ask(Method::DELETE, "/v1/images/alone", None).await.0, 204);
     let output = served.imprint_beside(&["image", "copy", "gold", "local"]).await;
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && said.contains("image    gold-local"), "{said}");

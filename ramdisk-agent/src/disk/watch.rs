@@ -3,7 +3,7 @@
 //! A thread that waits for a disk that hangs is in the kernel and can be neither interrupted nor asked. So every request is noted
 //! here before it is made, and whoever shows the progress looks how old the oldest is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,13 @@ impl Watch {
         Self { path, sector_bytes, requests: Mutex::new(Vec::new()) }
     }
 
-    pub(super) fn begin(&self, doing: &'static str, offset: Option<u64>) -> Pending<'_> {
+    /// Of a disk that is only about to be opened: nothing is known of it but its path.
+    #[must_use]
+    pub fn of_opening(path: &Path) -> Self {
+        Self::new(path.to_owned(), 512)
+    }
+
+    pub(crate) fn begin(&self, doing: &'static str, offset: Option<u64>) -> Pending<'_> {
         let request = Some(Request { since: Instant::now(), doing, offset });
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         let place = requests.iter().position(Option::is_none).unwrap_or_else(|| {

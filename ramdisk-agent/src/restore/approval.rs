@@ -5,7 +5,7 @@
 //! skipped. So the hash stays the same over a reboot, and changes when somebody exchanged the disk, wrote to its tables, or published
 //! another image. A disk that has no identity is told by where it is connected.
 
-use agent_api::{Layout, RestoreOptions};
+use agent_api::{Layout, RestoreOptions, is_hash};
 use image_format::Hash;
 use serde::Serialize;
 
@@ -119,11 +119,9 @@ pub fn without_places(layout: &Layout) -> Layout {
 /// Refuses a plan that is not the one that was approved.
 pub fn check(plan: &RestorePlan, options: &RestoreOptions) -> Result<()> {
     match options.expect_plan.as_deref().map(str::trim) {
-        Some(text) if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) => {
-            Err(Error::refused(format!(
-                "'{text}' is no hash of a plan: those are 64 hexadecimal digits, as `plan restore` prints them"
-            )))
-        }
+        Some(text) if !is_hash(text) => Err(Error::refused(format!(
+            "'{text}' is no hash of a plan: those are 64 hexadecimal digits, as `plan restore` prints them"
+        ))),
         Some(expected) if !expected.eq_ignore_ascii_case(&plan.hash) => {
             Err(Error::refused(format!(
                 "this is not the plan that was approved: its hash is {}, not {expected}. The disk, what is on it, the image or the \

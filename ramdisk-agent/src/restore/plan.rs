@@ -4,7 +4,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use agent_api::{DiskInfo, ErrorKind, RestoreOptions};
+use agent_api::{DiskInfo, ErrorKind, RestoreOptions, is_hash};
 use image_format::Manifest;
 use serde::Serialize;
 
@@ -103,11 +103,9 @@ fn lacks_its_table(manifest: &Manifest) -> bool {
 /// Refuses an image whose root is not the one that was asked for.
 pub fn check_root(image: &dyn DiskImage, expected: Option<&str>) -> Result<()> {
     match expected.map(str::trim) {
-        Some(text) if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) => {
-            Err(Error::refused(format!(
-                "'{text}' is no root hash: those are 64 hexadecimal digits, as inspect prints them"
-            )))
-        }
+        Some(text) if !is_hash(text) => Err(Error::refused(format!(
+            "'{text}' is no root hash: those are 64 hexadecimal digits, as inspect prints them"
+        ))),
         Some(expected) if !expected.eq_ignore_ascii_case(&image.root().to_string()) => {
             Err(Error::new(
                 ErrorKind::ImageCorrupt,

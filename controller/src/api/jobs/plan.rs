@@ -2,7 +2,7 @@
 //!
 //! Nothing is changed here.
 
-use agent_api::{CaptureOptions, LayoutPartition, RestoreOptions};
+use agent_api::{CaptureOptions, LayoutPartition, RestoreOptions, read_options};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -182,9 +182,7 @@ fn options_of<T: Default + Serialize + DeserializeOwned>(
             names.join(", ")
         )));
     }
-    serde_json::from_value(Value::Object(given)).map_err(|error| {
-        ApiError::invalid(format!("the options of the {}: {error}", action.as_str()))
-    })
+    read_options(given).map_err(ApiError::invalid)
 }
 
 /// Says no at once to what the job's first step would refuse.
