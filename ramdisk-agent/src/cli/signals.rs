@@ -3,14 +3,15 @@
 //! Until work has begun ([`Progress::begin_work`]) nothing was written and there is nothing to clean up, and what goes on may take long
 //! and cannot be called off: a disk is looked at, a server is waited for, somebody is asked. So the first signal ends the program then, with
 //! the message and the exit code that every cancelled command has. Later the first one cancels, with whatever has to be cleaned up, and the
-//! second ends the program wherever it is.
+//! second ends the program wherever it is; but not the terminal's end, which shells send once more to what they have started. Who started the
+//! program so that it outlives its terminal (`nohup`) is not disturbed by that.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
 use agent_api::ErrorKind;
 use nix::sys::signal::{SigSet, Signal};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
@@ -33,11 +34,19 @@ pub(super) enum Listener {
 /// # Errors
 /// If the kernel does not know these signals, which it does.
 pub(super) fn unblock() -> Result<()> {
-    both().thread_unblock().map_err(|e| failed(e.into()))
+    ours().thread_unblock().map_err(|e| failed(e.into()))
 }
 
-fn both() -> SigSet {
-    [Signal::SIGINT, Signal::SIGTERM].into_iter().collect()
+fn ours() -> SigSet {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
+}
+
+/// Whether whoever started the program has it ignore the end of its terminal. Where that cannot be found out nothing is changed about it.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_none_or(|mask| mask >> (SIGHUP - 1) & 1 == 1)
 }
 
 fn failed(error: io::Error) -> Error {
@@ -49,19 +58,23 @@ fn failed(error: io::Error) -> Error {
 /// # Errors
 /// If the kernel lets no handlers be installed, or there can be no thread that waits for signals.
 pub(super) fn cancel_by_signal(progress: &Arc<Progress>, listener: Listener) -> Result<()> {
-    let signals = [SIGINT, SIGTERM];
+    let mut signals = vec![SIGINT, SIGTERM];
     // They are for the thread below alone: one that waits for a disk in the kernel would take a signal and not get to it. And one that comes
     // before all of this is in place waits until it is.
-    both().thread_block().map_err(|e| failed(e.into()))?;
-    for signal in signals {
+    ours().thread_block().map_err(|e| failed(e.into()))?;
+    for &signal in &signals {
         let (flag, code) = (progress.cancel_flag(), ErrorKind::Cancelled.exit_code().into());
         signal_hook::flag::register_conditional_shutdown(signal, code, flag).map_err(failed)?;
         signal_hook::flag::register(signal, progress.cancel_flag()).map_err(failed)?;
     }
+    if !ignores_hangup() {
+        signal_hook::flag::register(SIGHUP, progress.cancel_flag()).map_err(failed)?;
+        signals.push(SIGHUP);
+    }
     let mut signals = Signals::new(signals).map_err(failed)?;
     let progress = Arc::clone(progress);
     let wait = move || {
-        both().thread_unblock().expect("signals that were blocked can be unblocked");
+        ours().thread_unblock().expect("signals that were blocked can be unblocked");
         for _ in signals.forever() {
             cancel(&progress, listener);
         }

@@ -152,7 +152,19 @@ fn a_signal_ends_what_waits_for_a_disk() {
     capture(disk.path(), &image, &[]);
 }
 
-/// A disk that hangs already while the plan is made.
+/// Reads until a disk is said not to answer.
+fn is_told_of(disk: &str, from: impl Read) {
+    let mut told = String::new();
+    for line in BufReader::new(from).lines().map_while(Result::ok) {
+        told.push_str(&line);
+        if told.contains(&format!("{disk} does not answer: ")) {
+            return;
+        }
+    }
+    panic!("{told}");
+}
+
+/// A disk that hangs already while the plan is made, or while it is opened.
 #[test]
 fn a_disk_that_does_not_answer_is_told_of_before_there_is_a_plan() {
     let dir = tempfile::tempdir().unwrap();
@@ -163,23 +175,65 @@ fn a_disk_that_does_not_answer_is_told_of_before_there_is_a_plan() {
     let _held = fs::File::open(disk.path()).unwrap();
     disk.signal(Signal::SIGSTOP);
     let (disk_path, image) = (disk.path().to_str().unwrap(), dir.path().join("a.img.zst"));
-    let commands: [&[&str]; 2] = [
-        &["capture", "--progress", "json", disk_path, image.to_str().unwrap()],
-        &["plan", "capture", "--progress", "json", disk_path],
+    let export = dir.path().join("export");
+    let export = export.to_str().unwrap();
+    let commands: [(&str, &[&str]); 4] = [
+        (disk_path, &["capture", "--progress", "json", disk_path, image.to_str().unwrap()]),
+        (disk_path, &["plan", "capture", "--progress", "json", disk_path]),
+        (export, &["plan", "capture", "--progress", "json", export]),
+        (export, &["plan", "restore", "--progress", "json", image.to_str().unwrap(), export]),
     ];
-    for mut child in commands.map(start) {
-        let mut told = String::new();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        for line in lines {
-            told.push_str(&line);
-            if told.contains(&format!("{disk_path} does not answer: ")) {
-                break;
-            }
-        }
-        assert!(told.contains("does not answer"), "{told}");
+    for (disk, mut child) in commands.map(|(disk, args)| (disk, start(args))) {
+        is_told_of(disk, child.stderr.take().unwrap());
         assert_eq!(end(child, Signal::SIGTERM).0, Some(11));
     }
+    let whole = dir.path().join("whole.img.zst");
+    capture(&source, &whole, &[]);
+    let job = json!({
+        "id": "1", "disk": disk_path, "image_url": whole, "action": "plan", "options": {},
+    });
+    let mut child = worker(&job);
+    is_told_of(disk_path, child.stdout.take().unwrap());
+    assert_eq!(end(child, Signal::SIGTERM).0, Some(1));
     disk.signal(Signal::SIGCONT);
+}
+
+/// A shell sends it once more to what it has started.
+#[test]
+fn the_end_of_the_terminal_cancels_and_what_was_begun_is_cleaned_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    noise_file(&source, 64 * MIB, 7);
+    let image = dir.path().join("a.img.zst");
+    let partial = dir.path().join("a.img.zst.partial");
+    let args = ["capture", source.to_str().unwrap(), image.to_str().unwrap(), "--limit", "1M"];
+    let begun = |child: &Child| {
+        let until = Instant::now() + LIMIT;
+        while !partial.exists() {
+            assert!(Instant::now() < until, "it does not begin");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        catches(child, Signal::SIGHUP)
+    };
+    let child = start(&args);
+    assert!(begun(&child));
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGHUP).unwrap();
+    let (code, _, stderr) = end(child, Signal::SIGHUP);
+    assert_eq!(code, Some(11), "{stderr}");
+    assert!(!partial.exists() && !image.exists());
+
+    // As nohup starts it.
+    let line =
+        format!("trap '' HUP; exec {} {}", env!("CARGO_BIN_EXE_imprint-agent"), args.join(" "));
+    let child = Command::new("sh")
+        .args(["-c", &line])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert!(!begun(&child));
+    assert_eq!(end(child, Signal::SIGTERM).0, Some(11));
+    assert!(!partial.exists());
 }
 
 #[test]
@@ -238,4 +292,14 @@ fn a_job_that_misspells_its_disk_is_for_none() {
     let output = worker(&job).wait_with_output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains("refused") && said.contains("Disk that this version"), "{said}");
+}
+
+#[test]
+fn what_is_wrong_with_a_job_is_named() {
+    let job = json!({
+        "id": "1", "disk": "/nonsuch", "image_url": "/x", "action": "plan", "options": {"grow": true},
+    });
+    let output = worker(&job).wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains(r#""kind":"refused""#) && said.contains("grow: a text or"), "{said}");
 }
