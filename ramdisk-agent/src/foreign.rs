@@ -28,6 +28,7 @@ mod spans;
 mod stream;
 mod survey;
 pub mod vmdk;
+mod volume;
 mod walk;
 
 use std::fmt;

@@ -146,4 +146,5 @@ fn mutated_signatures() {
 #[test]
 fn mutated_foreign_images() {
     run_over(foreign::foreign, foreign::seeds());
+    run_over(foreign::folder, foreign::folder_seeds());
 }

@@ -25,6 +25,7 @@ fn main() -> io::Result<()> {
         write(target, &disk_seeds::seeds(target))?;
     }
     write("foreign", &foreign::seeds())?;
+    write("folder", &foreign::folder_seeds())?;
     write("http_head", &http::seeds())?;
     write("nfs_reply", &nfs::seeds())?;
     write("smb_reply", &smb::seeds())

@@ -2,6 +2,7 @@
 
 mod clonezilla;
 mod fog;
+mod lvm;
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -11,14 +12,15 @@ use image_format::ReadAt;
 
 use self::clonezilla::Clonezilla;
 use self::fog::Fog;
-use super::assembled::{Assembled, Content, Segment, Start, in_order, swap_header};
+use super::assembled::{Assembled, Content, Segment, in_order, swap_header};
 use super::error::{ForeignError, Result};
 use super::logical::{self, Saved};
 use super::sfdisk::{Dump, DumpedPartition};
 use super::source::Source;
+use super::volume::{Start, Volume};
 use super::walk::{ReadWalk, Walk};
 use super::{Access, ForeignDisk};
-use crate::extents::Extents;
+use crate::extents::{Extent, Extents};
 
 /// Texts and tables are a few KiB, an MBR with what FOG keeps behind it a MiB.
 const MAX_SMALL_FILE: u64 = 4 << 20;
@@ -87,22 +89,58 @@ impl Folder<'_> {
     }
 }
 
+/// Where on the disk the bytes of a volume lie, piece by piece.
+struct Place<'a> {
+    /// The volume's name for errors.
+    name: &'a str,
+    /// What it lies in, for errors.
+    within: &'static str,
+    pieces: Vec<Extent>,
+}
+
+impl<'a> Place<'a> {
+    fn of(partition: &'a DumpedPartition) -> Self {
+        let DumpedPartition { name, start, len, .. } = partition;
+        Self { name, within: "partition", pieces: vec![Extent { start: *start, len: *len }] }
+    }
+
+    /// No more than the disk has.
+    fn len(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.len).sum()
+    }
+}
+
 /// The pieces of a disk as they are found.
 struct Parts {
     format: &'static str,
     segments: Vec<Segment>,
     sources: Vec<Source>,
-    mapped: Extents,
+    mapped: Vec<Extent>,
+    /// How many volumes do not say themselves what is in use.
+    volumes_without_map: usize,
+    /// The files whose volumes have their place.
+    taken: BTreeSet<String>,
 }
 
 impl Parts {
     fn new(format: &'static str) -> Self {
-        Self { format, segments: Vec::new(), sources: Vec::new(), mapped: Extents::new() }
+        let (segments, sources, mapped) = (Vec::new(), Vec::new(), Vec::new());
+        let taken = BTreeSet::new();
+        Self { format, segments, sources, mapped, volumes_without_map: 0, taken }
+    }
+
+    fn damaged<T>(&self, fault: impl Into<String>) -> Result<T> {
+        Err(ForeignError::damaged(self.format, fault))
     }
 
     fn add_bytes(&mut self, start: u64, bytes: &[u8]) {
         let content = Content::Bytes(bytes.into());
         self.segments.push(Segment { start, len: bytes.len() as u64, content });
+    }
+
+    fn add_zeros(&mut self, start: u64, end: u64) {
+        let len = end.saturating_sub(start);
+        self.segments.push(Segment { start, len, content: Content::Zero });
     }
 
     /// What lies at `start`, in front of the first partition at `end`. Clonezilla keeps up to a GiB of that.
@@ -112,7 +150,15 @@ impl Parts {
         let begin: Start = Arc::new(move || -> Result<Box<dyn Walk>> {
             Ok(Box::new(ReadWalk::new(gap.stream().take(len), format)))
         });
-        let content = Content::Volume { name: name.to_owned(), start: begin, is_raw: true };
+        let volume = Volume {
+            name: name.to_owned(),
+            within: "place",
+            len,
+            start: begin,
+            is_raw: true,
+            window_bytes: 0,
+        };
+        let content = Content::Volume { volume: Arc::new(volume), from: 0 };
         self.segments.push(Segment { start, len, content });
         self.sources.push(source);
     }
@@ -124,44 +170,70 @@ impl Parts {
         Ok(())
     }
 
-    /// The volume in these files, at its partition's place.
-    fn add_volume(&mut self, partition: &DumpedPartition, source: Source) -> Result<()> {
-        let DumpedPartition { name, start, len, .. } = partition;
-        let volume = super::volume_of(source.clone())
+    /// Takes files for one volume: none is another's as well.
+    fn take(&mut self, name: &str, files: &[String]) -> Result<()> {
+        match files.iter().find(|file| !self.taken.insert((*file).clone())) {
+            None => Ok(()),
+            Some(file) => {
+                self.damaged(format!("{file} is of {name} and of another volume, by its name"))
+            }
+        }
+    }
+
+    /// The volume in these files, at its place.
+    fn add_volume(&mut self, place: &Place<'_>, source: Source) -> Result<()> {
+        let Place { name, within, pieces } = place;
+        let len = place.len();
+        let disk = super::volume_of(source.clone())
             .map_err(|e| ForeignError::damaged(self.format, format!("the image of {name}: {e}")))?;
-        if volume.declared_len.is_some_and(|volume| volume > *len) {
-            let fault = format!("the image of {name} is longer than its partition");
-            return Err(ForeignError::damaged(self.format, fault));
+        if disk.declared_len.is_some_and(|volume| volume > len) {
+            return self.damaged(format!("the image of {name} is longer than its {within}"));
         }
-        if !volume.mapped.is_empty() {
-            self.mapped.insert(*start, *len);
+        if disk.mapped.is_empty() {
+            self.volumes_without_map += 1;
+        } else {
+            self.mapped.extend(pieces);
         }
-        let is_raw = volume.declared_len.is_none();
-        let begin: Start = Arc::new(move || volume.walk());
-        let content = Content::Volume { name: name.clone(), start: begin, is_raw };
-        self.segments.push(Segment { start: *start, len: *len, content });
+        let (is_raw, window_bytes) = (disk.declared_len.is_none(), disk.window_bytes);
+        let start: Start = Arc::new(move || disk.walk());
+        let name = (*name).to_owned();
+        let volume = Arc::new(Volume { name, within, len, start, is_raw, window_bytes });
+        let mut from = 0;
+        for Extent { start, len } in pieces {
+            let content = Content::Volume { volume: Arc::clone(&volume), from };
+            self.segments.push(Segment { start: *start, len: *len, content });
+            from += len;
+        }
         self.sources.push(source);
         Ok(())
     }
 
-    fn add_swap(&mut self, partition: &DumpedPartition, uuid: &str, label: &str) -> Result<()> {
-        let uuid = uuid::Uuid::parse_str(uuid).map_err(|_| {
-            let fault = format!("the swap of {} has no UUID", partition.name);
-            ForeignError::damaged(self.format, fault)
-        })?;
-        let header = swap_header(partition.len, *uuid.as_bytes(), label);
-        if <[u8]>::len(&header) as u64 > partition.len {
-            let fault = format!("{} is too small for swap", partition.name);
-            return Err(ForeignError::damaged(self.format, fault));
+    fn add_swap(&mut self, place: &Place<'_>, uuid: &str, label: &str) -> Result<()> {
+        let (name, len) = (place.name, place.len());
+        let Ok(uuid) = uuid::Uuid::parse_str(uuid) else {
+            return self.damaged(format!("the swap of {name} has no UUID"));
+        };
+        let header = swap_header(len, *uuid.as_bytes(), label);
+        let mut rest = &header[..];
+        if rest.len() as u64 > len {
+            return self.damaged(format!("{name} is too small for swap"));
         }
-        self.add_bytes(partition.start, &header);
-        self.mapped.insert(partition.start, partition.len);
+        for piece in &place.pieces {
+            let here = usize::try_from(piece.len).unwrap_or(usize::MAX).min(rest.len());
+            let (now, later) = rest.split_at(here);
+            self.add_bytes(piece.start, now);
+            rest = later;
+        }
+        self.mapped.extend(&place.pieces);
         Ok(())
     }
 
     fn finish(self, disk_len: u64, sector_bytes: u64) -> Result<ForeignDisk> {
-        let Self { format, segments, sources, mapped } = self;
+        let Self { format, segments, sources, mut mapped, .. } = self;
         let segments: Arc<[Segment]> = in_order(segments, disk_len, format)?.into();
+        mapped.sort_unstable_by_key(|extent| extent.start);
+        let mut known = Extents::new();
+        mapped.iter().for_each(|extent| known.push(extent.start, extent.len));
         let start = move || -> Result<Box<dyn Walk>> {
             Ok(Box::new(Assembled::new(Arc::clone(&segments), disk_len, format)))
         };
@@ -170,7 +242,7 @@ impl Parts {
             declared_len: Some(disk_len),
             sector_bytes: u32::try_from(sector_bytes).ok(),
             sources,
-            mapped,
+            mapped: known,
             window_bytes: 0,
             access: Access::Stream(Arc::new(start)),
         })
@@ -181,4 +253,18 @@ impl Parts {
 fn len_by_partitions(dump: &Dump) -> u64 {
     let end = dump.end();
     end.checked_next_multiple_of(MIB).unwrap_or(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_of_one_volume() {
+        let mut parts = Parts::new("x");
+        let files = ["a-b-c.ext4-ptcl-img.gz.aa".to_owned()];
+        parts.take("a-b/c", &files).unwrap();
+        let error = parts.take("a/b-c", &files).unwrap_err().to_string();
+        assert!(error.contains("a-b-c.ext4-ptcl-img.gz.aa is of a/b-c and of another"), "{error}");
+    }
 }

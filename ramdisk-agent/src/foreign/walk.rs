@@ -20,6 +20,17 @@ pub enum Piece {
     Free(u64),
 }
 
+impl Piece {
+    /// How many bytes of the disk it is.
+    #[must_use]
+    pub fn disk_bytes(self) -> u64 {
+        match self {
+            Self::Data(len) => len as u64,
+            Self::Zero(len) | Self::Free(len) => len,
+        }
+    }
+}
+
 /// A disk from start to end.
 pub trait Walk: Send {
     /// The next piece, never an empty one; `None` behind the disk's last byte, and only when everything that the image holds

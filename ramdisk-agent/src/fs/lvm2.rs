@@ -8,6 +8,7 @@
 //! header against text, extents within the volume and none in two logical volumes. Everything else is taken raw, with the reason:
 //! several physical volumes, stripes, mirrors, raid, snapshots, thin and cache pools, hidden volumes, flags that are not known.
 
+mod backup;
 mod group;
 mod label;
 mod mapped;
@@ -20,6 +21,7 @@ use super::{Clean, FsKind, LogicalVolume, VolumeMap, without_lvm};
 use crate::extents::{Extent, Extents, MAX_PIECES};
 use crate::probe::{self, Found};
 use crate::table::{self, TableKind, TableOutcome};
+pub use backup::Backup;
 use group::Group;
 pub use group::Volume as Linear;
 pub use mapped::Mapped;

@@ -304,8 +304,8 @@ fn what_a_folder_lacks_is_named() {
         convert(&image, &out, &[]).refused("image_corrupt", &[words]);
     }
     fs::write(&table, &whole).unwrap();
-    fs::write(image.join("lvm_vg_dev.list"), "vg /dev/sda2").unwrap();
-    convert(&image, &out, &[]).refused("refused", &["LVM"]);
+    fs::write(image.join("lvm_vg_dev.list"), "/NOT_FOUND /dev/sda2 id\n").unwrap();
+    convert(&image, &out, &[]).refused("refused", &["LVM on /dev/sda2", "in no volume group"]);
     fs::remove_file(image.join("lvm_vg_dev.list")).unwrap();
     fs::write(image.join("disk"), "sda sdb").unwrap();
     convert(&image, &out, &[]).refused("refused", &["several disks"]);

@@ -15,6 +15,7 @@ mod device;
 #[allow(dead_code, reason = "as above")]
 #[path = "../imaging/disks.rs"]
 mod disks;
+mod folder_lvm;
 mod folder_variants;
 mod folders;
 mod holes;

@@ -2,9 +2,10 @@
 
 use super::super::error::{ForeignError, Result};
 use super::super::saved_table::{check_gpt, check_mbr, len_by_gpt, primary_gpt};
-use super::super::sfdisk::{Dump, DumpedPartition};
+use super::super::sfdisk::Dump;
 use super::super::source::Source;
-use super::{Folder, ForeignDisk, Parts, SECTOR, len_by_partitions};
+use super::lvm::Groups;
+use super::{Folder, ForeignDisk, Parts, Place, SECTOR, len_by_partitions};
 
 /// How the names of compressed images end, in front of the piece's letters if there are several.
 const COMPRESSIONS: [&str; 11] =
@@ -16,7 +17,7 @@ pub(super) struct Clonezilla<'a> {
 }
 
 impl Clonezilla<'_> {
-    const FORMAT: &'static str = "Clonezilla";
+    pub const FORMAT: &'static str = "Clonezilla";
 
     /// Puts the disk together.
     pub fn open(&self) -> Result<ForeignDisk> {
@@ -33,9 +34,6 @@ impl Clonezilla<'_> {
         let (Some(disk), None) = (disks.next(), disks.next()) else {
             return refused("several disks, or none, were saved: one is read");
         };
-        if names.contains("lvm_vg_dev.list") {
-            return refused("LVM in it: restore it with Clonezilla and capture that disk");
-        }
         if names.iter().any(|name| name.starts_with("luks")) {
             return refused("LUKS in it: restore it with Clonezilla and capture that disk");
         }
@@ -45,8 +43,12 @@ impl Clonezilla<'_> {
         let disk_len = self.add_tables(&mut parts, disk, &dump)?;
         let ebr = dump.extended.as_ref().map(|extended| format!("{}-ebr", extended.name));
         parts.add_logical_tables(&dump, self.folder.saved_table(ebr, Self::FORMAT)?)?;
+        let groups = Groups::read(self, disk, &dump)?;
         for partition in &dump.partitions {
-            self.add_partition(&mut parts, partition)?;
+            match groups.on(partition) {
+                Some(physical) => self.add_physical(&mut parts, partition, physical)?,
+                None => self.add_saved(&mut parts, &partition.name, &Place::of(partition))?,
+            }
         }
         // Last, as the partitions in a slice of BSD, which is refused by its name, are in no list.
         self.check_list(&dump)?;
@@ -120,18 +122,20 @@ impl Clonezilla<'_> {
         Ok(by_parted.unwrap_or_else(|| len_by_partitions(dump)))
     }
 
-    fn add_partition(&self, parts: &mut Parts, partition: &DumpedPartition) -> Result<()> {
-        let name = &partition.name;
-        let swap = format!("swappt-{name}.info");
+    /// The volume whose files begin with this name, at its place.
+    pub fn add_saved(&self, parts: &mut Parts, stem: &str, place: &Place<'_>) -> Result<()> {
+        let name = place.name;
+        let swap = format!("swappt-{stem}.info");
         if self.folder.names.contains(&swap) {
             let text = self.folder.text(&swap, Self::FORMAT)?;
             let value = |key: &str| {
                 let line = text.lines().find_map(|line| line.trim().strip_prefix(key));
                 line.unwrap_or_default().trim().trim_matches('"').to_owned()
             };
-            return parts.add_swap(partition, &value("UUID="), &value("LABEL="));
+            parts.take(name, &[swap])?;
+            return parts.add_swap(place, &value("UUID="), &value("LABEL="));
         }
-        let note = format!("{name}.dd-img.info");
+        let note = format!("{stem}.dd-img.info");
         let is_slice = |text: &str| text.contains("BSD_slice");
         if self.folder.names.contains(&note) && is_slice(&self.folder.text(&note, Self::FORMAT)?) {
             let reason = format!(
@@ -140,10 +144,14 @@ impl Clonezilla<'_> {
             );
             return Err(ForeignError::refused(Self::FORMAT, reason));
         }
-        let prefix = format!("{name}.");
+        let prefix = format!("{stem}.");
         let own = self.folder.names.range(prefix.clone()..).take_while(|n| n.starts_with(&prefix));
         let files: Vec<String> = own
-            .filter(|n| n.contains("-ptcl-img") || n.contains(".dd-img"))
+            .filter(|n| {
+                // Names of logical volumes may have dots: what follows is another one's, then.
+                let next = n[prefix.len()..].split('.').next().unwrap_or_default();
+                next == "dd-img" || next.ends_with("-ptcl-img")
+            })
             .filter(|n| !n.ends_with(".info"))
             .cloned()
             .collect();
@@ -155,8 +163,9 @@ impl Clonezilla<'_> {
             return Err(ForeignError::refused(Self::FORMAT, reason));
         }
         check_pieces(&files, Self::FORMAT)?;
+        parts.take(name, &files)?;
         let source = self.folder.source(&files, Self::FORMAT)?;
-        parts.add_volume(partition, source)
+        parts.add_volume(place, source)
     }
 }
 

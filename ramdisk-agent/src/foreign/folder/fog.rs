@@ -3,7 +3,7 @@
 use super::super::error::{ForeignError, Result};
 use super::super::saved_table::{check_gpt, check_mbr, len_by_gpt, primary_gpt};
 use super::super::sfdisk::{Dump, DumpedPartition};
-use super::{Folder, ForeignDisk, MIB, Parts, SECTOR, len_by_partitions};
+use super::{Folder, ForeignDisk, MIB, Parts, Place, SECTOR, len_by_partitions};
 use crate::fs::bytes::le64;
 
 /// The lists of partitions that there may be. Of a *resizable* image, FOG's usual kind, filesystems and partitions are made as small as
@@ -121,7 +121,7 @@ impl Fog<'_> {
         }
         if files.is_empty() {
             if let Some(uuid) = self.swap_uuid(partition.number)? {
-                return parts.add_swap(partition, &uuid, "");
+                return parts.add_swap(&Place::of(partition), &uuid, "");
             }
             let reason = format!("partition {} was not saved", partition.number);
             return Err(ForeignError::refused(Self::FORMAT, reason));
@@ -132,7 +132,7 @@ impl Fog<'_> {
             let fault = format!("pieces of {} are missing", files[0]);
             return Err(ForeignError::damaged(Self::FORMAT, fault));
         }
-        parts.add_volume(partition, self.folder.source(&files, Self::FORMAT)?)
+        parts.add_volume(&Place::of(partition), self.folder.source(&files, Self::FORMAT)?)
     }
 
     /// `2 0c8d…`, older ones `/dev/sda2 0c8d…`

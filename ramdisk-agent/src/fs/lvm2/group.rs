@@ -28,7 +28,8 @@ pub struct Group {
     /// How many bytes of the device it knows of.
     pub device_bytes: u64,
     pub volumes: Vec<Volume>,
-    data_offset: u64,
+    /// Where the first extent begins.
+    pub data_offset: u64,
     extent_bytes: u64,
     extent_count: u64,
 }
@@ -50,6 +51,15 @@ impl Group {
         len_bytes: u64,
     ) -> Result<Self, Failure> {
         let root = text::parse(text).ok_or_else(|| doubt("its metadata is not LVM2's text"))?;
+        let group = Self::of(&root, id, len_bytes)?;
+        if group.data_offset != data_offset {
+            return Err(contradiction());
+        }
+        Ok(group)
+    }
+
+    /// What the text says of the physical volume `id`, which has so many bytes.
+    pub fn of(root: &Section, id: Option<&str>, len_bytes: u64) -> Result<Self, Failure> {
         if root.text("contents") != Some("Text Format Volume Group")
             || root.number("version") != Some(1)
         {
@@ -79,6 +89,7 @@ impl Group {
             return Err(doubt("the volume group is not of this physical volume"));
         }
         check_flags(pv, PHYSICAL_FLAGS, "the physical volume")?;
+        let data_offset = bytes_of(pv, "pe_start").ok_or_else(contradiction)?;
         let mut parsed = Self {
             name: name.to_owned(),
             device_bytes: bytes_of(pv, "dev_size").unwrap_or(u64::MAX),
@@ -89,12 +100,11 @@ impl Group {
         };
         let end = parsed.extent_bytes.checked_mul(parsed.extent_count);
         let end = end.and_then(|len| len.checked_add(data_offset));
-        if bytes_of(pv, "pe_start") != Some(data_offset)
-            || parsed.extent_bytes == 0
+        if parsed.extent_bytes == 0
             || end.is_none_or(|end| end > parsed.device_bytes)
             || parsed.device_bytes > len_bytes
         {
-            return Err(doubt("the sizes of the physical volume contradict each other"));
+            return Err(contradiction());
         }
         parsed.add_volumes(group, pv_name)?;
         Ok(parsed)
@@ -178,8 +188,12 @@ impl Group {
     }
 }
 
+fn contradiction() -> Failure {
+    doubt("the sizes of the physical volume contradict each other")
+}
+
 /// A number of sectors as bytes.
-fn bytes_of(section: &Section, name: &str) -> Option<u64> {
+pub fn bytes_of(section: &Section, name: &str) -> Option<u64> {
     section.number(name)?.checked_mul(SECTOR)
 }
 

@@ -6,18 +6,18 @@ use crate::fs::bytes::{self, le32, le64};
 use crate::fs::failure::{Failure, doubt};
 use crate::probe::lvm_crc;
 
-const SECTOR: u64 = 512;
+pub const SECTOR: u64 = 512;
 /// Where the label says that the header is, behind which are the lists of areas.
-const HEADER_AT: usize = 20;
+pub const HEADER_AT: usize = 20;
 /// An identity and the device's size.
-const LISTS_AT: usize = 40;
+pub const LISTS_AT: usize = 40;
 /// An offset and a size; a list ends with an offset of zero.
 const LOCATION_LEN: usize = 16;
 /// The header of a metadata area, behind which the text goes round and round.
-const AREA_HEADER_LEN: u64 = 512;
-const AREA_MAGIC: &[u8] = b" LVM2 x[5A%r0N*>";
-const AREA_VERSION: u32 = 1;
-const TEXTS_AT: usize = 40;
+pub const AREA_HEADER_LEN: u64 = 512;
+pub const AREA_MAGIC: &[u8] = b" LVM2 x[5A%r0N*>";
+pub const AREA_VERSION: u32 = 1;
+pub const TEXTS_AT: usize = 40;
 const TEXT_LOCATION_LEN: usize = 24;
 const TEXT_IGNORED: u32 = 1;
 /// Thousands of logical volumes need some hundred KiB.

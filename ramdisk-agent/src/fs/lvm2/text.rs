@@ -89,6 +89,56 @@ pub fn parse(bytes: &[u8]) -> Option<Section> {
     parser.chars.peek().is_none().then_some(section)
 }
 
+/// A text that [`parse`] reads as these values, laid out as LVM does in a metadata area.
+pub fn write(root: &Section) -> String {
+    let mut text = String::new();
+    write_section(&mut text, root);
+    text
+}
+
+fn write_section(text: &mut String, section: &Section) {
+    for (name, value) in &section.0 {
+        text.push_str(name);
+        match value {
+            Value::Section(inner) => {
+                text.push_str(" {\n");
+                write_section(text, inner);
+                text.push('}');
+            }
+            value => {
+                text.push_str(" = ");
+                write_value(text, value);
+            }
+        }
+        text.push('\n');
+    }
+}
+
+fn write_value(text: &mut String, value: &Value) {
+    match value {
+        Value::Number(number) => text.push_str(&number.to_string()),
+        Value::Text(string) => {
+            text.push('"');
+            for c in string.chars() {
+                if matches!(c, '"' | '\\') {
+                    text.push('\\');
+                }
+                text.push(c);
+            }
+            text.push('"');
+        }
+        Value::List(list) => {
+            text.push('[');
+            for (i, value) in list.iter().enumerate() {
+                text.push_str(if i == 0 { "" } else { ", " });
+                write_value(text, value);
+            }
+            text.push(']');
+        }
+        Value::Section(_) => unreachable!("the grammar has no sections in values"),
+    }
+}
+
 struct Parser<'a> {
     text: &'a str,
     chars: Peekable<CharIndices<'a>>,
@@ -227,6 +277,14 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused(text in "[ab{}\\[\\]=\"\\\\,#\n 0-9.-]{0,60}") {
             parse(text.as_bytes());
+        }
+
+        #[test]
+        fn what_is_written_is_read_as_it_was(
+            text in "([ab]( = ([0-9]{1,3}|\"[a\\[{#= ]{0,3}(\\\\\"|\\\\\\\\)?\"|\\[\"x\", 1\\]|\\[\\])\n| \\{\n(a = 1\n)?\\}\n)){0,6}"
+        ) {
+            let parsed = parse(text.as_bytes()).unwrap();
+            prop_assert_eq!(parse(write(&parsed).as_bytes()).unwrap(), parsed);
         }
     }
 }
