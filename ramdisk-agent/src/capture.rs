@@ -59,6 +59,7 @@ pub fn plan(disk: &Disk, options: &CaptureOptions) -> Result<CapturePlan> {
             users.join(", ")
         )));
     }
+    crate::disk::refuse_claimed(disk.path(), "may be written to while it is read")?;
     disk.forget_cache();
     plan::make(disk, options)
 }

@@ -8,6 +8,7 @@
 mod backing;
 mod bad;
 mod bulk;
+mod claimed;
 mod ground;
 mod inventory;
 mod lock;
@@ -29,6 +30,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 
 pub(crate) use bad::{BLOCK_LEN, copy_shared};
 pub use bad::{Unreadable, is_of_medium, is_of_sector};
+pub use claimed::refuse_claimed;
 pub use inventory::{inventory, inventory_of};
 pub use lock::is_target;
 pub use part::{PartOf, list_of};

@@ -280,6 +280,10 @@ pub fn check_target(target: &Disk) -> Result<()> {
             users.join(", ")
         )));
     }
+    // A device that is to be written is opened exclusively itself.
+    if !target.is_block() {
+        disk::refuse_claimed(target.path(), "is in use, and nothing was written")?;
+    }
     if target.info().read_only {
         return Err(Error::refused(format!("{path} is write-protected; nothing was written")));
     }

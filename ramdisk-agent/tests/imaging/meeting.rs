@@ -236,6 +236,33 @@ fn what_was_taken_off_its_folder_and_is_used_is_in_use() {
     drop(held);
 }
 
+/// The journal of a mounted ext4 is in no table.
+#[test]
+fn what_is_only_claimed_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for (name, len) in [("a", 32 * MIB), ("log", 8 * MIB)] {
+        fs::File::create(at(name)).unwrap().set_len(len).unwrap();
+    }
+    let [device, log] = ["a", "log"].map(|name| Loop::new(&at(name), &[]));
+    let journal = format!("device={}", log.text());
+    run("e2fsprogs", "mke2fs", &["-q", "-O", "journal_dev", log.text()]);
+    run("e2fsprogs", "mke2fs", &["-q", "-t", "ext4", "-J", &journal, device.text()]);
+    let image = at("log.img.zst");
+    capture(log.path(), &image, &[]);
+    let mounted = Mounted::new(device.text(), &at("mnt"), "rw");
+    for source in [log.path(), &at("log")] {
+        let words = ["may be written to", &*format!("has opened {}", log.text())];
+        try_capture(source, &at("x.img.zst"), &[]).refused("refused", &words);
+        try_restore(&image, source, &[]).refused("refused", &["is in use"]);
+    }
+    drop(mounted);
+    capture(log.path(), &at("x.img.zst"), &[]);
+    // Read-only mounts claim as well, and are let be.
+    let _mounted = Mounted::new(device.text(), &at("mnt"), "ro,noload");
+    capture(device.path(), &at("y.img.zst"), &[]);
+}
+
 /// A loop device over a partition or over another loop device, beneath or above what is meant.
 #[test]
 fn what_is_mounted_through_several_nodes() {
