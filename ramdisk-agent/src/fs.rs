@@ -18,7 +18,7 @@ mod swap;
 mod tally;
 mod xfs;
 
-pub(crate) use lvm2::{Backup as Lvm2Backup, Linear, Mapped, logical_volumes};
+pub(crate) use lvm2::{Backup as Lvm2Backup, Linear, Mapped, Place as Lvm2Place, logical_volumes};
 pub(crate) use sectors::{Fits, fits as fits_sectors};
 pub(crate) use swap::{HEAD_LEN as SWAP_HEAD_LEN, header_for as swap_header};
 

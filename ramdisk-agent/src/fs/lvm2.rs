@@ -23,7 +23,7 @@ use crate::probe::{self, Found};
 use crate::table::{self, TableKind, TableOutcome};
 pub use backup::Backup;
 use group::Group;
-pub use group::Volume as Linear;
+pub use group::{Place, Volume as Linear};
 pub use mapped::Mapped;
 
 /// A guest's disk in a logical volume has sectors of this size.
@@ -106,7 +106,12 @@ fn believe(group: &Group, len_bytes: u64, volumes: &[LogicalVolume]) -> Believed
         used.close_gaps(MAX_PIECES);
         used_bytes_claimed += volume.map.used_bytes_claimed;
     }
-    Believed { block_bytes: 0, fs_bytes: group.device_bytes, used, used_bytes_claimed }
+    Believed {
+        block_bytes: 0,
+        fs_bytes: group.physical.iter().map(|physical| physical.device_bytes).sum(),
+        used,
+        used_bytes_claimed,
+    }
 }
 
 impl LogicalVolume {

@@ -31,10 +31,15 @@ struct Folder {
 
 /// LVM's tools on one device, which they take for all there is.
 fn lvm(device: &Device, folder: &Path, command: &str) -> String {
+    lvm_on(device.path(), folder, command)
+}
+
+/// The same on several, with commas.
+fn lvm_on(devices: &str, folder: &Path, command: &str) -> String {
     let system = format!("LVM_SYSTEM_DIR={}", folder.display());
     let mut args = vec![system.as_str(), "LVM_SUPPRESS_FD_WARNINGS=1"];
     args.extend(command.split(' '));
-    args.extend(["--devices", device.path(), "--driverloaded", "n"]);
+    args.extend(["--devices", devices, "--driverloaded", "n"]);
     args.extend(["--config", "backup{backup=0 archive=0}"]);
     run("lvm2", "env", &args)
 }
@@ -346,4 +351,104 @@ fn a_volume_group_that_cannot_come_back_is_named() {
     let longer = "(cat home; head -c 1048576 /dev/zero) > longer; partclone.ext4 -q -c -L l -s root -o - | zstd -q -c";
     with("ubuntu-vg-home.2.vfat-ptcl-img.zst", longer, &words);
     assert!(!out.exists());
+}
+
+/// As a virtual machine's disk has it that was made larger: the group went on in a new partition.
+#[test]
+fn a_volume_group_in_two_partitions_comes_back() {
+    const PARTS: [Part; 2] =
+        [Part { start: MIB, len: 40 * MIB }, Part { start: 41 * MIB, len: 70 * MIB }];
+    // Of 4 MiB, from the first MiB of each on: one volume goes from the second into the first, another one lies in both.
+    const PIECES: [Part; 3] = [
+        Part { start: 42 * MIB, len: 16 * MIB },
+        Part { start: 2 * MIB, len: 24 * MIB },
+        Part { start: 42 * MIB + 24 * MIB, len: 8 * MIB },
+    ];
+    const LEN: u64 = 112 * MIB;
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, path) = (dir.path(), |name: &str| dir.path().join(name));
+    noise_file(&path("disk"), LEN, 3);
+    let entry =
+        |part: Part| format!("start={}, size={}, type=8e\n", part.start / 512, part.len / 512);
+    fs::write(path("script"), format!("label: dos\n{}{}", entry(PARTS[0]), entry(PARTS[1])))
+        .unwrap();
+    shell(folder, "sfdisk -q --no-reread disk < script 2> log; mkdir img");
+    let physical = |disk: &Path| {
+        PARTS.map(|part| {
+            let file = path(&format!("pv{}", part.start));
+            take(disk, part, &file);
+            Device::new(&file, 512)
+        })
+    };
+    let said = |devices: &[Device; 2]| {
+        let both = format!("{},{}", devices[0].path(), devices[1].path());
+        let commands = [
+            "pvs --noheadings -o pv_uuid,pv_size,pv_used,pe_start,pv_mda_size,dev_size,pv_in_use",
+            "vgs --noheadings -o vg_name,vg_uuid,vg_attr,vg_extent_count,vg_free_count,vg_seqno,vg_mda_count",
+            "lvs --noheadings --segments -o lv_name,lv_uuid,lv_attr,lv_size,seg_pe_ranges",
+            "vgck vg",
+        ];
+        let said = commands.map(|command| lvm_on(&both, folder, command)).concat();
+        said.replace(devices[0].path(), "a").replace(devices[1].path(), "b")
+    };
+    let devices = physical(&path("disk"));
+    let [first, second] = [0, 1].map(|i: usize| devices[i].path());
+    let both = format!("{first},{second}");
+    let conf = path("img/lvm_vg.conf");
+    for command in [
+        format!("pvcreate -y {first} {second}"),
+        format!("vgcreate vg {first} {second}"),
+        format!("lvcreate -y -an -Zn -Wn -n root -l 4 vg {second}:0-3"),
+        format!("lvextend -y -l +6 vg/root {first}:0-5"),
+        format!("lvextend -y -l +2 vg/root {second}:6-7"),
+        format!("vgcfgbackup -f {} vg", conf.display()),
+    ] {
+        lvm_on(&both, folder, &command);
+    }
+    let before = said(&devices);
+    // The other way round than on the disk.
+    let list = [(second, "sda2"), (first, "sda1")].map(|(device, name)| {
+        let id = lvm_on(&both, folder, &format!("pvs --noheadings -o pv_uuid {device}"));
+        format!("vg /dev/{name} {}\n", id.trim())
+    });
+    fs::write(path("img/lvm_vg_dev.list"), list.concat()).unwrap();
+    drop(devices);
+    disks::ext4(&path("root"), 48 * MIB, folder);
+    shell(
+        folder,
+        &format!(
+            "exec 2> log; echo sda > img/disk; echo sda1 sda2 > img/parts; dd if=disk of=img/sda-mbr bs=512 count=1; \
+             sfdisk -d disk | sed 's,^disk,/dev/sda,' > img/sda-pt.sf; printf 'Disk /dev/sda: {}s\n' > img/sda-pt.parted; \
+             echo '/dev/vg/root  Linux rev 1.0 ext4 filesystem data' > img/lvm_logv.list; \
+             partclone.ext4 -q -c -L l -s root | gzip -c > img/vg-root.ext4-ptcl-img.gz.aa",
+            LEN / 512
+        ),
+    );
+    let target = path("target");
+    noise_file(&target, LEN, 6);
+    restore(&path("img"), &target, &[]);
+    assert_eq!(dump(&target), dump(&path("disk")));
+    assert_eq!(said(&physical(&target)), before);
+    let mut root = Vec::new();
+    for piece in PIECES {
+        take(&target, piece, &path("piece"));
+        root.extend(fs::read(path("piece")).unwrap());
+    }
+    fs::write(path("back"), root).unwrap();
+    run("e2fsprogs", "e2fsck", &["-fn", path("back").to_str().unwrap()]);
+    shell(
+        folder,
+        "for file in root back; do partclone.ext4 -q -c -L l -s $file -o - > $file.ptcl 2> log; done; cmp root.ptcl back.ptcl",
+    );
+    let shown = agent(&["inspect", "--json", path("img").to_str().unwrap()]).json();
+    let volumes = shown["manifest"]["volumes"].as_array().unwrap();
+    assert!(
+        volumes.iter().all(|v| v["filesystem"] == "lvm2" && v["taken"] == "map"),
+        "{volumes:#?}"
+    );
+
+    // Where the other half was on another disk, nothing can be put together.
+    fs::write(path("img/lvm_vg_dev.list"), &list[1]).unwrap();
+    let words = ["LVM on sda1", "several physical volumes", "restore it with Clonezilla"];
+    convert(&path("img"), &path("out.raw"), &[]).refused("refused", &words);
 }

@@ -44,11 +44,9 @@ impl Clonezilla<'_> {
         let ebr = dump.extended.as_ref().map(|extended| format!("{}-ebr", extended.name));
         parts.add_logical_tables(&dump, self.folder.saved_table(ebr, Self::FORMAT)?)?;
         let groups = Groups::read(self, disk, &dump)?;
-        for partition in &dump.partitions {
-            match groups.on(partition) {
-                Some(physical) => self.add_physical(&mut parts, partition, physical)?,
-                None => self.add_saved(&mut parts, &partition.name, &Place::of(partition))?,
-            }
+        self.add_groups(&mut parts, &groups, &dump)?;
+        for partition in dump.partitions.iter().filter(|partition| !groups.are_on(partition)) {
+            self.add_saved(&mut parts, &partition.name, &Place::of(partition))?;
         }
         // Last, as the partitions in a slice of BSD, which is refused by its name, are in no list.
         self.check_list(&dump)?;

@@ -12,111 +12,112 @@ use super::super::sfdisk::{Dump, DumpedPartition};
 use super::clonezilla::Clonezilla;
 use super::{Parts, Place};
 use crate::extents::Extent;
-use crate::fs::Lvm2Backup;
+use crate::fs::{Lvm2Backup, Lvm2Place};
 
 const LIST: &str = "lvm_vg_dev.list";
 /// What `file` said of each logical volume.
 const VOLUMES: &str = "lvm_logv.list";
 const ADVICE: &str = "restore it with Clonezilla and capture that disk";
 
-/// A partition that is a physical volume.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Physical {
-    group: String,
-    id: String,
-}
-
-/// The physical volumes of a disk, by the names of their partitions.
-#[derive(Debug)]
-pub struct Groups(BTreeMap<String, Physical>);
+/// The volume groups of a disk, by their names: of each the partitions that hold it, by theirs, with the UUIDs that they have.
+#[derive(Debug, Default)]
+pub struct Groups(BTreeMap<String, BTreeMap<String, String>>);
 
 impl Groups {
     /// Reads the list, if there is one.
     pub fn read(clonezilla: &Clonezilla<'_>, disk: &str, dump: &Dump) -> Result<Self> {
         if !clonezilla.folder.names.contains(LIST) {
-            return Ok(Self(BTreeMap::new()));
+            return Ok(Self::default());
         }
         let text = clonezilla.folder.text(LIST, Clonezilla::FORMAT)?;
         Self::parse(&text, disk, dump)
     }
 
     fn parse(text: &str, disk: &str, dump: &Dump) -> Result<Self> {
-        let mut groups = BTreeMap::new();
+        let mut groups = Self::default();
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             let words: Vec<&str> = line.split_ascii_whitespace().collect();
             let &[group, device, id] = &words[..] else {
                 let fault = format!("{LIST}: '{}' makes no sense", line.escape_debug());
                 return Err(ForeignError::damaged(Clonezilla::FORMAT, fault));
             };
-            let refused = |what: String| {
+            let refused = |what: &str| {
                 let reason = format!("LVM on {}: {what}; {ADVICE}", device.escape_debug());
                 Err(ForeignError::refused(Clonezilla::FORMAT, reason))
             };
             let name = device.strip_prefix("/dev/").unwrap_or(device);
             if group == "/NOT_FOUND" {
-                return refused("it is in no volume group, so nothing of it was saved".into());
+                return refused("it is in no volume group, so nothing of it was saved");
             }
             if name == disk {
-                return refused("it is on the whole disk, without partitions".into());
+                return refused("it is on the whole disk, without partitions");
             }
             if dump.partitions.iter().all(|partition| partition.name != name) {
-                return refused(format!("that is no partition of {disk}"));
+                return refused(&format!("that is no partition of {disk}"));
             }
-            let physical = Physical { group: group.to_owned(), id: id.to_owned() };
-            // It may be listed twice, but not in two ways.
-            let same = groups.get(name).is_none_or(|known| *known == physical);
-            if !same
-                || groups.iter().any(|(other, known): (&String, &Physical)| {
-                    other != name && known.group == physical.group
-                })
-            {
-                return refused(format!(
-                    "volume group {} has several physical volumes, or this one several groups",
-                    group.escape_debug()
-                ));
+            if groups.0.iter().any(|(other, on)| other != group && on.contains_key(name)) {
+                return refused("it is in two volume groups");
             }
-            groups.insert(name.to_owned(), physical);
+            // The same may be listed twice.
+            let known = groups.0.entry(group.to_owned()).or_default();
+            if known.insert(name.to_owned(), id.to_owned()).is_some_and(|known| known != id) {
+                return refused("it has two UUIDs");
+            }
         }
-        Ok(Self(groups))
+        Ok(groups)
     }
 
-    /// What is on a partition.
-    pub fn on(&self, partition: &DumpedPartition) -> Option<&Physical> {
-        self.0.get(&partition.name)
+    /// Whether a partition holds one.
+    pub fn are_on(&self, partition: &DumpedPartition) -> bool {
+        self.0.values().any(|on| on.contains_key(&partition.name))
     }
 }
 
 impl Clonezilla<'_> {
-    /// A physical volume at its partition's place: its metadata, and its logical volumes.
-    pub fn add_physical(
+    /// The volume groups at their partitions' places.
+    pub fn add_groups(&self, parts: &mut Parts, groups: &Groups, dump: &Dump) -> Result<()> {
+        for (group, ids) in &groups.0 {
+            let partitions: Vec<_> =
+                dump.partitions.iter().filter(|p| ids.contains_key(&p.name)).collect();
+            self.add_group(parts, group, &partitions, ids)?;
+        }
+        Ok(())
+    }
+
+    fn add_group(
         &self,
         parts: &mut Parts,
-        partition: &DumpedPartition,
-        physical: &Physical,
+        group: &str,
+        partitions: &[&DumpedPartition],
+        ids: &BTreeMap<String, String>,
     ) -> Result<()> {
-        let Physical { group, id } = physical;
         let conf = format!("lvm_{group}.conf");
         let text = self.folder.bytes(&conf, Self::FORMAT)?;
-        let backup = Lvm2Backup::parse(&text, id, partition.len).map_err(|reason| {
-            let reason = format!("LVM on {}: {conf}: {reason}; {ADVICE}", partition.name);
+        let place =
+            |p: &&DumpedPartition| Lvm2Place { id: &ids[&p.name], start: p.start, len: p.len };
+        let places: Vec<_> = partitions.iter().map(place).collect();
+        let backup = Lvm2Backup::parse(&text, &places).map_err(|reason| {
+            let names: Vec<&str> = partitions.iter().map(|p| p.name.as_str()).collect();
+            let reason = format!("LVM on {}: {conf}: {reason}; {ADVICE}", names.join(", "));
             ForeignError::refused(Self::FORMAT, reason)
         })?;
-        if backup.group != *group {
+        if backup.group != group {
             let fault = format!("{conf} is of a volume group '{}'", backup.group.escape_debug());
             return Err(ForeignError::damaged(Self::FORMAT, fault));
         }
-        let (start, extents) = (partition.start, backup.extents);
-        parts.add_bytes(start, &backup.head);
-        // What other systems left there would be found beside LVM, as pvcreate finds it.
-        parts.add_zeros(start + backup.head.len() as u64, start + extents.start);
-        parts.add_zeros(start + extents.end(), partition.end());
+        for (made, partition) in backup.physical.iter().zip(partitions) {
+            parts.add_bytes(partition.start, &made.head);
+            // What other systems left there would be found beside LVM, as pvcreate finds it.
+            parts.add_zeros(partition.start + made.head.len() as u64, made.extents.start);
+            parts.add_zeros(made.extents.end(), partition.end());
+        }
         let before = parts.volumes_without_map;
         for volume in &backup.volumes {
             let mut pieces: Vec<Extent> = Vec::new();
-            for Extent { start: at, len } in &volume.pieces {
+            for piece in &volume.pieces {
                 match pieces.last_mut() {
-                    Some(last) if last.end() == start + at => last.len += len,
-                    _ => pieces.push(Extent { start: start + at, len: *len }),
+                    Some(last) if last.end() == piece.start => last.len += piece.len,
+                    _ => pieces.push(*piece),
                 }
             }
             let name = format!("{group}/{}", volume.name);
@@ -125,7 +126,8 @@ impl Clonezilla<'_> {
             self.add_saved(parts, &format!("{group}-{}", volume.name), &place)?;
         }
         if parts.volumes_without_map == before {
-            parts.mapped.push(Extent { start, len: partition.len });
+            let whole = partitions.iter().map(|p| Extent { start: p.start, len: p.len });
+            parts.mapped.extend(whole);
         }
         Ok(())
     }
@@ -168,18 +170,21 @@ mod tests {
                      /dev/sda3 : start=20480, size=1000, type=8e\n";
         let dump = Dump::parse(table, "x").unwrap();
         let parse = |text: &str| Groups::parse(text, "sda", &dump);
-        let groups = parse("vg-a /dev/sda2 i-d\n\nvg /dev/sda3 i\nvg-a /dev/sda2 i-d\n").unwrap();
-        let physical = Physical { group: "vg-a".into(), id: "i-d".into() };
-        assert_eq!(groups.on(&dump.partitions[1]), Some(&physical));
-        assert_eq!(groups.on(&dump.partitions[0]), None);
+        let text = "vg-a /dev/sda2 i-d\n\nvg /dev/sda3 i\nvg-a /dev/sda2 i-d\nvg-a /dev/sda1 j\n";
+        let groups = parse(text).unwrap();
+        let own = |(name, id): (&String, &String)| format!("{name} {id}");
+        assert_eq!(groups.0["vg-a"].iter().map(own).collect::<Vec<_>>(), ["sda1 j", "sda2 i-d"]);
+        assert_eq!(groups.0["vg"].iter().map(own).collect::<Vec<_>>(), ["sda3 i"]);
+        assert!(groups.are_on(&dump.partitions[0]));
+        assert!(!parse("vg /dev/sda3 i").unwrap().are_on(&dump.partitions[0]));
         for (text, words) in [
             ("vg /dev/sda2", "makes no sense"),
             ("vg /dev/sda2 a b", "makes no sense"),
             ("/NOT_FOUND /dev/sda2 a", "in no volume group"),
             ("vg /dev/sda a", "whole disk"),
             ("vg /dev/sdb2 a", "no partition of sda"),
-            ("vg /dev/sda2 a\nvg /dev/sda3 b", "several physical volumes"),
-            ("vg /dev/sda2 a\nvh /dev/sda2 b", "several groups"),
+            ("vg /dev/sda2 a\nvg /dev/sda2 b", "two UUIDs"),
+            ("vg /dev/sda2 a\nvh /dev/sda2 a", "two volume groups"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{text}: {error}");

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use super::group::{Group, Volume, bytes_of};
+use super::group::{Group, Physical, Place, Volume, bytes_of};
 use super::label::{
     AREA_HEADER_LEN, AREA_MAGIC, AREA_VERSION, HEADER_AT, LISTS_AT, SECTOR, TEXTS_AT,
 };
@@ -25,41 +25,49 @@ const EXTENSION_VERSION: u32 = 2;
 const IN_USE: u32 = 1;
 const MAX_NAME_LEN: usize = 127;
 
-/// A physical volume that is to be made anew.
+/// A volume group that is to be made anew.
 #[derive(Debug)]
 pub struct Backup {
-    /// The group's name.
+    /// Its name.
     pub group: String,
-    /// What it begins with; up to the first extent there is nothing else.
-    pub head: Vec<u8>,
-    /// Where all extents are.
-    pub extents: Extent,
+    /// What is made anew of each physical volume, in the order of their places.
+    pub physical: Vec<Made>,
     /// The logical volumes.
     pub volumes: Vec<Volume>,
 }
 
+/// A physical volume made anew.
+#[derive(Debug)]
+pub struct Made {
+    /// What it begins with; up to the first extent there is nothing else.
+    pub head: Vec<u8>,
+    /// Where its extents are.
+    pub extents: Extent,
+}
+
 impl Backup {
-    /// Reads the text of a group on the physical volume `id` alone, which has so many bytes; or tells why it is not taken.
-    pub fn parse(text: &[u8], id: &str, len_bytes: u64) -> Result<Self, String> {
-        Self::read(text, id, len_bytes).map_err(|failure| match failure {
+    /// Reads the text of a group on these physical volumes alone; or tells why it is not taken.
+    pub fn parse(text: &[u8], places: &[Place<'_>]) -> Result<Self, String> {
+        Self::read(text, places).map_err(|failure| match failure {
             Failure::Doubt(reason) => reason,
             Failure::Read(error) => error.to_string(),
         })
     }
 
-    fn read(text: &[u8], id: &str, len_bytes: u64) -> Result<Self, Failure> {
+    fn read(text: &[u8], places: &[Place<'_>]) -> Result<Self, Failure> {
         let mut root = text::parse(text)
             .ok_or_else(|| doubt("its metadata is not LVM2's text, or is cut off"))?;
-        let group = Group::of(&root, Some(id), len_bytes)?;
+        let group = Group::of(&root, places)?;
         check(&root)?;
         // The group comes first.
         root.0.sort_by_key(|(_, value)| !matches!(value, Value::Section(_)));
         let mut text = text::write(&root).into_bytes();
         text.push(0);
-        let head = head(&group, id, &text)?;
-        let extents = group.extents();
-        let extents = *extents.iter().next().ok_or_else(|| doubt("it has no extents"))?;
-        Ok(Self { group: group.name, head, extents, volumes: group.volumes })
+        let mut made = Vec::new();
+        for (physical, place) in group.physical.iter().zip(places) {
+            made.push(Made { head: head(physical, place.id, &text)?, extents: physical.extents });
+        }
+        Ok(Self { group: group.name, physical: made, volumes: group.volumes })
     }
 }
 
@@ -136,10 +144,10 @@ fn plain_id(id: &str) -> Option<Vec<u8>> {
 }
 
 /// Label, header and the metadata area as far as there is something in it.
-fn head(group: &Group, id: &str, text: &[u8]) -> Result<Vec<u8>, Failure> {
+fn head(physical: &Physical, id: &str, text: &[u8]) -> Result<Vec<u8>, Failure> {
     let id = plain_id(id).ok_or_else(|| doubt("the physical volume has no UUID"))?;
     // LVM keeps the old text until the new one is written, and both begin with a sector.
-    let area_len = group.data_offset.saturating_sub(AREA_AT);
+    let area_len = physical.data_offset.saturating_sub(AREA_AT);
     let most = (area_len.saturating_sub(AREA_HEADER_LEN) / 2).saturating_sub(SECTOR);
     if text.len() as u64 > most {
         return Err(doubt(
@@ -159,7 +167,7 @@ fn head(group: &Group, id: &str, text: &[u8]) -> Result<Vec<u8>, Failure> {
     let header = usize::from(HEADER);
     label[header..][..id.len()].copy_from_slice(&id);
     // Each list ends with a place of zeros: of the data, of the metadata, of the boot loader behind the extension.
-    let lists = [group.device_bytes, group.data_offset, 0, 0, 0, AREA_AT, area_len, 0, 0];
+    let lists = [physical.device_bytes, physical.data_offset, 0, 0, 0, AREA_AT, area_len, 0, 0];
     let at = header + LISTS_AT - 8;
     for (number, place) in lists.iter().zip(label[at..].chunks_exact_mut(8)) {
         place.copy_from_slice(&number.to_le_bytes());
@@ -207,11 +215,53 @@ mod tests {
         )
     }
 
+    fn parse(text: &[u8], id: &str) -> Result<Backup, String> {
+        Backup::parse(text, &[Place { id, start: 0, len: LEN }])
+    }
+
+    #[test]
+    fn a_group_on_two_physical_volumes_is_put_on_both() {
+        const OTHER: &str = "soJsMC-6Kfa-2nvR-S0mV-Spm0-Oh0I-QLUoFq";
+        let second = format!(
+            "pv1 {{\nid = \"{OTHER}\"\nstatus = [\"ALLOCATABLE\"]\ndev_size = 3000\npe_start = 768\npe_count = 50\n}}\n}}\nlogical_volumes"
+        );
+        let more = "segment2 {\nstart_extent = 10\nextent_count = 4\ntype = \"striped\"\nstripe_count = 1\nstripes = [\"pv1\", 5]\n}\n}\n}\n}\n";
+        let text = text()
+            .replace("}\nlogical_volumes", &second)
+            .replace("segment_count = 1", "segment_count = 2")
+            .replace("}\n}\n}\n}\n", &format!("}}\n{more}"));
+        let places = [
+            Place { id: OTHER, start: 5 << 20, len: 3000 * 512 },
+            Place { id: ID, start: 1 << 20, len: LEN },
+        ];
+        let backup = Backup::parse(text.as_bytes(), &places).unwrap();
+        let place = |start: u64, first: u64, many: u64| Extent {
+            start: start + first * 4096,
+            len: many * 4096,
+        };
+        let begins = [(5 << 20) + 768 * 512, (1 << 20) + 384 * 512];
+        assert_eq!(backup.volumes[0].pieces, [place(begins[1], 5, 10), place(begins[0], 5, 4)]);
+        for (made, begin) in backup.physical.iter().zip(begins) {
+            assert_eq!(made.extents.start, begin);
+        }
+        assert!(backup.physical[0].head[544..].starts_with(b"soJsMC6Kfa2nvR"));
+        assert!(backup.physical[1].head[544..].starts_with(b"b3qKA00wQOe69G"));
+        assert!(backup.physical[0].head[4608..] == backup.physical[1].head[4608..]);
+        let only = |places: &[Place<'_>]| Backup::parse(text.as_bytes(), places).unwrap_err();
+        assert!(only(&places[..1]).contains("several physical volumes"));
+        assert!(only(&[places[0], places[0]]).contains("two physical volumes of one name"));
+        let third = Place { id: "x", ..places[0] };
+        assert!(only(&[places[0], places[1], third]).contains("not of this physical volume"));
+        let twice = text.replace("pv1 {", "pv0 {");
+        assert!(Backup::parse(twice.as_bytes(), &places).unwrap_err().contains("of one name"));
+    }
+
     #[test]
     fn what_is_made_anew_is_found_and_read() {
-        let backup = Backup::parse(text().as_bytes(), ID, LEN).unwrap();
-        assert_eq!((backup.group.as_str(), backup.extents.start), ("vg-1", 384 * 512));
-        let mut bytes = backup.head;
+        let backup = parse(text().as_bytes(), ID).unwrap();
+        let [Made { head: mut bytes, extents }] =
+            <[Made; 1]>::try_from(backup.physical).expect("there is one");
+        assert_eq!((backup.group.as_str(), extents.start), ("vg-1", 384 * 512));
         assert!(bytes[4096 + 512..].starts_with(b"vg-1 {\n") && bytes.ends_with(&[0]));
         bytes.resize(usize::try_from(LEN).unwrap(), 0);
         let mut src = Cursor::new(bytes);
@@ -219,7 +269,7 @@ mod tests {
         assert_eq!((found.uuid.as_deref(), place.start), (Some(ID), 512));
         let header = label::read(&mut src, LEN, place.start).unwrap();
         let group = Group::parse(&header.text, Some(ID), header.data_offset, LEN).unwrap();
-        assert_eq!((group.name.as_str(), group.device_bytes), ("vg-1", 3900 * 512));
+        assert_eq!((group.name.as_str(), group.physical[0].device_bytes), ("vg-1", 3900 * 512));
         assert_eq!(group.volumes[0].pieces, backup.volumes[0].pieces);
         let root = text::parse(&header.text).unwrap();
         assert_eq!(root.text("description"), Some("vgcfgbackup \"x\""));
@@ -233,9 +283,9 @@ mod tests {
             for byte in [whole[at] ^ 1, whole[at] ^ 0x10, b'9', b'\"', b'}', b' ', 0] {
                 let mut text = whole.clone();
                 text[at] = byte;
-                let Ok(backup) = Backup::parse(&text, ID, LEN) else { continue };
+                let Ok(mut backup) = parse(&text, ID) else { continue };
                 taken += 1;
-                let mut src = Cursor::new(backup.head);
+                let mut src = Cursor::new(backup.physical.remove(0).head);
                 src.get_mut().resize(usize::try_from(LEN).unwrap(), 0);
                 let header = label::read(&mut src, LEN, 512).unwrap();
                 let group = Group::parse(&header.text, Some(ID), header.data_offset, LEN).unwrap();
@@ -275,12 +325,12 @@ mod tests {
         ];
         for (from, to, reason) in cases {
             assert!(text().contains(from), "{from}");
-            let failed = Backup::parse(text().replacen(from, to, 1).as_bytes(), ID, LEN);
+            let failed = parse(text().replacen(from, to, 1).as_bytes(), ID);
             let failed = failed.unwrap_err();
             assert!(failed.contains(reason), "{to}: {failed}");
         }
         // An identity that is none is found in no text that LVM takes.
         let odd = "b3qKA0-0wQO-e69G-rGCH-7so6-yeqd-WHcUO_";
-        assert!(Backup::parse(text().replace(ID, odd).as_bytes(), odd, LEN).is_err());
+        assert!(parse(text().replace(ID, odd).as_bytes(), odd).is_err());
     }
 }

@@ -1,4 +1,6 @@
-//! The volume group of a physical volume, as far as it is nothing but linear volumes on it.
+//! A volume group, as far as it is nothing but linear volumes on physical volumes whose places are known.
+
+use std::collections::BTreeMap;
 
 use super::text::{self, Section, Value};
 use crate::extents::{Extent, Extents};
@@ -21,16 +23,34 @@ const LOGICAL_FLAGS: &[&str] = &[
 /// A linear volume is one with a single stripe.
 const LINEAR: [&str; 2] = ["striped", "linear"];
 
+/// Where a physical volume is.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Its UUID as LVM shows it.
+    pub id: &'a str,
+    pub start: u64,
+    pub len: u64,
+}
+
 /// What was found in the text, checked.
 #[derive(Debug)]
 pub struct Group {
     pub name: String,
+    /// In the order of their places.
+    pub physical: Vec<Physical>,
+    pub volumes: Vec<Volume>,
+    extent_bytes: u64,
+}
+
+/// A physical volume.
+#[derive(Debug)]
+pub struct Physical {
     /// How many bytes of the device it knows of.
     pub device_bytes: u64,
-    pub volumes: Vec<Volume>,
-    /// Where the first extent begins.
+    /// Where the first extent begins in it.
     pub data_offset: u64,
-    extent_bytes: u64,
+    /// Where its extents are.
+    pub extents: Extent,
     extent_count: u64,
 }
 
@@ -51,15 +71,17 @@ impl Group {
         len_bytes: u64,
     ) -> Result<Self, Failure> {
         let root = text::parse(text).ok_or_else(|| doubt("its metadata is not LVM2's text"))?;
-        let group = Self::of(&root, id, len_bytes)?;
-        if group.data_offset != data_offset {
+        // A place without a UUID is that of no group.
+        let place = Place { id: id.unwrap_or_default(), start: 0, len: len_bytes };
+        let group = Self::of(&root, &[place])?;
+        if group.physical[0].data_offset != data_offset {
             return Err(contradiction());
         }
         Ok(group)
     }
 
-    /// What the text says of the physical volume `id`, which has so many bytes.
-    pub fn of(root: &Section, id: Option<&str>, len_bytes: u64) -> Result<Self, Failure> {
+    /// What the text says of a group that is on these physical volumes.
+    pub fn of(root: &Section, places: &[Place<'_>]) -> Result<Self, Failure> {
         if root.text("contents") != Some("Text Format Volume Group")
             || root.number("version") != Some(1)
         {
@@ -78,44 +100,51 @@ impl Group {
         if lock != "none" || group.text("format").unwrap_or("lvm2") != "lvm2" {
             return Err(doubt("the volume group is shared, or of another format"));
         }
-        let mut physical =
-            group.section("physical_volumes").into_iter().flat_map(Section::sections);
-        let (pv_name, pv) = match (physical.next(), physical.next()) {
-            (Some(only), None) => only,
-            (None, _) => return Err(doubt("the volume group has no physical volume")),
-            _ => return Err(doubt("the volume group has several physical volumes")),
-        };
-        if pv.text("id") != id || id.is_none() {
-            return Err(doubt("the volume group is not of this physical volume"));
+        let list = group.section("physical_volumes").into_iter().flat_map(Section::sections);
+        let list: Vec<(&str, &Section)> = list.collect();
+        match list.len() {
+            0 => return Err(doubt("the volume group has no physical volume")),
+            many if many > places.len() => {
+                return Err(doubt(match places {
+                    [_] => "the volume group has several physical volumes",
+                    _ => "the volume group has other physical volumes, too",
+                }));
+            }
+            _ => {}
         }
-        check_flags(pv, PHYSICAL_FLAGS, "the physical volume")?;
-        let data_offset = bytes_of(pv, "pe_start").ok_or_else(contradiction)?;
-        let mut parsed = Self {
-            name: name.to_owned(),
-            device_bytes: bytes_of(pv, "dev_size").unwrap_or(u64::MAX),
-            volumes: Vec::new(),
-            data_offset,
-            extent_bytes: bytes_of(group, "extent_size").unwrap_or(0),
-            extent_count: pv.number("pe_count").unwrap_or(u64::MAX),
-        };
-        let end = parsed.extent_bytes.checked_mul(parsed.extent_count);
-        let end = end.and_then(|len| len.checked_add(data_offset));
-        if parsed.extent_bytes == 0
-            || end.is_none_or(|end| end > parsed.device_bytes)
-            || parsed.device_bytes > len_bytes
-        {
-            return Err(contradiction());
+        let extent_bytes = bytes_of(group, "extent_size").unwrap_or(0);
+        let mut parsed =
+            Self { name: name.to_owned(), physical: Vec::new(), volumes: Vec::new(), extent_bytes };
+        let mut names = BTreeMap::new();
+        for (number, place) in places.iter().enumerate() {
+            let of_place = |(_, pv): &&(&str, &Section)| pv.text("id") == Some(place.id);
+            let found = list.iter().find(of_place).filter(|_| !place.id.is_empty());
+            let Some((name, pv)) = found else {
+                return Err(doubt("the volume group is not of this physical volume"));
+            };
+            if names.insert(*name, number).is_some() {
+                return Err(doubt("the volume group has two physical volumes of one name"));
+            }
+            parsed.physical.push(physical(pv, place, extent_bytes)?);
         }
-        parsed.add_volumes(group, pv_name)?;
+        parsed.add_volumes(group, &names)?;
         Ok(parsed)
     }
 
     /// Where all extents are.
     pub fn extents(&self) -> Extents {
-        Extents::single(self.data_offset, self.extent_bytes * self.extent_count)
+        let mut extents = Extents::new();
+        for physical in &self.physical {
+            extents.insert(physical.extents.start, physical.extents.len);
+        }
+        extents
     }
 
-    fn add_volumes(&mut self, group: &Section, pv_name: &str) -> Result<(), Failure> {
+    fn add_volumes(
+        &mut self,
+        group: &Section,
+        names: &BTreeMap<&str, usize>,
+    ) -> Result<(), Failure> {
         if group.has("logical_volumes") && group.section("logical_volumes").is_none() {
             return Err(doubt("the volume group has two lists of logical volumes"));
         }
@@ -123,7 +152,7 @@ impl Group {
         for (name, volume) in
             group.section("logical_volumes").into_iter().flat_map(Section::sections)
         {
-            let pieces = self.pieces(volume, pv_name).map_err(|failure| match failure {
+            let pieces = self.pieces(volume, names).map_err(|failure| match failure {
                 Failure::Doubt(reason) => doubt(format!("logical volume {name:?}: {reason}")),
                 read => read,
             })?;
@@ -138,7 +167,11 @@ impl Group {
     }
 
     /// Where a logical volume's bytes are, if it is a linear one.
-    fn pieces(&self, volume: &Section, pv_name: &str) -> Result<Vec<Extent>, Failure> {
+    fn pieces(
+        &self,
+        volume: &Section,
+        names: &BTreeMap<&str, usize>,
+    ) -> Result<Vec<Extent>, Failure> {
         check_flags(volume, LOGICAL_FLAGS, "it")?;
         let visible = Value::Text("VISIBLE".into());
         if !volume.list("status").is_some_and(|flags| flags.contains(&visible)) {
@@ -148,6 +181,7 @@ impl Group {
         if count != volume.sections().count() as u64 || count == 0 {
             return Err(doubt("its segments are not all there"));
         }
+        let all: u64 = self.physical.iter().map(|physical| physical.extent_count).sum();
         let mut pieces = Vec::new();
         let mut extents = 0_u64;
         // LVM writes them in order. To look each up by its name would take a volume of many segments minutes.
@@ -170,21 +204,36 @@ impl Group {
             let many =
                 segment.number("extent_count").filter(|many| *many > 0).ok_or_else(broken)?;
             let end = first.checked_add(many);
-            if on != pv_name
-                || segment.number("start_extent") != Some(extents)
-                || end.is_none_or(|end| end > self.extent_count)
+            let on = names.get(on.as_str()).map(|number| &self.physical[*number]);
+            let on = on.ok_or_else(broken)?;
+            if segment.number("start_extent") != Some(extents)
+                || end.is_none_or(|end| end > on.extent_count)
             {
                 return Err(broken());
             }
-            extents += many;
             // No more than the extents of the device, whose bytes were counted.
-            let start = self.data_offset + first * self.extent_bytes;
+            let start = on.extents.start + first * self.extent_bytes;
             pieces.push(Extent { start, len: many * self.extent_bytes });
-            if extents > self.extent_count {
-                return Err(broken());
-            }
+            extents = extents.checked_add(many).filter(|n| *n <= all).ok_or_else(broken)?;
         }
         Ok(pieces)
+    }
+}
+
+/// What the text says of the physical volume at a place.
+fn physical(pv: &Section, place: &Place<'_>, extent_bytes: u64) -> Result<Physical, Failure> {
+    check_flags(pv, PHYSICAL_FLAGS, "the physical volume")?;
+    let data_offset = bytes_of(pv, "pe_start").ok_or_else(contradiction)?;
+    let device_bytes = bytes_of(pv, "dev_size").unwrap_or(u64::MAX);
+    let extent_count = pv.number("pe_count").unwrap_or(u64::MAX);
+    let len = extent_bytes.checked_mul(extent_count);
+    let end = len.and_then(|len| len.checked_add(data_offset)).filter(|end| *end <= device_bytes);
+    match (len, end) {
+        (Some(len), Some(_)) if extent_bytes > 0 && device_bytes <= place.len => {
+            let extents = Extent { start: place.start + data_offset, len };
+            Ok(Physical { device_bytes, data_offset, extents, extent_count })
+        }
+        _ => Err(contradiction()),
     }
 }
 
@@ -249,7 +298,7 @@ mod tests {
     #[test]
     fn linear_volumes_are_where_the_text_says() {
         let group = parse(&text()).unwrap();
-        assert_eq!((group.name.as_str(), group.device_bytes), ("vg", 512_000));
+        assert_eq!((group.name.as_str(), group.physical[0].device_bytes), ("vg", 512_000));
         assert_eq!(group.extents(), Extents::single(8192, 409_600));
         let place = |first: u64, many: u64| Extent { start: 8192 + first * 4096, len: many * 4096 };
         assert_eq!(group.volumes[0].pieces, [place(5, 10), place(94, 6)]);
