@@ -14,6 +14,7 @@ mod claim;
 mod connect;
 mod error;
 mod file;
+mod filling;
 mod http;
 mod limit;
 mod nfs;

@@ -9,6 +9,10 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// The most that a writer keeps in memory until it is durable, the piece being filled included, in bytes.
+pub(super) const WINDOW_BYTES: u64 = 64 << 20;
+/// The most pieces in memory, for servers with small requests.
+const MAX_PIECES: usize = 1024;
 /// So many restarts in a row without anything becoming durable make the window careful.
 const CAREFUL_AFTER: u32 = 4;
 /// So many are too many.
@@ -105,14 +109,14 @@ impl Window {
         self.durable_bytes
     }
 
-    /// Bytes in memory.
-    pub(super) fn held_bytes(&self) -> u64 {
-        self.held_bytes
-    }
-
     /// Bytes that were acknowledged, forgotten and sent again.
     pub(super) fn resent_bytes(&self) -> u64 {
         self.resent_bytes
+    }
+
+    /// Whether a piece of this length can be filled beside what is in memory.
+    pub(super) fn has_room_for(&self, piece_bytes: u64) -> bool {
+        self.held_bytes + piece_bytes <= WINDOW_BYTES && self.pieces() < MAX_PIECES
     }
 
     pub(super) fn pieces(&self) -> usize {
@@ -329,10 +333,7 @@ mod tests {
         );
         assert_eq!(window.next_commit(1), None, "one at a time");
         window.committed([7; 8]).unwrap();
-        assert_eq!(
-            (window.durable_bytes(), window.held_bytes(), window.resent_bytes()),
-            (20, 0, 0)
-        );
+        assert_eq!((window.durable_bytes(), window.held_bytes, window.resent_bytes()), (20, 0, 0));
     }
 
     #[test]

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::super::window::bytes;
+use super::super::filling::Filling;
+use super::super::window::{WINDOW_BYTES, bytes};
 use super::super::{HttpUrl, ImageFile, Options, PARTIAL_SUFFIX, Result, StoreError, StoreWriter};
 use super::client::{Client, Request};
 use super::controller::{Refusal, UPLOAD_OFFSET, Upload, ask, attempt, call};
@@ -24,8 +25,6 @@ use super::retry::Attempts;
 use super::status::{Place, Trouble};
 use super::undurable::State;
 
-/// The most that is kept in memory until it is durable, the piece being filled included.
-const WINDOW_BYTES: u64 = 64 << 20;
 /// What one request carries.
 const PIECE_BYTES: usize = 8 << 20;
 /// How long the controller hears nothing at most, as far as it depends on this side.
@@ -79,8 +78,7 @@ struct Shared {
 pub(super) struct HttpWriter {
     shared: Arc<Shared>,
     options: Options,
-    filling: Vec<u8>,
-    len_bytes: u64,
+    filling: Filling,
     threads: Vec<JoinHandle<()>>,
     is_dead: bool,
     /// Published, or removed: nothing to tidy up.
@@ -131,8 +129,7 @@ impl HttpWriter {
         Self {
             shared,
             options: options.clone(),
-            filling: Vec::with_capacity(PIECE_BYTES),
-            len_bytes,
+            filling: Filling::behind(len_bytes, PIECE_BYTES),
             threads,
             is_dead: false,
             is_settled: false,
@@ -155,8 +152,7 @@ impl HttpWriter {
         let mut state = self
             .shared
             .wait_while(|state| state.appended - state.durable + bytes(PIECE_BYTES) > most)?;
-        let next = state.spare.pop().unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES));
-        let piece = std::mem::replace(&mut self.filling, next);
+        let piece = self.filling.next(state.spare.pop());
         state.appended += bytes(piece.len());
         state.pieces.push_back(Arc::new(piece));
         self.shared.changed.notify_all();
@@ -361,12 +357,8 @@ impl StoreWriter for HttpWriter {
         self.alive(|writer| {
             let mut data = data;
             while !data.is_empty() {
-                let room = PIECE_BYTES - writer.filling.len();
-                let (now, later) = data.split_at(room.min(data.len()));
-                writer.filling.extend_from_slice(now);
-                writer.len_bytes += bytes(now.len());
-                data = later;
-                if writer.filling.len() == PIECE_BYTES {
+                data = writer.filling.take(data);
+                if writer.filling.is_full() {
                     writer.push_filled()?;
                 }
             }
@@ -379,7 +371,7 @@ impl StoreWriter for HttpWriter {
     }
 
     fn len(&self) -> u64 {
-        self.len_bytes
+        self.filling.len_bytes()
     }
 
     fn resent_bytes(&self) -> u64 {
@@ -398,7 +390,7 @@ impl StoreWriter for HttpWriter {
         let request = Request { method: "POST", url: &publish, fields: &[], body: &[] };
         let published: Upload = call(&self.shared.client, place.doing, &request)
             .map_err(|refusal| refusal.into_error(place))?;
-        if !published.is_published || published.durable_bytes != self.len_bytes {
+        if !published.is_published || published.durable_bytes != self.filling.len_bytes() {
             return Err(place.protocol("it says that the image is published, but not all of it"));
         }
         self.is_settled = true;

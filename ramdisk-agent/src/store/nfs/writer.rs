@@ -13,8 +13,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::super::claim::Claim;
+use super::super::filling::Filling;
 use super::super::watch::Patience;
-use super::super::window::{Payload, Window, WindowError, bytes};
+use super::super::window::{Payload, Window, WindowError};
 use super::super::{
     ImageFile, NfsUrl, Options, PARTIAL_SUFFIX, Result, StoreError, StoreUrl, StoreWriter,
 };
@@ -27,12 +28,8 @@ use super::reader::NfsImage;
 use super::session::{Found, Session};
 use super::xdr::Encoder;
 
-/// The most that is kept in memory until it is durable, the piece being filled included.
-pub(super) const WINDOW_BYTES: u64 = 64 << 20;
 /// Acknowledged data that are worth a COMMIT.
 const COMMIT_STEP_BYTES: u64 = 16 << 20;
-/// The most pieces in memory, for servers with small requests.
-const MAX_PIECES: usize = 1024;
 /// So long a server may take to carry out a WRITE that was sent on a connection which is no more.
 const LATE_AFTER: Duration = Duration::from_secs(120);
 /// The tag of a COMMIT. Writes are tagged with their piece's number and, above this many bits, with the handle's number.
@@ -49,10 +46,8 @@ pub(super) struct NfsWriter {
     partial: String,
     /// The partial file.
     ours: Identity,
-    piece_bytes: usize,
-    filling: Vec<u8>,
+    filling: Filling,
     window: Window,
-    len_bytes: u64,
     /// How often the handle was looked up anew, now and when the COMMIT under way was sent.
     lookups: u16,
     committing_lookups: u16,
@@ -119,10 +114,8 @@ impl NfsWriter {
             name: name.to_owned(),
             partial,
             ours,
-            piece_bytes,
-            filling: Vec::with_capacity(piece_bytes),
+            filling: Filling::behind(len_bytes, piece_bytes),
             window: Window::behind(len_bytes),
-            len_bytes,
             lookups: 0,
             committing_lookups: 0,
             patience: Patience::default(),
@@ -154,9 +147,8 @@ impl NfsWriter {
 
     /// Sends the piece that was being filled, when its turn comes.
     fn push_filled(&mut self) {
-        let next = self.window.take_spare();
-        let next = next.unwrap_or_else(|| Vec::with_capacity(self.piece_bytes));
-        self.window.push(std::mem::replace(&mut self.filling, next));
+        let spare = self.window.take_spare();
+        self.window.push(self.filling.next(spare));
     }
 
     /// Sends what may be sent now.
@@ -257,14 +249,15 @@ impl NfsWriter {
 
     /// Whether nobody else has written to our file, as far as its length and times tell.
     fn is_untouched(&self, now: &Attributes) -> bool {
-        let as_read =
-            |then: Attributes| then.len_bytes != self.len_bytes || now.modified <= then.modified;
-        now.len_bytes == self.len_bytes && self.read_as.get().is_none_or(as_read)
+        let as_read = |then: Attributes| {
+            then.len_bytes != self.filling.len_bytes() || now.modified <= then.modified
+        };
+        now.len_bytes == self.filling.len_bytes() && self.read_as.get().is_none_or(as_read)
     }
 
     /// Whether our file could be so long: one that somebody has cut off or written on is theirs by now.
     fn may_be(&self, now: &Attributes) -> bool {
-        (self.window.durable_bytes()..=self.len_bytes).contains(&now.len_bytes)
+        (self.window.durable_bytes()..=self.filling.len_bytes()).contains(&now.len_bytes)
     }
 
     fn is_ours(&self, place: Place<'_>, found: &Found) -> Result<bool> {
@@ -316,17 +309,11 @@ impl StoreWriter for NfsWriter {
             writer.ours.appends(data);
             let mut data = data;
             while !data.is_empty() {
-                let room = writer.piece_bytes - writer.filling.len();
-                let (now, later) = data.split_at(room.min(data.len()));
-                writer.filling.extend_from_slice(now);
-                writer.len_bytes += bytes(now.len());
-                data = later;
-                if writer.filling.len() == writer.piece_bytes {
+                data = writer.filling.take(data);
+                if writer.filling.is_full() {
                     writer.push_filled();
-                    let most = WINDOW_BYTES - bytes(writer.piece_bytes);
-                    writer.pump(|window| {
-                        window.held_bytes() > most || window.pieces() >= MAX_PIECES
-                    })?;
+                    let piece_bytes = writer.filling.piece_bytes();
+                    writer.pump(|window| !window.has_room_for(piece_bytes))?;
                 }
             }
             Ok(())
@@ -338,7 +325,7 @@ impl StoreWriter for NfsWriter {
     }
 
     fn len(&self) -> u64 {
-        self.len_bytes
+        self.filling.len_bytes()
     }
 
     fn resent_bytes(&self) -> u64 {

@@ -10,8 +10,9 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use super::super::filling::Filling;
 use super::super::watch::Patience;
-use super::super::window::{Payload, Window, WindowError, Written, bytes};
+use super::super::window::{Payload, Window, WindowError, Written};
 use super::super::{ImageFile, Options, Result, SmbUrl, StoreError, StoreWriter};
 use super::file::{self, HEAD_BYTES, How, Opened, partial_of};
 use super::frame::Reply;
@@ -22,12 +23,8 @@ use super::reader::{SmbImage, in_flight};
 use super::share::{Failure, Losses, Place, Share};
 use super::status::Status;
 
-/// The most that is kept in memory until it is durable, the piece being filled included.
-const WINDOW_BYTES: u64 = 64 << 20;
 /// Acknowledged data that are worth a FLUSH.
 const FLUSH_STEP_BYTES: u64 = 16 << 20;
-/// The most pieces in memory, for servers with small requests.
-const MAX_PIECES: usize = 1024;
 /// The tag of a FLUSH; WRITEs are tagged with their piece's number.
 const FLUSH_TAG: u64 = u64::MAX;
 
@@ -42,11 +39,9 @@ pub(super) struct SmbWriter {
     handle: Option<(u64, FileId)>,
     /// The file's first bytes, by which it is known again.
     head: Vec<u8>,
-    piece_bytes: usize,
     writes_in_flight: usize,
-    filling: Vec<u8>,
+    filling: Filling,
     window: Window,
-    len_bytes: u64,
     patience: Patience,
     losses: Losses,
     sender: Sender<Answer>,
@@ -101,11 +96,9 @@ impl SmbWriter {
             number,
             handle: Some(handle),
             head,
-            piece_bytes,
             writes_in_flight,
-            filling: Vec::with_capacity(piece_bytes),
+            filling: Filling::behind(len_bytes, piece_bytes),
             window: Window::behind(len_bytes),
-            len_bytes,
             patience: Patience::default(),
             losses: Losses::default(),
             sender,
@@ -185,9 +178,8 @@ impl SmbWriter {
 
     /// Sends the piece that was being filled, when its turn comes.
     fn push_filled(&mut self) {
-        let next = self.window.take_spare();
-        let next = next.unwrap_or_else(|| Vec::with_capacity(self.piece_bytes));
-        self.window.push(std::mem::replace(&mut self.filling, next));
+        let spare = self.window.take_spare();
+        self.window.push(self.filling.next(spare));
     }
 
     /// Sends what may be sent now.
@@ -330,7 +322,7 @@ impl SmbWriter {
 
     fn name_opened(&self, link: &Link, opened: &Opened, named: bool) -> Result<(), Failure> {
         let is_ours = opened.number == self.number
-            && opened.len_bytes == self.len_bytes
+            && opened.len_bytes == self.filling.len_bytes()
             && file::begins_with(link, opened.id, &self.head)?;
         if !is_ours {
             return Err(self.lost().into());
@@ -399,17 +391,11 @@ impl StoreWriter for SmbWriter {
             let head_missing = HEAD_BYTES.saturating_sub(writer.head.len()).min(data.len());
             writer.head.extend_from_slice(&data[..head_missing]);
             while !data.is_empty() {
-                let room = writer.piece_bytes - writer.filling.len();
-                let (now, later) = data.split_at(room.min(data.len()));
-                writer.filling.extend_from_slice(now);
-                writer.len_bytes += bytes(now.len());
-                data = later;
-                if writer.filling.len() == writer.piece_bytes {
+                data = writer.filling.take(data);
+                if writer.filling.is_full() {
                     writer.push_filled();
-                    let most = WINDOW_BYTES - bytes(writer.piece_bytes);
-                    writer.pump(|window| {
-                        window.held_bytes() > most || window.pieces() >= MAX_PIECES
-                    })?;
+                    let piece_bytes = writer.filling.piece_bytes();
+                    writer.pump(|window| !window.has_room_for(piece_bytes))?;
                 }
             }
             Ok(())
@@ -421,7 +407,7 @@ impl StoreWriter for SmbWriter {
     }
 
     fn len(&self) -> u64 {
-        self.len_bytes
+        self.filling.len_bytes()
     }
 
     fn resent_bytes(&self) -> u64 {
