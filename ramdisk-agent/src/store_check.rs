@@ -71,8 +71,11 @@ fn run(
     report.done.push("it reads as it was written".to_owned());
 
     *step = "publishing it";
-    writer.publish()?;
-    let result = published(folder, &name, &url, options, &probe, report, step);
+    let result = match writer.publish() {
+        Ok(()) => published(folder, &name, &url, options, &probe, report, step),
+        // It may have its name all the same: of who is cancelled the server's answer is not waited for.
+        Err(error) => Err(error.into()),
+    };
     result.map_err(|error| match store::remove(&url, &options.to_tidy_up()) {
         Err(left) if left.kind() != ErrorKind::NotFound => {
             error.context(format!("the probe could not be removed and stays as {url}"))
