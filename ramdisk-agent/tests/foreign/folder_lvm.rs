@@ -312,7 +312,7 @@ fn a_volume_group_that_cannot_come_back_is_named() {
     changed(list, &id, &other, "refused", &["not of this physical volume"]);
     changed(list, &id, "", "image_corrupt", &["makes no sense"]);
     changed(list, "/dev/sda2", "/dev/sdb2", "refused", &["no partition of sda"]);
-    changed(list, "/dev/sda2", "/dev/sda", "refused", &["whole disk"]);
+    changed(list, "/dev/sda2", "/dev/sda", "refused", &["not all of a disk"]);
     changed(list, "ubuntu-vg", "../img/a", "image_corrupt", &["lvm_../img/a.conf is missing"]);
     // A filesystem of that name is no swap.
     changed("lvm_logv.list", "swap file", "swap_1, ext4", "refused", &["taken for swap"]);
@@ -451,4 +451,54 @@ fn a_volume_group_in_two_partitions_comes_back() {
     fs::write(path("img/lvm_vg_dev.list"), &list[1]).unwrap();
     let words = ["LVM on sda1", "several physical volumes", "restore it with Clonezilla"];
     convert(&path("img"), &path("out.raw"), &[]).refused("refused", &words);
+}
+
+#[test]
+fn a_disk_that_is_a_physical_volume_comes_back() {
+    const LEN: u64 = 50 * MIB;
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, path) = (dir.path(), |name: &str| dir.path().join(name));
+    noise_file(&path("disk"), LEN, 3);
+    let device = Device::new(&path("disk"), 512);
+    shell(folder, "mkdir img");
+    let conf = path("img/lvm_data.conf");
+    for command in [
+        format!("pvcreate -y {}", device.path()),
+        format!("vgcreate -s 1m data {}", device.path()),
+        "lvcreate -y -an -Zn -Wn -n files -l 20 data".into(),
+        format!("vgcfgbackup -f {} data", conf.display()),
+    ] {
+        lvm(&device, folder, &command);
+    }
+    let said = |device: &Device| {
+        let commands = [
+            "vgs --noheadings -o vg_uuid,vg_free",
+            "lvs --segments -o lv_uuid,lv_size",
+            "vgck data",
+        ];
+        commands.map(|command| lvm(device, folder, command)).concat()
+    };
+    let id = lvm(&device, folder, "pvs --noheadings -o pv_uuid");
+    fs::write(path("img/lvm_vg_dev.list"), format!("data /dev/sdb {}\n", id.trim())).unwrap();
+    let before = said(&device);
+    drop(device);
+    disks::ext4(&path("files"), 20 * MIB, folder);
+    shell(
+        folder,
+        &format!(
+            "exec 2> log; echo sdb > img/disk; echo sdb > img/parts; dd if=disk of=img/sdb-mbr bs=512 count=1; : > img/sdb-pt.sf; \
+             printf 'Error: /dev/sdb: unrecognised disk label\nModel: x\nDisk /dev/sdb: {}s\nSector size (logical/physical): 512B/512B\n' \
+             > img/sdb-pt.parted; partclone.ext4 -q -c -L l -s files | gzip -c > img/data-files.ext4-ptcl-img.gz.aa",
+            LEN / 512
+        ),
+    );
+    let target = path("target");
+    noise_file(&target, LEN, 6);
+    restore(&path("img"), &target, &[]);
+    assert_eq!(said(&Device::new(&target, 512)), before);
+    take(&target, Part { start: MIB, len: 20 * MIB }, &path("back"));
+    run("e2fsprogs", "e2fsck", &["-fn", path("back").to_str().unwrap()]);
+    fs::write(path("img/sdb-pt.parted"), "Model: x\n").unwrap();
+    let words = ["sdb-pt.parted does not say how large the disk is"];
+    convert(&path("img"), &path("out.raw"), &[]).refused("image_corrupt", &words);
 }

@@ -37,12 +37,11 @@ impl Clonezilla<'_> {
         if names.iter().any(|name| name.starts_with("luks")) {
             return refused("LUKS in it: restore it with Clonezilla and capture that disk");
         }
-        let dump =
-            Dump::parse(&self.folder.text(&format!("{disk}-pt.sf"), Self::FORMAT)?, Self::FORMAT)?;
         let mut parts = Parts::new(Self::FORMAT);
-        let disk_len = self.add_tables(&mut parts, disk, &dump)?;
-        let ebr = dump.extended.as_ref().map(|extended| format!("{}-ebr", extended.name));
-        parts.add_logical_tables(&dump, self.folder.saved_table(ebr, Self::FORMAT)?)?;
+        let (dump, disk_len) = match self.whole_disk(disk)? {
+            Some(whole) => whole,
+            None => self.add_table(&mut parts, disk)?,
+        };
         let groups = Groups::read(self, disk, &dump)?;
         self.add_groups(&mut parts, &groups, &dump)?;
         for partition in dump.partitions.iter().filter(|partition| !groups.are_on(partition)) {
@@ -51,6 +50,16 @@ impl Clonezilla<'_> {
         // Last, as the partitions in a slice of BSD, which is refused by its name, are in no list.
         self.check_list(&dump)?;
         parts.finish(disk_len, dump.sector_bytes)
+    }
+
+    /// The partitions and the disk's length, behind the tables.
+    fn add_table(&self, parts: &mut Parts, disk: &str) -> Result<(Dump, u64)> {
+        let text = self.folder.text(&format!("{disk}-pt.sf"), Self::FORMAT)?;
+        let dump = Dump::parse(&text, Self::FORMAT)?;
+        let disk_len = self.add_tables(parts, disk, &dump)?;
+        let ebr = dump.extended.as_ref().map(|extended| format!("{}-ebr", extended.name));
+        parts.add_logical_tables(&dump, self.folder.saved_table(ebr, Self::FORMAT)?)?;
+        Ok((dump, disk_len))
     }
 
     /// Refuses a list that lacks a partition which was saved: what `parts` names.
@@ -216,7 +225,7 @@ fn number_of(letters: &str) -> Option<usize> {
 }
 
 /// `Disk /dev/sda: 41943040s`
-fn len_by_parted(text: &str, sector_bytes: u64) -> Option<u64> {
+pub(super) fn len_by_parted(text: &str, sector_bytes: u64) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with("Disk /dev/"))?;
     let size = line.rsplit(':').next()?.trim().strip_suffix('s')?;
     size.parse::<u64>().ok()?.checked_mul(sector_bytes)

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use super::super::error::{ForeignError, Result};
 use super::super::sfdisk::{Dump, DumpedPartition};
-use super::clonezilla::Clonezilla;
-use super::{Parts, Place};
+use super::clonezilla::{Clonezilla, len_by_parted};
+use super::{Parts, Place, SECTOR};
 use crate::extents::Extent;
 use crate::fs::{Lvm2Backup, Lvm2Place};
 
@@ -49,11 +49,10 @@ impl Groups {
             if group == "/NOT_FOUND" {
                 return refused("it is in no volume group, so nothing of it was saved");
             }
-            if name == disk {
-                return refused("it is on the whole disk, without partitions");
-            }
             if dump.partitions.iter().all(|partition| partition.name != name) {
-                return refused(&format!("that is no partition of {disk}"));
+                return refused(&format!(
+                    "that is no partition of {disk}, or not all of a disk without any"
+                ));
             }
             if groups.0.iter().any(|(other, on)| other != group && on.contains_key(name)) {
                 return refused("it is in two volume groups");
@@ -74,6 +73,34 @@ impl Groups {
 }
 
 impl Clonezilla<'_> {
+    /// A disk that is a physical volume itself, as its only partition, with its length.
+    pub fn whole_disk(&self, disk: &str) -> Result<Option<(Dump, u64)>> {
+        let text = |name: &str| -> Result<String> {
+            let is_there = self.folder.names.contains(name);
+            if is_there { self.folder.text(name, Self::FORMAT) } else { Ok(String::new()) }
+        };
+        let device = format!("/dev/{disk}");
+        let is_listed = text(LIST)?.lines().any(|line| {
+            line.split_ascii_whitespace().nth(1).is_some_and(|listed| listed == device)
+        });
+        let has_table = text(&format!("{disk}-pt.sf"))?.lines().any(|l| l.starts_with("/dev/"));
+        if !is_listed || has_table {
+            return Ok(None);
+        }
+        let name = format!("{disk}-pt.parted");
+        let shown = self.folder.text(&name, Self::FORMAT)?;
+        let sector_bytes =
+            if shown.contains("Sector size (logical/physical): 4096B/") { 4096 } else { SECTOR };
+        let Some(len) = len_by_parted(&shown, sector_bytes) else {
+            let fault = format!("{name} does not say how large the disk is");
+            return Err(ForeignError::damaged(Self::FORMAT, fault));
+        };
+        let name = disk.to_owned();
+        let whole = DumpedPartition { name, number: 0, start: 0, len, kind: 0, bootable: false };
+        let (partitions, extended) = (vec![whole], None);
+        Ok(Some((Dump { gpt: false, sector_bytes, partitions, extended }, len)))
+    }
+
     /// The volume groups at their partitions' places.
     pub fn add_groups(&self, parts: &mut Parts, groups: &Groups, dump: &Dump) -> Result<()> {
         for (group, ids) in &groups.0 {
@@ -181,7 +208,7 @@ mod tests {
             ("vg /dev/sda2", "makes no sense"),
             ("vg /dev/sda2 a b", "makes no sense"),
             ("/NOT_FOUND /dev/sda2 a", "in no volume group"),
-            ("vg /dev/sda a", "whole disk"),
+            ("vg /dev/sda a", "no partition of sda, or not all"),
             ("vg /dev/sdb2 a", "no partition of sda"),
             ("vg /dev/sda2 a\nvg /dev/sda2 b", "two UUIDs"),
             ("vg /dev/sda2 a\nvh /dev/sda2 a", "two volume groups"),
