@@ -279,6 +279,23 @@ pub fn simple(noise: &mut Noise, seed: u64) -> (Physical, Vec<Extent>) {
     (physical, pieces)
 }
 
+/// What pvresize writes as the size of a device is without what lies in front of the extents.
+#[test]
+fn a_group_on_a_volume_that_was_resized_is_mapped() {
+    // A second copy of the metadata would be behind the extents.
+    let mut made = (52..).map(|seed| simple(&mut Noise::new(seed), seed));
+    let one_copy = |physical: &Physical| physical.what.contains("metadatacopies 1");
+    let (physical, pieces) = made.find(|(physical, _)| one_copy(physical)).unwrap();
+    let before = expect_map(&physical.volume, FsKind::Lvm2, &physical.what);
+    let extents = physical.places().1;
+    let path = physical.device.path();
+    physical.run(&format!("pvresize -y --setphysicalvolumesize {}b {path}", extents.end()));
+    assert_eq!(physical.places().1, extents);
+    let map = expect_map(&physical.volume, FsKind::Lvm2, "resized");
+    assert_eq!(map.logical_volumes[0].pieces, pieces);
+    assert_eq!(map.logical_volumes[0].map.used, before.logical_volumes[0].map.used);
+}
+
 fn raw_reason(physical: &Physical) -> String {
     let map = look(&physical.volume);
     assert_eq!(map.kind, FsKind::Lvm2);

@@ -226,10 +226,11 @@ fn physical(pv: &Section, place: &Place<'_>, extent_bytes: u64) -> Result<Physic
     let data_offset = bytes_of(pv, "pe_start").ok_or_else(contradiction)?;
     let device_bytes = bytes_of(pv, "dev_size").unwrap_or(u64::MAX);
     let extent_count = pv.number("pe_count").unwrap_or(u64::MAX);
-    let len = extent_bytes.checked_mul(extent_count);
-    let end = len.and_then(|len| len.checked_add(data_offset)).filter(|end| *end <= device_bytes);
-    match (len, end) {
-        (Some(len), Some(_)) if extent_bytes > 0 && device_bytes <= place.len => {
+    // `pvresize` writes the size without what lies in front of the extents.
+    let len = extent_bytes.checked_mul(extent_count).filter(|len| *len <= device_bytes);
+    let end = len.and_then(|len| len.checked_add(data_offset));
+    match (len, end.map(|end| end.max(device_bytes))) {
+        (Some(len), Some(device_bytes)) if extent_bytes > 0 && device_bytes <= place.len => {
             let extents = Extent { start: place.start + data_offset, len };
             Ok(Physical { device_bytes, data_offset, extents, extent_count })
         }
