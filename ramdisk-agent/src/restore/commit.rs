@@ -110,11 +110,27 @@ fn erase(target: &Disk, ranges: &[Range<u64>]) -> Result<()> {
 
 /// Writes the withheld pieces, reads each back, and tells the kernel. Returns the bytes written.
 pub fn commit(target: &Disk, plan: &RestorePlan, nodes: HandMadeNodes) -> Result<u64> {
+    check_place(target)?;
     let written = write_pieces(target, &plan.commit)?;
     if target.is_block() && target.part_of().is_none() {
         announce_partitions(target, plan, nodes);
     }
     Ok(written)
+}
+
+/// Refuses a disk file that was moved away or removed meanwhile: what was restored is not where it was wanted, or is gone when this program ends.
+/// Nodes of devices are another matter, since links to them by what was on the disk go with its old table.
+fn check_place(target: &Disk) -> Result<()> {
+    if target.is_block() || target.is_at(target.path()) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Disk,
+        format!(
+            "{} is not the file any more that was restored to: it was removed, renamed or replaced meanwhile",
+            target.path().display()
+        ),
+    ))
 }
 
 /// Writes pieces one after the other, each flushed and read back before the next. Returns the bytes written.

@@ -251,6 +251,25 @@ fn a_disk_that_vanishes_ends_a_restore() {
     assert!(!is_bootable(&target));
 }
 
+#[test]
+fn a_disk_file_that_is_moved_away_ends_a_restore() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, image) = small(dir.path(), 16 * MIB);
+    let (target, away) = (dir.path().join("t"), dir.path().join("away"));
+    old_system(&target, 16 * MIB);
+    let job = json!({
+        "id": "1", "disk": target, "image_url": image, "action": "restore", "options": {"limit": "16M"},
+    });
+    let mut child = worker(&job);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    lines.find(|line| line.contains("\"restoring\"")).expect("the stage comes");
+    fs::rename(&target, &away).unwrap();
+    let outcome = lines.find(|line| line.contains("\"outcome\"")).unwrap();
+    assert!(outcome.contains("is not the file any more that was restored to"), "{outcome}");
+    assert!(!child.wait().unwrap().success());
+    assert!(!is_bootable(&away));
+}
+
 /// After a write-back that has failed the kernel gives what it could not write, from memory, as if nothing had been.
 #[test]
 fn a_comparison_is_with_the_disk_and_not_with_what_is_in_memory_of_it() {
