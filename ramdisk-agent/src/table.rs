@@ -87,6 +87,8 @@ pub struct Table {
     pub partitions: Vec<Partition>,
     /// What is odd but not wrong, in sentences without a full stop.
     pub warnings: Vec<String>,
+    /// Whether its partitions may lie elsewhere, as it may count in larger sectors.
+    pub may_lie_elsewhere: bool,
     /// The table's own sectors: LBA 0, headers and entries of both copies, tables of logical partitions. Empty if there is no table.
     pub metadata: Extents,
     gpt: Option<Gpt>,
@@ -126,6 +128,7 @@ impl Table {
             last_usable_lba: None,
             partitions: Vec::new(),
             warnings: Vec::new(),
+            may_lie_elsewhere: false,
             metadata: Extents::new(),
             gpt: None,
             extended: None,

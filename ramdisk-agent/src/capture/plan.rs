@@ -288,7 +288,11 @@ pub fn gaps(table: &Table, disk_bytes: u64) -> Vec<Extent> {
         partitions.insert(partition.start_bytes, partition.len_bytes);
     }
     let mut kept = Vec::new();
-    for gap in partitions.invert(Extent { start: 0, len: disk_bytes }).iter() {
+    let between = partitions.invert(Extent { start: 0, len: disk_bytes });
+    if table.may_lie_elsewhere {
+        return between.iter().copied().collect();
+    }
+    for gap in between.iter() {
         let limit = if gap.start == 0 { MAX_BOOT_GAP } else { 2 * GAP_MARGIN };
         if gap.len <= limit {
             kept.push(*gap);

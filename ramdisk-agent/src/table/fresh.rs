@@ -84,6 +84,7 @@ pub fn described(kind: TableKind, sector_bytes: u32, partitions: Vec<Partition>)
         last_usable_lba: None,
         partitions,
         warnings: Vec::new(),
+        may_lie_elsewhere: false,
         metadata: Extents::new(),
         gpt: None,
         extended: None,

@@ -421,6 +421,7 @@ fn assemble(
         last_usable_lba: Some(header.last_usable_lba),
         partitions,
         warnings,
+        may_lie_elsewhere: false,
         metadata,
         gpt: Some(Gpt { disk: sectors, header, primary, backup, agree, used }),
         extended: None,

@@ -157,10 +157,22 @@ pub fn sign(lba0: &mut [u8], kind: TableKind, signature: u32) {
 
 /// The table that an MBR without a protective entry describes.
 pub fn read(src: &mut (impl Read + Seek), mbr: &Mbr, sectors: Sectors) -> io::Result<TableOutcome> {
-    let own = table(src, mbr, sectors)?;
-    if let Some(table) = counts_otherwise(src, mbr, sectors, own.as_ref().ok())? {
-        let (kind, disk) = ("MBR", sectors.bytes);
-        return Ok(TableOutcome::Refused(TableRefusal::SectorSize { kind, table, disk }));
+    let mut own = table(src, mbr, sectors)?;
+    match counted_in(src, mbr, sectors, own.as_ref().ok())? {
+        Counted::Otherwise(table) => {
+            let (kind, disk) = ("MBR", sectors.bytes);
+            return Ok(TableOutcome::Refused(TableRefusal::SectorSize { kind, table, disk }));
+        }
+        Counted::Perhaps(bytes) => {
+            if let Ok(own) = &mut own {
+                own.may_lie_elsewhere = true;
+                own.warnings.push(format!(
+                    "nothing known begins in any partition, and an MBR does not say what sectors it counts in: as those may have {bytes} \
+                     bytes, where the disk was copied from one of such, what lies outside of the partitions is kept, too"
+                ));
+            }
+        }
+        Counted::BySectors => {}
     }
     Ok(match own {
         Ok(table) => TableOutcome::Table(table),
@@ -168,28 +180,45 @@ pub fn read(src: &mut (impl Read + Seek), mbr: &Mbr, sectors: Sectors) -> io::Re
     })
 }
 
-/// The size of sectors that the table was made for, if it is not the disk's. An MBR does not say it. Where a volume begins does: at none of
+/// What sectors a table counts in.
+enum Counted {
+    /// The disk's.
+    BySectors,
+    /// Others, of so many bytes.
+    Otherwise(u32),
+    /// Nothing tells, and they may be of so many bytes, which are more than the disk's.
+    Perhaps(u32),
+}
+
+/// What sectors the table was made for. An MBR does not say it. Where a volume begins does: at none of
 /// the places that the numbers are by the disk's sectors, and at one that they are by others. Otherwise most of what is in the partitions
 /// would lie outside of them.
-fn counts_otherwise(
+fn counted_in(
     src: &mut (impl Read + Seek),
     mbr: &Mbr,
     sectors: Sectors,
     own: Option<&Table>,
-) -> io::Result<Option<u32>> {
+) -> io::Result<Counted> {
+    let is_own = match own {
+        Some(own) => holds_a_volume(src, own)?,
+        None => false,
+    };
+    if is_own {
+        return Ok(Counted::BySectors);
+    }
+    let mut counted = Counted::BySectors;
     for bytes in SECTOR_BYTES.into_iter().filter(|bytes| *bytes != sectors.bytes) {
         let Ok(other) = table(src, mbr, Sectors::new(sectors.disk_bytes, bytes)?)? else {
             continue;
         };
-        let is_own = match own {
-            Some(own) => holds_a_volume(src, own)?,
-            None => false,
-        };
-        if !is_own && holds_a_volume(src, &other)? {
-            return Ok(Some(bytes));
+        if holds_a_volume(src, &other)? {
+            return Ok(Counted::Otherwise(bytes));
+        }
+        if bytes > sectors.bytes && !other.partitions.is_empty() {
+            counted = Counted::Perhaps(bytes);
         }
     }
-    Ok(None)
+    Ok(counted)
 }
 
 /// Whether something that is known begins at the start of a partition.
@@ -249,6 +278,7 @@ fn table(
         last_usable_lba: None,
         partitions,
         warnings,
+        may_lie_elsewhere: false,
         metadata,
         gpt: None,
         extended: links,

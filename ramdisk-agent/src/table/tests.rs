@@ -177,8 +177,14 @@ fn an_mbr_that_counts_in_other_sectors_is_refused() {
         TableOutcome::Refused(refusal) => assert_eq!(refusal, expected(512, 4096)),
         TableOutcome::Table(table) => panic!("{table:?}"),
     }
-    // Nothing that is known anywhere says nothing.
-    assert_eq!(self::table(&disk(script, DISK_BYTES)).partitions.len(), 2);
+    // Nothing that is known anywhere says nothing; so it is warned of, unless by larger sectors it would not fit.
+    let unknown = self::table(&disk(script, DISK_BYTES));
+    assert_eq!((unknown.partitions.len(), unknown.may_lie_elsewhere), (2, true));
+    assert!(unknown.warnings[0].contains("4096 bytes"), "{:?}", unknown.warnings);
+    let fits = self::table(&disk(far, DISK_BYTES));
+    assert!(!fits.may_lie_elsewhere && fits.warnings.is_empty());
+    let own = self::table(&small);
+    assert!(!own.may_lie_elsewhere && own.warnings.is_empty());
 }
 
 #[test]

@@ -142,3 +142,20 @@ fn where_swap_gives_way_what_lies_behind_it_stays_too() {
     assert!(is_marked(&target, kept, 200));
     assert!(bytes(&source, 13 * MIB, 2 * MIB) == bytes(&target, 10 * MIB, 2 * MIB));
 }
+
+/// A disk with sectors of 4096 bytes, read as a file, and nothing in it that says so.
+#[test]
+fn an_mbr_that_may_count_in_larger_sectors_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    noise_file(&at("disk"), 96 * MIB, 5);
+    let script = "printf 'label: dos\nstart=256,size=1024\nstart=20480,size=2048\n' | sfdisk -q";
+    let script = format!("{script} --wipe-partitions never {}", at("disk").display());
+    run("fdisk", "sh", &["-c", &script]);
+    let plan = agent(&["plan", "capture", "--json", at("disk").to_str().unwrap()]).json();
+    assert!(words(&plan["warnings"]).contains("what sectors it counts in"), "{plan:#}");
+    capture(&at("disk"), &at("a.img.zst"), &[]);
+    noise_file(&at("target"), 96 * MIB, 6);
+    restore(&at("a.img.zst"), &at("target"), &[]);
+    assert!(fs::read(at("disk")).unwrap() == fs::read(at("target")).unwrap());
+}
