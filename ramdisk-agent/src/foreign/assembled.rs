@@ -359,7 +359,13 @@ mod tests {
         assert!(turned(40).unwrap_err().to_string().contains("again and again"));
         // In order they cost nothing, however many.
         let volume = volume(Vec::new(), 100_000, false);
-        let apart = pieces(&volume, (0..10_000).map(|place| place * 2));
-        assert!(in_order(apart, 200_000, "x").is_ok());
+        let apart = |volume: &Arc<Volume>| {
+            in_order(pieces(volume, (0..10_000).map(|place| place * 2)), 200_000, "x")
+        };
+        assert!(apart(&volume).is_ok());
+        // But where nothing waits, as its decoder takes much memory.
+        let mut large = Arc::into_inner(volume).unwrap();
+        large.window_bytes = 128 << 20;
+        assert!(apart(&Arc::new(large)).is_err());
     }
 }

@@ -118,6 +118,8 @@ struct Parts {
     mapped: Vec<Extent>,
     /// How many volumes do not say themselves what is in use.
     volumes_without_map: usize,
+    /// The most memory that a volume's decoder takes.
+    window_bytes: u64,
     /// The files whose volumes have their place.
     taken: BTreeSet<String>,
 }
@@ -126,7 +128,8 @@ impl Parts {
     fn new(format: &'static str) -> Self {
         let (segments, sources, mapped) = (Vec::new(), Vec::new(), Vec::new());
         let taken = BTreeSet::new();
-        Self { format, segments, sources, mapped, volumes_without_map: 0, taken }
+        let (volumes_without_map, window_bytes) = (0, 0);
+        Self { format, segments, sources, mapped, volumes_without_map, window_bytes, taken }
     }
 
     fn damaged<T>(&self, fault: impl Into<String>) -> Result<T> {
@@ -195,6 +198,7 @@ impl Parts {
             self.mapped.extend(pieces);
         }
         let (is_raw, window_bytes) = (disk.declared_len.is_none(), disk.window_bytes);
+        self.window_bytes = self.window_bytes.max(window_bytes);
         let start: Start = Arc::new(move || disk.walk());
         let name = (*name).to_owned();
         let volume = Arc::new(Volume { name, within, len, start, is_raw, window_bytes });
@@ -229,7 +233,7 @@ impl Parts {
     }
 
     fn finish(self, disk_len: u64, sector_bytes: u64) -> Result<ForeignDisk> {
-        let Self { format, segments, sources, mut mapped, .. } = self;
+        let Self { format, segments, sources, mut mapped, window_bytes, .. } = self;
         let segments: Arc<[Segment]> = in_order(segments, disk_len, format)?.into();
         mapped.sort_unstable_by_key(|extent| extent.start);
         let mut known = Extents::new();
@@ -243,7 +247,7 @@ impl Parts {
             sector_bytes: u32::try_from(sector_bytes).ok(),
             sources,
             mapped: known,
-            window_bytes: 0,
+            window_bytes,
             access: Access::Stream(Arc::new(start)),
         })
     }

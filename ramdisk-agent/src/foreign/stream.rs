@@ -51,7 +51,7 @@ impl Codec {
         }
     }
 
-    /// The window of a stream of zstd that begins so (RFC 8878, section 3.1.1.1), 0 where that is not told.
+    /// The window of a stream of zstd that begins so (RFC 8878, section 3.1.1.1), or the dictionary of one of xz; 0 where that is not told.
     #[must_use]
     pub fn window_bytes(self, head: &[u8]) -> u64 {
         match (self, head) {
@@ -67,6 +67,7 @@ impl Codec {
                 let content = field.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
                 if len == 2 { content + 256 } else { content }
             }
+            (Self::Xz, head) => xz_dictionary(head).unwrap_or(0),
             _ => 0,
         }
     }
@@ -123,6 +124,27 @@ impl Codec {
         };
         Ok(Box::new(Explained { decoder, codec: self }))
     }
+}
+
+/// The dictionary that the first block of xz asks for (`xz-file-format.txt`, sections 3.1 and 5.3.1).
+fn xz_dictionary(head: &[u8]) -> Option<u64> {
+    let (flags, mut rest) = head.get(13..)?.split_first()?;
+    // The block's sizes, of which each byte but the last has its highest bit set.
+    for size in [0x40, 0x80] {
+        if flags & size != 0 {
+            let len = 1 + rest.iter().position(|byte| byte & 0x80 == 0)?;
+            rest = &rest[len..];
+        }
+    }
+    for _ in 0..=flags & 3 {
+        let [filter, len, more @ ..] = rest else { return None };
+        if *filter == 0x21 {
+            let log = u64::from(more.first()? & 0x3F);
+            return (log <= 40).then(|| (2 | log & 1) << (log / 2 + 11));
+        }
+        rest = more.get(usize::from(*len)..)?;
+    }
+    None
 }
 
 enum Decoder {
@@ -258,4 +280,30 @@ fn explain(codec: Codec, place: Place, error: io::Error) -> io::Error {
         ),
     };
     io::Error::new(error.kind(), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dictionaries_of_xz_are_told_by_its_first_bytes() {
+        let window = |head: &[u8]| Codec::Xz.window_bytes(head);
+        let begin = b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46";
+        // What xz -0, -9, -T2 -6 and --x86 --lzma2=preset=6 make.
+        for (block, len) in [
+            (&b"\x02\0\x21\x01\x0c\0\0\0"[..], 256 << 10),
+            (b"\x02\0\x21\x01\x1c\0\0\0", 64 << 20),
+            (b"\x04\xc0\x0a\x06\x21\x01\x16\0\0\0", 8 << 20),
+            (b"\x02\x01\x04\0\x21\x01\x16\0", 8 << 20),
+            (b"\x02\0\x21\x01\x29\0\0\0", 0),
+            (b"\x02\0\x03\x01\x1c\0\0\0", 0),
+        ] {
+            let head = [&begin[..], block].concat();
+            assert_eq!(window(&head), len, "{block:x?}");
+            for cut in 0..head.len() {
+                assert!(window(&head[..cut]) == 0 || window(&head[..cut]) == len);
+            }
+        }
+    }
 }

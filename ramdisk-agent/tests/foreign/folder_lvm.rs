@@ -383,7 +383,7 @@ fn a_volume_group_in_two_partitions_comes_back() {
     let said = |devices: &[Device; 2]| {
         let both = format!("{},{}", devices[0].path(), devices[1].path());
         let commands = [
-            "pvs --noheadings -o pv_uuid,pv_size,pv_used,pe_start,pv_mda_size,dev_size,pv_in_use",
+            "pvs --noheadings -O pv_uuid -o pv_uuid,pv_size,pv_used,pe_start,pv_mda_size,dev_size,pv_in_use",
             "vgs --noheadings -o vg_name,vg_uuid,vg_attr,vg_extent_count,vg_free_count,vg_seqno,vg_mda_count",
             "lvs --noheadings --segments -o lv_name,lv_uuid,lv_attr,lv_size,seg_pe_ranges",
             "vgck vg",
