@@ -288,9 +288,10 @@ fn beside(
     let others = match store::list(&folder, options) {
         Ok(others) => others,
         Err(error) => {
-            return Err(
-                unreadable.unwrap_or_else(|| missing("which was looked for").because(error))
-            );
+            // A web server has no lists, and a job's token is for files whose names are known.
+            let why =
+                "which is not beside it by that name, and what else is there cannot be listed";
+            return Err(unreadable.unwrap_or_else(|| missing(why).because(error)));
         }
     };
     others

@@ -93,7 +93,9 @@ fn a_delta_with_its_base_beside_it() {
     // Under another name it cannot be looked for: folders of web servers are not listed.
     std::fs::rename(served("a.img.zst"), served("c.img.zst")).unwrap();
     let output = agent(&["verify", &server.http("b.imgd")], &[]);
-    assert!(text(&output).contains("give --base"), "{}", text(&output));
+    let words =
+        "is not beside it by that name, and what else is there cannot be listed; give --base";
+    assert!(text(&output).contains(words), "{}", text(&output));
     done(&["verify", &server.http("b.imgd"), "--base", &server.http("c.img.zst")], &[]);
 }
 
