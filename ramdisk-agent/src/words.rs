@@ -16,13 +16,13 @@ pub fn describe(summary: &Summary) -> String {
 
 fn describe_capture(s: &CaptureSummary) -> String {
     let mut text = format!(
-        "captured   {} of disk, {} kept, in {}\nstored     {} ({:.1} % of what was kept)\nre-read    {} in {}, all hashes \
+        "captured   {} of disk, {} kept, in {}\nstored     {}{}\nre-read    {} in {}, all hashes \
          right\ntotal      {}\nroot       {}",
         size(s.disk_bytes),
         size(s.data_bytes),
         rate(s.data_bytes, s.capture_ms),
         size(s.stored_bytes),
-        percent(s.stored_bytes, s.data_bytes),
+        share_of_kept(s.stored_bytes, s.data_bytes),
         size(s.reread_bytes),
         seconds(s.verify_ms),
         seconds(s.total_ms),
@@ -108,10 +108,14 @@ fn rate(bytes: u64, ms: u64) -> String {
     format!("{} ({}/s)", seconds(ms), size(bytes.saturating_mul(1000) / ms.max(1)))
 }
 
-fn percent(part: u64, whole: u64) -> f64 {
+/// Nothing where nothing was kept: an empty disk has an image, too.
+fn share_of_kept(stored: u64, kept: u64) -> String {
+    if kept == 0 {
+        return String::new();
+    }
     #[allow(clippy::cast_precision_loss, reason = "one decimal of a percentage")]
-    let share = part as f64 / whole.max(1) as f64;
-    share * 100.0
+    let share = stored as f64 / kept as f64;
+    format!(" ({:.1} % of what was kept)", share * 100.0)
 }
 
 /// Says something on standard error that the summary says as well.
@@ -119,4 +123,15 @@ pub fn note(what: &str) {
     let text: String = what.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     // With standard error gone the summary still says it.
     let _ = writeln!(std::io::stderr(), "imprint-agent: note: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_image_has_of_what_was_kept() {
+        assert_eq!(share_of_kept(1, 2), " (50.0 % of what was kept)");
+        assert_eq!(share_of_kept(13_976, 0), "");
+    }
 }
