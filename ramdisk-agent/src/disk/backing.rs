@@ -61,7 +61,7 @@ impl Disk {
     /// The same for the bulk of what is written to a target, and for reading that back, always past the file's cache. What the device itself
     /// has in memory was dropped; [`Disk::drop_cache`] does so again once everything is written. `None` too where the kernel cannot pass
     /// by the file's cache, and where the device begins in the middle of the file: what is told of a bad sector counts from the device's
-    /// begin. Sound while a [`DirectBacking`] is held or the device has direct I/O anyway.
+    /// begin. Given only with direct I/O, be it its own or by [`Disk::direct_backing`], which is to be held as long.
     #[must_use]
     pub fn file_beneath_for_writing(&self) -> Option<Self> {
         let is_direct = sysfs_dir(self.file.metadata().ok()?.rdev())
