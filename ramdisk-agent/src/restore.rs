@@ -194,7 +194,9 @@ impl Work<'_> {
         memory::give_back();
         let started = Instant::now();
         self.progress.begin(Stage::Flushing, 0);
-        self.bulk.flush()?;
+        if !std::ptr::eq(self.bulk, self.target) {
+            self.bulk.flush()?;
+        }
         self.target.flush()?;
         self.target.drop_cache();
         let flush_ms = millis(started);
