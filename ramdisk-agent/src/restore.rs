@@ -104,7 +104,7 @@ pub fn run(
     let mut work = Work {
         image,
         target,
-        bulk: beneath.as_ref().unwrap_or(target),
+        beneath: beneath.as_ref(),
         plan,
         options,
         progress,
@@ -173,8 +173,8 @@ fn finished(mut summary: RestoreSummary, start: Instant, progress: &Progress) ->
 struct Work<'a> {
     image: &'a dyn DiskImage,
     target: &'a Disk,
-    /// Where frames are written to and read from: the target, or what it is made of (`disk/backing.rs`).
-    bulk: &'a Disk,
+    /// The file that the target is made of, if frames are written to that and read from it (`disk/backing.rs`).
+    beneath: Option<&'a Disk>,
     plan: &'a RestorePlan,
     options: &'a RestoreOptions,
     progress: &'a Arc<Progress>,
@@ -194,8 +194,8 @@ impl Work<'_> {
         memory::give_back();
         let started = Instant::now();
         self.progress.begin(Stage::Flushing, 0);
-        if !std::ptr::eq(self.bulk, self.target) {
-            self.bulk.flush()?;
+        if let Some(beneath) = self.beneath {
+            beneath.flush()?;
         }
         self.target.flush()?;
         self.target.drop_cache();
@@ -204,8 +204,10 @@ impl Work<'_> {
         let started = Instant::now();
         let mut readback_bytes = self.read_back()?;
         let verify_ms = millis(started);
-        // What somebody was reading when it was dropped before stayed, and may be older than what was written past it.
-        self.target.drop_cache();
+        if self.beneath.is_some() {
+            // What somebody was reading when it was dropped before stayed, and may be older than what was written past it.
+            self.target.drop_cache();
+        }
 
         let mut changes = self.plan.changes.clone();
         changes.extend(summary.changes.iter().cloned());
@@ -259,10 +261,15 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Where frames are written to and read from.
+    fn bulk(&self) -> &Disk {
+        self.beneath.unwrap_or(self.target)
+    }
+
     fn medium(&self) -> Medium<'_> {
         Medium {
             image: self.image,
-            target: self.bulk,
+            target: self.bulk(),
             plan: self.plan,
             meter: self.progress.meter(),
         }
@@ -341,7 +348,7 @@ impl Work<'_> {
                     ..index(piece.image.end - entry.logical_offset);
                 let len = within.len() as u64;
                 self.progress.meter().time(Part::WriteTarget, len, || {
-                    self.bulk.write_direct(&content[within], piece.target)
+                    self.bulk().write_direct(&content[within], piece.target)
                 })?;
                 written += len;
             }
@@ -432,7 +439,7 @@ impl Work<'_> {
         for piece in kept(entry).into_iter().flat_map(|range| places.pieces(range)) {
             let within = index(piece.image.start - base)..index(piece.image.end - base);
             let held = &mut held.as_mut_slice()[within.clone()];
-            self.bulk.read_direct(held, piece.target).ok()?;
+            self.bulk().read_direct(held, piece.target).ok()?;
             let pairs = held.chunks(sector).zip(content[within].chunks(sector));
             if let Some(n) = pairs.into_iter().position(|(is, should)| is != should) {
                 let at = piece.target + (n * sector) as u64;

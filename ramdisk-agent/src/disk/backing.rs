@@ -46,9 +46,14 @@ impl Disk {
     /// The file beneath a loop device, and where in it the device begins; `None`: it is none.
     #[must_use]
     pub fn backing_file(&self) -> Option<(PathBuf, u64)> {
-        let dir = sysfs_dir(self.file.metadata().ok()?.rdev())?.join("loop");
-        let offset = read_text(&dir.join("offset"))?.parse().ok()?;
-        Some((read_text(&dir.join("backing_file"))?.into(), offset))
+        let offset = self.loop_says("offset")?.parse().ok()?;
+        Some((self.loop_says("backing_file")?.into(), offset))
+    }
+
+    /// What the kernel says of a loop device; `None`: it is none.
+    fn loop_says(&self, what: &str) -> Option<String> {
+        let dir = sysfs_dir(self.file.metadata().ok()?.rdev())?;
+        read_text(&dir.join("loop").join(what))
     }
 
     /// The file beneath a loop device as a disk, for reading what is on the device. `None`: it is none, or one over something else than a
@@ -64,9 +69,7 @@ impl Disk {
     /// begin. Given only with direct I/O, be it its own or by [`Disk::direct_backing`], which is to be held as long.
     #[must_use]
     pub fn file_beneath_for_writing(&self) -> Option<Self> {
-        let is_direct = sysfs_dir(self.file.metadata().ok()?.rdev())
-            .and_then(|dir| read_text(&dir.join("loop/dio")))
-            .is_some_and(|dio| dio == "1");
+        let is_direct = self.loop_says("dio")? == "1";
         let beneath = is_direct.then(|| self.open_beneath(For::Writing))??;
         let usable = beneath.direct.is_some() && beneath.origin == self.origin;
         (usable && sys::block::drop_cache(&self.file).is_ok()).then_some(beneath)
@@ -105,9 +108,8 @@ impl Disk {
 
     /// The file beneath a loop device that goes through its page cache.
     fn cached_backing(&self) -> Option<PathBuf> {
-        let dir = sysfs_dir(self.file.metadata().ok()?.rdev())?.join("loop");
-        let is_cached = read_text(&dir.join("dio"))? == "0";
-        is_cached.then(|| read_text(&dir.join("backing_file")).map(PathBuf::from))?
+        let is_cached = self.loop_says("dio")? == "0";
+        is_cached.then(|| self.loop_says("backing_file").map(PathBuf::from))?
     }
 
     /// Forgets what is cached of the file beneath, as far as it can be found.
