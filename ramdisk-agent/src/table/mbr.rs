@@ -199,18 +199,16 @@ fn counted_in(
     sectors: Sectors,
     own: Option<&Table>,
 ) -> io::Result<Counted> {
-    let is_own = match own {
-        Some(own) => holds_a_volume(src, own)?,
-        None => false,
-    };
-    if is_own {
-        return Ok(Counted::BySectors);
-    }
     let mut counted = Counted::BySectors;
     for bytes in SECTOR_BYTES.into_iter().filter(|bytes| *bytes != sectors.bytes) {
         let Ok(other) = table(src, mbr, Sectors::new(sectors.disk_bytes, bytes)?)? else {
             continue;
         };
+        if let Some(own) = own
+            && holds_a_volume(src, own)?
+        {
+            return Ok(Counted::BySectors);
+        }
         if holds_a_volume(src, &other)? {
             return Ok(Counted::Otherwise(bytes));
         }
