@@ -38,11 +38,12 @@ impl Clonezilla<'_> {
             return refused("LUKS in it: restore it with Clonezilla and capture that disk");
         }
         let mut parts = Parts::new(Self::FORMAT);
-        let (dump, disk_len) = match self.whole_disk(disk)? {
+        let list = self.list_of_groups()?;
+        let (dump, disk_len) = match self.whole_disk(disk, &list)? {
             Some(whole) => whole,
             None => self.add_table(&mut parts, disk)?,
         };
-        let groups = Groups::read(self, disk, &dump)?;
+        let groups = Groups::parse(&list, disk, &dump)?;
         self.add_groups(&mut parts, &groups, &dump)?;
         for partition in dump.partitions.iter().filter(|partition| !groups.are_on(partition)) {
             self.add_saved(&mut parts, &partition.name, &Place::of(partition))?;

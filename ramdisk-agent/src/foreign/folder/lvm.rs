@@ -24,16 +24,8 @@ const ADVICE: &str = "restore it with Clonezilla and capture that disk";
 pub struct Groups(BTreeMap<String, BTreeMap<String, String>>);
 
 impl Groups {
-    /// Reads the list, if there is one.
-    pub fn read(clonezilla: &Clonezilla<'_>, disk: &str, dump: &Dump) -> Result<Self> {
-        if !clonezilla.folder.names.contains(LIST) {
-            return Ok(Self::default());
-        }
-        let text = clonezilla.folder.text(LIST, Clonezilla::FORMAT)?;
-        Self::parse(&text, disk, dump)
-    }
-
-    fn parse(text: &str, disk: &str, dump: &Dump) -> Result<Self> {
+    /// The groups that the list tells of.
+    pub fn parse(text: &str, disk: &str, dump: &Dump) -> Result<Self> {
         let mut groups = Self::default();
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             let words: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -73,18 +65,27 @@ impl Groups {
 }
 
 impl Clonezilla<'_> {
+    /// The list of physical volumes; empty if there is none.
+    pub fn list_of_groups(&self) -> Result<String> {
+        self.text_if_there(LIST)
+    }
+
+    fn text_if_there(&self, name: &str) -> Result<String> {
+        let is_there = self.folder.names.contains(name);
+        if is_there { self.folder.text(name, Self::FORMAT) } else { Ok(String::new()) }
+    }
+
     /// A disk that is a physical volume itself, as its only partition, with its length.
-    pub fn whole_disk(&self, disk: &str) -> Result<Option<(Dump, u64)>> {
-        let text = |name: &str| -> Result<String> {
-            let is_there = self.folder.names.contains(name);
-            if is_there { self.folder.text(name, Self::FORMAT) } else { Ok(String::new()) }
-        };
+    pub fn whole_disk(&self, disk: &str, list: &str) -> Result<Option<(Dump, u64)>> {
         let device = format!("/dev/{disk}");
-        let is_listed = text(LIST)?.lines().any(|line| {
+        let is_listed = list.lines().any(|line| {
             line.split_ascii_whitespace().nth(1).is_some_and(|listed| listed == device)
         });
-        let has_table = text(&format!("{disk}-pt.sf"))?.lines().any(|l| l.starts_with("/dev/"));
-        if !is_listed || has_table {
+        if !is_listed {
+            return Ok(None);
+        }
+        let table = self.text_if_there(&format!("{disk}-pt.sf"))?;
+        if table.lines().any(|line| line.starts_with("/dev/")) {
             return Ok(None);
         }
         let name = format!("{disk}-pt.parted");
