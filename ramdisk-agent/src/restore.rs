@@ -54,7 +54,6 @@ use crate::progress::{Progress, millis};
 use crate::ranges::{self, BRIDGE_LEN};
 use crate::sys::memory;
 use crate::telemetry;
-use crate::verify;
 
 /// Looks at image and target and makes the plan. Writes nothing; refuses what must not be done.
 pub fn plan(image: &dyn DiskImage, target: &Disk, options: &RestoreOptions) -> Result<RestorePlan> {
@@ -385,8 +384,8 @@ impl Work<'_> {
     fn read_back(&self) -> Result<u64> {
         self.progress.begin(Stage::Verifying, self.image.disk_len());
         let meter = self.progress.meter();
-        meter.set_threads(verify::readers());
-        let workers = (0..verify::readers())
+        meter.set_threads(medium::readers());
+        let workers = (0..medium::readers())
             .map(|_| {
                 let mut buffer = AlignedBuf::new(index(u64::from(self.image.span_len())));
                 move |entry: FrameEntry| {
@@ -404,7 +403,7 @@ impl Work<'_> {
             .collect::<Vec<_>>();
         let mut total = 0;
         let frames = self.frames(|_| true);
-        pipeline::run(frames, workers, verify::readers() * 2, |(len, read): (u32, u64)| {
+        pipeline::run(frames, workers, medium::readers() * 2, |(len, read): (u32, u64)| {
             total += read;
             self.progress.advance(u64::from(len), read)
         })?;

@@ -16,7 +16,7 @@ use agent_api::{Part, RestoreOptions, Stage};
 use image_format::{FrameEntry, RunKind};
 
 use super::commit::Piece;
-use super::medium::{Held, Medium};
+use super::medium::{self, Held, Medium};
 use super::plan::RestorePlan;
 use super::{byte_ranges, index, kept, ranges};
 use crate::buffer::AlignedBuf;
@@ -25,7 +25,6 @@ use crate::error::Result;
 use crate::image::DiskImage;
 use crate::pipeline;
 use crate::progress::Progress;
-use crate::verify;
 
 /// A disk on which more frames than this have a sector that cannot be read is not written to.
 const MAX_UNREADABLE: usize = 16;
@@ -78,8 +77,8 @@ pub fn compare(
     progress.begin(Stage::Comparing, image.disk_len());
     let span_len = index(u64::from(image.span_len()));
     let meter = progress.meter();
-    meter.set_threads(verify::readers());
-    let workers = (0..verify::readers())
+    meter.set_threads(medium::readers());
+    let workers = (0..medium::readers())
         .map(|_| {
             let mut buffer = AlignedBuf::new(span_len);
             move |entry: FrameEntry| {
@@ -107,7 +106,7 @@ pub fn compare(
         }
         frame => Some(frame),
     });
-    pipeline::run(frames, workers, verify::readers() * 2, |(frame, len, compared)| {
+    pipeline::run(frames, workers, medium::readers() * 2, |(frame, len, compared)| {
         match compared {
             Ok(held) => {
                 found.compared_bytes += held.read;

@@ -8,10 +8,18 @@ use image_format::{Decoder, FrameEntry, FrameKind, RunKind};
 
 use super::plan::RestorePlan;
 use super::{BRIDGE_LEN, byte_ranges, index, kept, ranges};
+use crate::capture::cores;
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::image::DiskImage;
 use crate::telemetry::Meter;
+
+/// How many reads of a target are under way at once. Each has a buffer of one span (4 MiB) and waits for the disk most of the time, so
+/// there are more than of an image, where each needs three times as much and a processor.
+#[must_use]
+pub fn readers() -> usize {
+    (cores() * 2).clamp(8, 16)
+}
 
 /// The target, seen through the plan.
 #[derive(Clone, Copy)]
