@@ -206,11 +206,15 @@ async fn metrics(State(controller): State<Arc<Controller>>) -> Result<String, Ap
         // Writing to a String does not fail.
         let _ = writeln!(text, "imprint_jobs{{action=\"{action}\",state=\"{state}\"}} {count}");
     }
-    let up = i32::from(controller.dhcp.as_ref().is_none_or(|dhcp| dhcp.is_running()));
+    // Where another server does DHCP nothing is known of it.
+    if let Some(dhcp) = &controller.dhcp {
+        let up = i32::from(dhcp.is_running());
+        let _ = writeln!(text, "# TYPE imprint_dhcp_up gauge\nimprint_dhcp_up {up}");
+    }
+    let version = env!("CARGO_PKG_VERSION");
     let _ = writeln!(
         text,
-        "# TYPE imprint_dhcp_up gauge\nimprint_dhcp_up {up}\n# TYPE imprint_build_info gauge\nimprint_build_info{{version=\"{}\"}} 1",
-        env!("CARGO_PKG_VERSION")
+        "# TYPE imprint_build_info gauge\nimprint_build_info{{version=\"{version}\"}} 1"
     );
     Ok(text)
 }

@@ -229,7 +229,7 @@ impl Bmcs {
                     self.db.set_bmc_refused(host.id).await?;
                     return Err(BmcError::Refused(host.name));
                 }
-                Err(ipmi::Failure::Unreachable(detail)) => {
+                Err(ipmi::Failure::NoAnswer(detail) | ipmi::Failure::Unreachable(detail)) => {
                     BmcError::Unreachable { host: host.name.clone(), detail }
                 }
                 Err(ipmi::Failure::Other(detail)) => {

@@ -44,15 +44,15 @@ enum Command {
     Restore(jobs::RestoreArgs),
     /// List images
     Images(images::ListArgs),
-    /// Show, enter and remove images
+    /// Show, enter, copy, check and remove images
     #[command(subcommand)]
     Image(images::ImageCommand),
-    /// Name, show and forget stores, where images lie
+    /// Name, show, try out, change and forget stores, where images lie
     #[command(subcommand)]
     Store(stores::StoreCommand),
     /// List jobs
     Jobs(jobs::ListArgs),
-    /// Show, cancel and resume jobs
+    /// Show, approve, cancel and resume jobs
     #[command(subcommand)]
     Job(jobs::JobCommand),
     /// Follow a job until it ends

@@ -39,7 +39,9 @@ pub struct Target {
 pub enum Failure {
     /// Wrong user or password.
     Refused,
-    /// No answer.
+    /// No answer to the very first request, which is the same for every cipher suite, or nobody to ask.
+    NoAnswer(String),
+    /// No session.
     Unreachable(String),
     /// Anything else.
     Other(String),
@@ -62,7 +64,9 @@ pub async fn run(
     for cipher in known.map_or(CIPHERS.to_vec(), |c| vec![c]) {
         match run_with(tool, target, cipher, args).await {
             Ok(said) => return Ok((said, cipher)),
-            Err(failure @ (Failure::Refused | Failure::Tool(_))) => return Err(failure),
+            Err(failure @ (Failure::Refused | Failure::NoAnswer(_) | Failure::Tool(_))) => {
+                return Err(failure);
+            }
             Err(failure) => last = Some(failure),
         }
     }
@@ -124,10 +128,9 @@ fn judge(stdout: &str, stderr: &str) -> Failure {
         .filter(|c| !c.is_control())
         .take(DETAIL_MAX)
         .collect();
-    if said("Unable to establish")
-        || said("Get Auth Capabilities error")
-        || said("Address lookup for")
-    {
+    if said("Get Auth Capabilities error") || said("Address lookup for") {
+        Failure::NoAnswer(detail)
+    } else if said("Unable to establish") {
         Failure::Unreachable(detail)
     } else {
         Failure::Other(detail)
@@ -136,6 +139,9 @@ fn judge(stdout: &str, stderr: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -146,8 +152,34 @@ mod tests {
         assert!(matches!(judge("", user), Failure::Refused));
         let dead =
             "Get Auth Capabilities error\nError: Unable to establish IPMI v2 / RMCP+ session\n";
-        assert!(matches!(judge("", dead), Failure::Unreachable(_)));
+        assert!(matches!(judge("", dead), Failure::NoAnswer(_)));
+        let suite = "Error in open session response message : no matching cipher suite\nError: Unable to establish IPMI v2 / RMCP+ session\n";
+        assert!(matches!(judge("", suite), Failure::Unreachable(_)));
         let busy = "Set Chassis Power Control to Up/On failed: Node busy\n";
         assert!(matches!(judge("", busy), Failure::Other(_)));
+    }
+    /// Each run takes 18 s, and a caller waits for four rounds of them.
+    #[tokio::test]
+    async fn a_bmc_that_does_not_answer_is_not_asked_for_another_cipher_suite() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs_of = async |says: &str| {
+            let (tool, runs) = (folder.path().join("ipmitool"), folder.path().join("runs"));
+            let script =
+                format!("#!/bin/sh\necho >> {}\necho '{says}' >&2\nexit 1\n", runs.display());
+            std::fs::write(&tool, script).unwrap();
+            std::fs::set_permissions(&tool, Permissions::from_mode(0o755)).unwrap();
+            let target = Target {
+                host: "10.0.0.7".to_owned(),
+                port: 623,
+                user: "admin".to_owned(),
+                password: Secret::random(),
+            };
+            run(&tool, &target, None, &["chassis", "power", "status"]).await.unwrap_err();
+            let count = std::fs::read_to_string(&runs).unwrap().lines().count();
+            std::fs::remove_file(&runs).unwrap();
+            count
+        };
+        assert_eq!(runs_of("Get Auth Capabilities error").await, 1);
+        assert_eq!(runs_of("Error: Unable to establish IPMI v2 / RMCP+ session").await, 2);
     }
 }

@@ -217,6 +217,8 @@ async fn the_service_tells_about_itself() {
     let response = served.send(Method::GET, "/metrics", &served.token, None).await;
     let text = response.text().await.unwrap();
     assert!(text.contains("imprint_jobs{action=\"capture\""), "{text}");
+    // It was started with --no-dhcp.
+    assert!(!text.contains("imprint_dhcp_up"), "{text}");
     let description = served.get("/openapi.json").await;
     assert!(description["openapi"].as_str().unwrap().starts_with("3."), "{description}");
 }

@@ -202,7 +202,9 @@ async fn the_images_of_a_layout_come_from_the_catalogue_and_from_stores() {
     let of = |image: &str| json!({"partition": [{"image": image, "size": "1G"}]});
     let wrong = json!({"partition": [{"image": "b", "expect-root": a}]});
     let empty = json!({"partition": []});
+    let without_a = json!({"partition": [{"image": "b"}, {"size": "1G"}]});
     for (layout, status) in [
+        (without_a, 422),
         (of("none"), 404),
         (of("store:none/a"), 404),
         (of("store:nas/../a"), 422),
@@ -218,6 +220,11 @@ async fn the_images_of_a_layout_come_from_the_catalogue_and_from_stores() {
         {"image": "store:local/c.img.zst"},
         {"format": "swap", "size": "1G"},
     ]});
+    let (status, job) = served.post("/v1/jobs", wish(of("a"))).await;
+    assert_eq!(status, 202, "{job}");
+    let named = job["id"].as_i64().unwrap();
+    served.post(&format!("/v1/jobs/{named}/cancel"), json!({})).await;
+    served.wait_state(named, "cancelled").await;
     let (status, job) = served.post("/v1/jobs", wish(layout)).await;
     assert_eq!(status, 202, "{job}");
     let job = job["id"].as_i64().unwrap();

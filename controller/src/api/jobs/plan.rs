@@ -81,6 +81,7 @@ pub(super) async fn plan(
             for partition in options.layout.iter_mut().flat_map(|layout| &mut layout.partitions) {
                 layout_place(controller, partition).await?;
             }
+            check_own_image(&options, &image.name, &image.url)?;
             (Options::Restore(options), image.url.parse()?)
         }
     };
@@ -163,6 +164,21 @@ async fn layout_place(
     }
     partition.image = Some(place.to_string());
     Ok(())
+}
+
+/// Refuses a layout into which nothing of the job's own image goes, as agents do when the machine has booted into one.
+fn check_own_image(options: &RestoreOptions, name: &str, place: &str) -> Result<(), ApiError> {
+    let Some(layout) = &options.layout else { return Ok(()) };
+    let is_own = |partition: &LayoutPartition| match &partition.image {
+        Some(image) => image == place,
+        None => partition.has_content(),
+    };
+    if layout.partitions.iter().any(is_own) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!(
+        "no partition of the layout comes from {name}: give one of them image-partition, or make another image of the layout the job's"
+    )))
 }
 
 /// The options of an action. A name that is not known is a mistake of the caller. Agents refuse those, too, and it would not be noticed
