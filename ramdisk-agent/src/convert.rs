@@ -32,6 +32,10 @@ const GZIP_LEVEL: u32 = 6;
 
 /// What the name of a whole image ends in.
 pub const IMAGE_SUFFIX: &str = ".img.zst";
+/// How those of raw disks end.
+const RAW_SUFFIXES: [&str; 3] = [".img", ".raw", ".dd"];
+/// How those of raw disks in a gzip stream end.
+const GZIP_SUFFIX: &str = ".gz";
 
 /// Options of a conversion.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -100,11 +104,11 @@ impl Format {
             let level = range(MAX_LEVEL)?.unwrap_or(agent_api::CaptureOptions::default().level);
             return Ok(Self::Image { level });
         }
-        if name.ends_with(".gz") {
+        if name.ends_with(GZIP_SUFFIX) {
             let level = range(9)?.map_or(GZIP_LEVEL, i32::unsigned_abs);
             return Ok(Self::Gzip { level });
         }
-        if [".img", ".raw", ".dd"].iter().any(|suffix| name.ends_with(suffix)) {
+        if RAW_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)) {
             if level.is_some() {
                 return Err(Error::refused("a raw disk has no compression level"));
             }
@@ -115,6 +119,12 @@ impl Format {
              .gz (a raw disk, compressed)"
         )))
     }
+}
+
+/// Whether a file of this name is taken for a raw disk, or for one in a gzip stream.
+pub(crate) fn is_name_of_raw_disk(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    RAW_SUFFIXES.iter().chain([&GZIP_SUFFIX]).any(|suffix| name.ends_with(suffix))
 }
 
 /// Converts `source` to `target`.

@@ -10,6 +10,7 @@ use image_format::{
     Decoder, EncodedFrame, Encoder, FrameEntry, FrameKind, Hash, ImageReader, Parent, Runs,
 };
 
+use crate::convert::{IMAGE_SUFFIX, is_name_of_raw_disk};
 use crate::error::{Error, Result};
 use crate::image::{Chain, DELTA_SUFFIX, DiskImage, Fetch, MAX_CHAIN_LEN};
 use crate::opening::{parse_url, parse_urls, store_options};
@@ -37,6 +38,11 @@ impl Base {
             if is_delta {
                 return Err(Error::refused(format!(
                     "{target} ends in {DELTA_SUFFIX}, as the difference to another image does: give --base with that image"
+                )));
+            }
+            if target.file_name().is_some_and(is_name_of_raw_disk) {
+                return Err(Error::refused(format!(
+                    "{target} is the name of a raw disk, and a capture makes an image: end the name in {IMAGE_SUFFIX}"
                 )));
             }
             return Ok(None);
