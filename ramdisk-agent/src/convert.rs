@@ -32,9 +32,7 @@ const GZIP_LEVEL: u32 = 6;
 
 /// What the name of a whole image ends in.
 pub const IMAGE_SUFFIX: &str = ".img.zst";
-/// How those of raw disks end.
-const RAW_SUFFIXES: [&str; 3] = [".img", ".raw", ".dd"];
-/// How those of raw disks in a gzip stream end.
+/// What those of raw disks in a gzip stream end in.
 const GZIP_SUFFIX: &str = ".gz";
 
 /// Options of a conversion.
@@ -108,7 +106,7 @@ impl Format {
             let level = range(9)?.map_or(GZIP_LEVEL, i32::unsigned_abs);
             return Ok(Self::Gzip { level });
         }
-        if RAW_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)) {
+        if [".img", ".raw", ".dd"].iter().any(|suffix| name.ends_with(suffix)) {
             if level.is_some() {
                 return Err(Error::refused("a raw disk has no compression level"));
             }
@@ -121,10 +119,10 @@ impl Format {
     }
 }
 
-/// Whether a file of this name is taken for a raw disk, or for one in a gzip stream.
+/// Whether a name says that its file is a raw disk, or one in a gzip stream. `.img` does not: all kinds of images are called so.
 pub(crate) fn is_name_of_raw_disk(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    RAW_SUFFIXES.iter().chain([&GZIP_SUFFIX]).any(|suffix| name.ends_with(suffix))
+    [".raw", ".dd", GZIP_SUFFIX].iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// Converts `source` to `target`.

@@ -241,7 +241,7 @@ fn names_say_what_an_image_is() {
     let flags = ["--base", base.to_str().unwrap()];
     try_capture(&rig.path("d1"), &rig.path("x.img.zst"), &flags).refused("refused", &[".imgd"]);
     try_capture(&rig.path("d1"), &rig.path("x.imgd"), &[]).refused("refused", &["--base"]);
-    for name in ["x.img", "x.RAW", "x.dd", "x.raw.gz"] {
+    for name in ["x.RAW", "x.dd", "x.raw.gz"] {
         let ran = try_capture(&rig.path("d1"), &rig.path(name), &[]);
         ran.refused("refused", &["raw disk", ".img.zst"]);
         assert!(!rig.path(name).exists(), "{name}");
