@@ -50,7 +50,7 @@ pub struct ConvertOptions {
     /// Where an image beneath a delta image is, if not beside its delta; may be given several times
     #[arg(long, value_name = "IMAGE")]
     pub base: Vec<String>,
-    /// Refuse a source whose disk is larger, in GiB
+    /// Refuse a source whose disk is larger, in GiB; 65536 unless given
     #[arg(long, value_name = "GIB")]
     pub max_size: Option<u64>,
     /// Make a raw disk of an image that lacks sectors which could not be read when it was made; they become zeros

@@ -83,7 +83,7 @@ pub enum Access {
 /// The disk in a foreign image, of which no more than the beginning was looked at.
 #[derive(Clone)]
 pub struct ForeignDisk {
-    /// What it is, for people: `qcow2`, `raw disk in a gzip stream`.
+    /// What it is, for people: `qcow2`, `raw disk in a stream of gzip`.
     pub format: String,
     /// The length that the image claims, if it claims one.
     pub declared_len: Option<u64>,
@@ -296,7 +296,7 @@ fn stream_of(codec: Option<Codec>, source: Source) -> Result<ForeignDisk> {
     let read =
         walk::fill(&mut decoded(codec, &source)?, &mut head).map_err(ForeignError::read(name))?;
     head.truncate(read);
-    let within = codec.map(|codec| format!(" in a {} stream", codec.name())).unwrap_or_default();
+    let within = codec.map(|codec| format!(" in a stream of {}", codec.name())).unwrap_or_default();
     let inner = source.clone();
     if partclone::is_partclone(&head) {
         let header = partclone::Header::parse(&head)?;

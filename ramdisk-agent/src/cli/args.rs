@@ -12,6 +12,15 @@ use crate::opening::parse_url;
 use crate::store::StoreUrl;
 use crate::store_check;
 
+const CAPTURE_USAGE: &str = "imprint-agent capture [OPTIONS] DISK IMAGE
+       imprint-agent capture [OPTIONS] --disk DISK IMAGE";
+const RESTORE_USAGE: &str = "imprint-agent restore [OPTIONS] IMAGE DISK
+       imprint-agent restore [OPTIONS] [IMAGE] DISK --layout FILE";
+const PLAN_RESTORE_USAGE: &str = "imprint-agent plan restore [OPTIONS] IMAGE DISK
+       imprint-agent plan restore [OPTIONS] [IMAGE] DISK --layout FILE";
+/// Where `--help` has the options of all commands: behind a command's own, and before itself.
+const LAST: usize = 998;
+
 /// Captures disks to images and imprints images on disks.
 #[derive(Debug, Parser)]
 #[command(name = "imprint-agent", version, max_term_width = 100)]
@@ -19,13 +28,13 @@ pub struct Cli {
     #[command(subcommand)]
     pub(super) command: Command,
     /// Print results as JSON on standard output
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = LAST)]
     pub(super) json: bool,
     /// How to show progress
-    #[arg(long, global = true, value_enum, default_value_t = ProgressFace::Auto)]
+    #[arg(long, global = true, value_enum, default_value_t = ProgressFace::Auto, display_order = LAST)]
     pub(super) progress: ProgressFace,
     /// A file with user=, password=, domain= or token= for the store, under [URL] lines for several
-    #[arg(long, global = true, value_name = "FILE", env = credentials::FILE_VARIABLE)]
+    #[arg(long, global = true, value_name = "FILE", env = credentials::FILE_VARIABLE, display_order = LAST)]
     pub(super) credentials: Option<PathBuf>,
     /// Cancel the work when nobody reads standard error any more, as whoever started it has ended
     #[arg(long, global = true, hide = true)]
@@ -47,8 +56,10 @@ pub(super) enum ProgressFace {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Save a disk, a partition or a disk file as an image; never writes to it
+    #[command(override_usage = CAPTURE_USAGE)]
     Capture(CaptureArgs),
     /// Write an image to a disk: shows the plan, asks, writes, reads back, and makes it bootable last
+    #[command(override_usage = RESTORE_USAGE)]
     Restore(RestoreArgs),
     /// Make an image, a raw disk or a gzip stream of one out of an image of any format that is read
     Convert(ConvertArgs),
@@ -207,7 +218,7 @@ impl RestoreWhat {
 pub(super) struct ConvertArgs {
     /// URL or path of the image, in any format that is read; of a folder for Clonezilla and FOG
     pub(super) source: String,
-    /// What to make: a path or URL that ends in .img.zst, .img, .raw or .gz; must not exist
+    /// What to make: a path or URL that ends in .img.zst, .img, .raw, .dd or .gz; must not exist
     pub(super) target: String,
     #[command(flatten)]
     pub(super) options: ConvertOptions,
@@ -237,6 +248,7 @@ pub(super) enum PlanCommand {
         options: CaptureOptions,
     },
     /// What a restore would destroy and write
+    #[command(override_usage = PLAN_RESTORE_USAGE)]
     Restore(RestoreWhat),
 }
 
@@ -262,4 +274,36 @@ pub(super) struct VerifyArgs {
     /// Another place of the same image, to read from as well; may be given several times
     #[arg(long, value_name = "URL")]
     pub(super) also: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn help_says_what_is_typed_and_has_the_options_of_a_command_together() {
+        let help = |words: &[&str]| {
+            let mut command = &mut Cli::command();
+            command.build();
+            for word in words {
+                command = command.find_subcommand_mut(word).unwrap();
+            }
+            command.render_long_help().to_string()
+        };
+        for words in [&["capture"][..], &["restore"], &["plan", "restore"]] {
+            let text = help(words);
+            let typed = format!("imprint-agent {} [OPTIONS] ", words.join(" "));
+            assert!(text.contains(&format!("Usage: {typed}")), "{text}");
+            assert!(!text.contains("]...\n\nArguments"), "{text}");
+            let place = |option: &str| text.rfind(&format!("\n      {option}")).expect(option);
+            let own = ["--description", "--limit", "--hostname", "--root-partition"];
+            let own = own.iter().filter(|option| text.contains(&format!("\n      {option} ")));
+            let last = own.map(|option| place(option)).max().unwrap();
+            for option in ["--json", "--progress", "--credentials"] {
+                assert!(place(option) > last, "{option} in:\n{text}");
+            }
+        }
+    }
 }

@@ -338,7 +338,7 @@ pub fn growth(
     }
     grow::check(kind).map_err(|e| {
         e.context(format!(
-            "the {kind} could not be grown; leave --grow out, and grow it in the restored system; nothing was written"
+            "the {kind} could not be grown; leave --grow (in a layout: grow) out, and grow it in the restored system; nothing was written"
         ))
     })?;
     Ok(Some(Growth { number, kind, start_bytes, len_bytes }))
