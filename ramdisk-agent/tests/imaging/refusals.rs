@@ -195,6 +195,9 @@ fn places_that_are_not_there() {
     let nowhere = dir.path().join("nowhere");
     let image = dir.path().join("a.img.zst");
     try_capture(&nowhere, &image, &[]).refused("not_found", &["nowhere"]);
+    let missing = Path::new("nowhere/disk.img");
+    try_capture(missing, &image, &[]).refused("not_found", &["nowhere/disk.img"]);
+    try_capture(Path::new("nowhere.img"), &image, &[]).refused("refused", &["./disk.raw"]);
     noise_file(&nowhere, 1 << 20, 1);
     try_restore(&image, &nowhere, &[]).refused("not_found", &["a.img.zst"]);
     try_restore(&nowhere, &nowhere, &[]).refused("refused", &["is the image itself"]);
