@@ -205,6 +205,17 @@ pub enum StoreError {
         /// The partial image.
         url: String,
     },
+    /// The image has its name, and the folder could not be flushed.
+    #[error(
+        "{url} is complete and has its name, but a power cut might undo that, since its folder could not be flushed; see to the disk that it is on, then verify the image or remove it and start again"
+    )]
+    NotDurable {
+        /// The image.
+        url: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
     /// A read past the end.
     #[error(
         "{url} ends at byte {len_bytes}, but bytes up to {wanted} were asked for; it is truncated"
@@ -263,6 +274,7 @@ impl StoreError {
             | Self::Protocol { .. }
             | Self::Replaced { .. }
             | Self::Lost { .. }
+            | Self::NotDurable { .. }
             | Self::KeepsForgetting { .. } => ErrorKind::Store,
             Self::Dead { .. } => ErrorKind::Internal,
         }
@@ -293,6 +305,7 @@ impl StoreError {
             | Self::Protocol { url, .. }
             | Self::Replaced { url }
             | Self::Lost { url }
+            | Self::NotDurable { url, .. }
             | Self::PastEnd { url, .. }
             | Self::KeepsForgetting { url, .. }
             | Self::Dead { url } => *url = rename(url),

@@ -18,7 +18,7 @@ use agent_api::StoreFacts;
 use rustix::fs::OFlags;
 
 use self::direct::DirectReads;
-use self::partial::sync_folder;
+use self::partial::sync_removed;
 use self::writer::FileWriter;
 use super::{Entry, ImageFile, ReadAt, Result, StoreError, StoreWriter};
 use crate::disk;
@@ -104,7 +104,7 @@ pub(super) fn list(folder: &Path) -> Result<Vec<Entry>> {
 pub(super) fn remove(path: &Path) -> Result<()> {
     fs::remove_file(path)
         .map_err(|source| StoreError::local("removing", path.display(), source))?;
-    sync_folder(path)
+    sync_removed(path)
 }
 
 #[derive(Debug)]
@@ -243,6 +243,36 @@ mod tests {
         assert!(matches!(writer.publish(), Err(StoreError::Exists { .. })));
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(names(folder.path()), ["x"]);
+    }
+
+    /// What is complete has its name: that its folder cannot be opened is no reason to say that it was refused.
+    #[test]
+    fn a_folder_that_may_be_written_to_and_not_read() {
+        use std::os::unix::fs::{PermissionsExt as _, chown};
+        const NOBODY: u32 = 65534;
+        let folder = tempfile::tempdir().unwrap();
+        let set_mode = |mode| fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode));
+        if rustix::process::geteuid().is_root() {
+            chown(folder.path(), Some(NOBODY), None).unwrap();
+        }
+        set_mode(0o300).unwrap();
+        let path = folder.path().join("x.img.zst");
+        // A thread has rights of its own, and so have those that it starts.
+        let as_nobody = std::thread::scope(|scope| {
+            let work = || {
+                nix::unistd::setfsuid(NOBODY.into());
+                assert!(fs::read_dir(folder.path()).is_err());
+                let mut writer = create(&path, On::Machine)?;
+                writer.append(b"content")?;
+                writer.publish()?;
+                assert_eq!(fs::read(&path).unwrap(), b"content");
+                remove(&path)
+            };
+            scope.spawn(work).join().unwrap()
+        });
+        set_mode(0o700).unwrap();
+        as_nobody.unwrap();
+        assert!(names(folder.path()).is_empty());
     }
 
     #[test]

@@ -157,13 +157,37 @@ pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a change of names durable.
-pub(super) fn sync_folder(path: &Path) -> Result<()> {
-    let folder = match path.parent() {
+/// Makes a change of names durable, here of the name that `file` has now. A folder that this user may write to and not read (a drop box)
+/// is not opened for that, and some file systems have no such flush for folders (9p, vboxsf: `EINVAL`): then all of the file system is flushed.
+pub(super) fn sync_name(path: &Path, file: &File) -> io::Result<()> {
+    match open_folder(path).and_then(|folder| folder.sync_all()) {
+        Err(error) if has_no_flush(&error) => Ok(rustix::fs::syncfs(file)?),
+        synced => synced,
+    }
+}
+
+/// The same where a name is gone. That it comes back after a power cut does no harm where it cannot be helped.
+pub(super) fn sync_removed(path: &Path) -> Result<()> {
+    match open_folder(path).and_then(|folder| folder.sync_all()) {
+        Err(error) if !has_no_flush(&error) => {
+            Err(StoreError::local("flushing", folder_of(path).display(), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn has_no_flush(error: &io::Error) -> bool {
+    let unknown = [libc::EACCES, libc::EPERM, libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP];
+    error.raw_os_error().is_some_and(|errno| unknown.contains(&errno))
+}
+
+fn open_folder(path: &Path) -> io::Result<File> {
+    File::open(folder_of(path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
-    };
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|source| StoreError::local("flushing", folder.display(), source))
+    }
 }

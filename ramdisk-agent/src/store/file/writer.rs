@@ -18,7 +18,7 @@ use crate::buffer::{AlignedBuf, DIRECT_ALIGN};
 
 use super::super::{ImageFile, Result, StoreError, StoreWriter, write_zeros};
 use super::direct::{self, Output};
-use super::partial::{create_partial, is_at, partial_of, remove_if_there, rename_new, sync_folder};
+use super::partial::{create_partial, is_at, partial_of, remove_if_there, rename_new, sync_name};
 use super::{FileImage, On, room};
 
 /// What one write call takes: enough that a disk is kept busy by one call at a time.
@@ -273,7 +273,10 @@ impl StoreWriter for FileWriter {
             }
         }
         self.published = true;
-        sync_folder(&self.path)
+        sync_name(&self.path, &self.file).map_err(|source| StoreError::NotDurable {
+            url: self.path.display().to_string(),
+            source,
+        })
     }
 
     fn abort(mut self: Box<Self>) -> Result<()> {
