@@ -82,11 +82,7 @@ impl Disk {
         let open =
             |flags: i32| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
         let file = open(exclusive).map_err(|e| match e.raw_os_error() {
-            Some(libc::EBUSY) => Error::refused(format!(
-                "{} is in use: something has it mounted or opened exclusively; unmount it first",
-                path.display()
-            ))
-            .because(e),
+            Some(libc::EBUSY) => claimed_error(path, e),
             _ => open_error(path, "opening for writing", e),
         })?;
         // The exclusive claim belongs to `file`; a second exclusive open would be refused as somebody else's. tmpfs has no
@@ -341,6 +337,20 @@ fn drop_file_cache(file: &File) {
     // It fails for what has no cache.
     let _ =
         nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+}
+
+/// Who has a device that cannot be claimed. Another restore has it locked as well, and that says which process it is.
+fn claimed_error(path: &Path, busy: std::io::Error) -> Error {
+    if let Err(locked) = Disk::open_source(path)
+        && locked.kind() == ErrorKind::Refused
+    {
+        return locked;
+    }
+    Error::refused(format!(
+        "{} is in use: something has it mounted or opened exclusively; unmount it first",
+        path.display()
+    ))
+    .because(busy)
 }
 
 fn open_error(path: &Path, doing: &str, error: std::io::Error) -> Error {

@@ -148,6 +148,32 @@ fn partitions_and_their_disk() {
     held.wait().unwrap();
 }
 
+/// The kernel keeps the second one out, and does not say why.
+#[test]
+fn two_restores_onto_one_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, image) = restored(dir.path());
+    let device = Loop::new(&disk.path, &[]);
+    let before = fs::metadata(&disk.path).unwrap().modified().unwrap();
+    let mut first = Command::new(env!("CARGO_BIN_EXE_imprint-agent"))
+        .args(["restore", "--yes", "--limit", "2M"])
+        .args([&*image, device.path()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    while fs::metadata(&disk.path).unwrap().modified().unwrap() == before {
+        assert!(first.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let pid = nix::unistd::Pid::from_raw(first.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let who = format!("{} is locked by process {pid} (imprint-agent)", device.text());
+    try_restore(&image, device.path(), &[]).refused("refused", &[&who, "under way"]);
+    first.kill().unwrap();
+    first.wait().unwrap();
+}
+
 #[test]
 fn what_is_mounted_by_another_node() {
     let dir = tempfile::tempdir().unwrap();
