@@ -6,6 +6,8 @@
 //! the stream is the one that is returned, whether the iterator, a worker or the sink made it. Nothing is detached: when
 //! [`run`] returns, every thread has ended.
 
+use std::thread::Builder;
+
 use agent_api::ErrorKind;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -15,7 +17,8 @@ use crate::error::{Error, Result};
 ///
 /// Each worker is a closure with its own state (compression context, buffers); there is one thread for each. `depth` is the
 /// number of jobs that may be under way or waiting for the sink, and at least the number of workers: with one worker and a depth of
-/// one, a job is through the sink before the next begins, all on the caller's thread.
+/// one, a job is through the sink before the next begins, all on the caller's thread. Where the system has no more threads to give, fewer
+/// workers do; without any the run fails.
 pub fn run<J, R, W>(
     jobs: impl Iterator<Item = Result<J>> + Send,
     workers: Vec<W>,
@@ -34,18 +37,26 @@ where
     let (order_in, order_out) = bounded::<Receiver<Result<R>>>(depth);
     let (work_in, work_out) = bounded::<(J, Sender<Result<R>>)>(depth);
     std::thread::scope(|scope| {
+        let feeder = move || feed(jobs, &order_in, &work_in);
+        // It ends when nobody takes what it has.
+        let feeder = Builder::new().spawn_scoped(scope, feeder).map_err(no_thread)?;
         let mut threads = Vec::with_capacity(workers.len() + 1);
         for mut work in workers {
             let work_out = work_out.clone();
-            threads.push(scope.spawn(move || {
+            let work = move || {
                 for (job, reply) in work_out {
                     // Nobody listens after an error further up the stream: the answer is not wanted then.
                     let _ = reply.send(work(job));
                 }
-            }));
+            };
+            match Builder::new().spawn_scoped(scope, work) {
+                Ok(thread) => threads.push(thread),
+                Err(error) if threads.is_empty() => return Err(no_thread(error)),
+                Err(_) => break,
+            }
         }
         drop(work_out);
-        threads.push(scope.spawn(move || feed(jobs, &order_in, &work_in)));
+        threads.push(feeder);
         let result = drain(order_out, &mut sink);
         // Joined one by one, so that the scope does not raise a panic again: it has printed its message and is an error here.
         let ended: Vec<_> = threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
@@ -83,6 +94,11 @@ fn drain<R>(
 
 fn panic_error() -> Error {
     Error::new(ErrorKind::Internal, "a thread of the pipeline panicked; its message is above")
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Internal, "starting a thread, of which this system allows no more")
+        .because(error)
 }
 
 fn feed<J, R>(

@@ -34,6 +34,7 @@ mod rescue;
 mod resumed;
 mod retarget;
 mod round_trip;
+mod scarce;
 mod signals;
 mod signatures;
 mod smaller;

@@ -86,7 +86,10 @@ impl FileWriter {
     pub(super) fn create(path: &Path, on: On, queue_chunks: usize) -> Result<Self> {
         let partial = partial_of(path)?;
         let file = create_partial(&partial, on)?;
-        Self::behind(path, partial, file, on, 0, queue_chunks)
+        Self::behind(path, partial.clone(), file, on, 0, queue_chunks).inspect_err(|_| {
+            // Nothing is in it, and whoever comes next replaces it.
+            let _ = fs::remove_file(&partial);
+        })
     }
 
     /// Goes on with a partial file that is ours, behind its first `len_bytes`, which are all that it has.
@@ -116,7 +119,7 @@ impl FileWriter {
                     Output { direct: direct::open(&file, &partial), file: Arc::clone(&file) };
                 move || write_thread(output, start, &queue, &give_back)
             })
-            .map_err(failed)?;
+            .map_err(|e| StoreError::local("starting a thread to write", path.display(), e))?;
         Ok(Self {
             queue_chunks,
             path: path.to_owned(),

@@ -52,11 +52,19 @@ impl HttpImage {
         let mut pieces = buffer.chunks_mut(piece_len).zip((offset..).step_by(piece_len));
         let Some((first, first_offset)) = pieces.next() else { return Ok(()) };
         std::thread::scope(|scope| {
-            let others: Vec<_> =
-                pieces.map(|(piece, at)| scope.spawn(move || self.read_piece(piece, at))).collect();
+            let start = |(piece, at)| {
+                let read = move || self.read_piece(piece, at);
+                std::thread::Builder::new().spawn_scoped(scope, read)
+            };
+            let others: Vec<_> = pieces.map(start).collect();
             let mut result = self.read_piece(first, first_offset);
             for other in others {
-                let ended = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                let ended = match other {
+                    Ok(thread) => {
+                        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                    }
+                    Err(e) => Err(StoreError::local("starting a thread to read", &self.url, e)),
+                };
                 result = result.and(ended);
             }
             result
