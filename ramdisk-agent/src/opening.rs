@@ -283,6 +283,11 @@ pub fn part_of(disk: Disk, options: &RestoreOptions) -> Result<Disk> {
 
 /// Parses a store's URL.
 pub fn parse_url(text: &str) -> Result<StoreUrl> {
+    if text == "-" {
+        return Err(Error::refused(
+            "'-' names no image: images are read twice, which a pipe cannot be; give a path or a URL (./- is a file of that name)",
+        ));
+    }
     text.parse().map_err(|e: store::UrlError| {
         Error::refused(format!("'{}' names no image", store::shown(text))).because(e)
     })

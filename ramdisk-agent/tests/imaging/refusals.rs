@@ -197,6 +197,10 @@ fn places_that_are_not_there() {
     try_capture(&nowhere, &image, &[]).refused("not_found", &["nowhere"]);
     let missing = Path::new("nowhere/disk.img");
     try_capture(missing, &image, &[]).refused("not_found", &["nowhere/disk.img"]);
+    for attempt in [["capture", nowhere.to_str().unwrap(), "-"], ["restore", "-", "/dev/null"]] {
+        agent(&attempt).refused("refused", &["'-' names no image"]);
+        assert!(!Path::new("-").exists() && !Path::new("-.partial").exists());
+    }
     try_capture(Path::new("nowhere.img"), &image, &[]).refused("refused", &["./disk.raw"]);
     noise_file(&nowhere, 1 << 20, 1);
     try_restore(&image, &nowhere, &[]).refused("not_found", &["a.img.zst"]);
