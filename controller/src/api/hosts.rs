@@ -31,8 +31,8 @@ const PASSWORD_MAX: usize = 20;
 #[derive(Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "driver", rename_all = "snake_case", deny_unknown_fields)]
 pub enum BmcRequest {
-    /// Somebody presses the button.
-    Manual,
+    /// Somebody presses the button. With braces, without which serde refuses no other member here.
+    Manual {},
     /// IPMI 2.0.
     Ipmi {
         /// Address or name of the BMC.
@@ -52,7 +52,7 @@ pub enum BmcRequest {
 impl std::fmt::Debug for BmcRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Manual => f.write_str("Manual"),
+            Self::Manual {} => f.write_str("Manual"),
             Self::Ipmi { host, port, user, .. } => f
                 .debug_struct("Ipmi")
                 .field("host", host)

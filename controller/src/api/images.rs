@@ -159,6 +159,7 @@ pub(super) async fn show(
 
 /// What becomes of the file.
 #[derive(Debug, Clone, Copy, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct RemoveQuery {
     /// Only take the image out of the catalogue.

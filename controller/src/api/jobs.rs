@@ -77,6 +77,7 @@ pub struct Approve {
 
 /// Which jobs to list.
 #[derive(Debug, Clone, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ListQuery {
     /// Of this host only.

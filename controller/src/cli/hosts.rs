@@ -163,7 +163,7 @@ impl BmcArgs {
             return Ok(None);
         }
         let (host, port, user_before) = match (self.bmc.as_deref(), before) {
-            (Some("manual"), _) => return Ok(Some(BmcRequest::Manual)),
+            (Some("manual"), _) => return Ok(Some(BmcRequest::Manual {})),
             (Some(url), before) => {
                 let (host, port) = parse_bmc(url)?;
                 let user = match before {

@@ -108,6 +108,15 @@ async fn errors_are_problems_with_a_stable_code() {
         (Method::POST, "/v1/hosts", Some(json!({"name": "a"})), 422, "invalid"),
         (Method::POST, "/v1/hosts", Some(json!({"name": "a", "macs": []})), 422, "invalid"),
         (Method::POST, "/v1/jobs", Some(json!({"surprise": 1})), 422, "invalid"),
+        (Method::GET, "/v1/jobs?hots=node7", None, 400, "invalid"),
+        // A misspelled driver's members do not make a host that somebody switches by hand.
+        (
+            Method::PATCH,
+            "/v1/hosts/node7",
+            Some(json!({"bmc": {"driver": "manual", "host": "10.0.0.7"}})),
+            422,
+            "invalid",
+        ),
         (Method::GET, "/v1/jobs/x", None, 400, "invalid"),
         (Method::GET, "/v1/jobs/x/events", None, 400, "invalid"),
         (Method::GET, "/v1/jobs?limit=x", None, 400, "invalid"),

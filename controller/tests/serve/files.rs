@@ -484,6 +484,9 @@ async fn a_delta_reads_what_lies_beneath_it() {
     let (status, problem) = served.ask(Method::DELETE, "/v1/images/gold", None).await;
     assert_eq!((status, &problem["code"]), (409, &json!("image_is_base")), "{problem}");
     assert_eq!(served.ask(Method::DELETE, "/v1/images/new", None).await.0, 204);
+    // Misspelled, it does not remove the file.
+    let (status, problem) = served.ask(Method::DELETE, "/v1/images/gold?keepfile=true", None).await;
+    assert_eq!((status, &problem["code"]), (400, &json!("invalid")), "{problem}");
     assert_eq!(served.ask(Method::DELETE, "/v1/images/gold?keep_file=true", None).await.0, 204);
     let names = served.get("/v1/stores/local/files").await;
     assert_eq!(names.as_array().unwrap().len(), 2, "{names}");
