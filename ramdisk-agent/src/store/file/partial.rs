@@ -57,7 +57,13 @@ pub(super) fn lock_partial(partial: &Path, on: On) -> Result<File> {
 
 /// Creates the partial file, and locks it where that is done, in place of a left-over that nobody holds.
 pub(super) fn create_partial(partial: &Path, on: On) -> Result<File> {
-    let failed = |source| StoreError::local("creating", partial.display(), source);
+    let failed = |source: io::Error| match source.kind() {
+        // Of a file that is to be made only its folder can be missing.
+        io::ErrorKind::NotFound => {
+            StoreError::NotFound { url: folder_of(partial).display().to_string() }
+        }
+        _ => StoreError::local("creating", partial.display(), source),
+    };
     let busy = || StoreError::Busy { url: partial.display().to_string() };
     let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
     // Twice: the left-over may be in the way once.
