@@ -16,13 +16,13 @@ pub fn describe(summary: &Summary) -> String {
 
 fn describe_capture(s: &CaptureSummary) -> String {
     let mut text = format!(
-        "captured   {} of disk, {} kept, in {}\nstored     {}{}\nre-read    {} in {}, all hashes \
+        "captured   {} of disk, {} of data, in {}\nstored     {}{}\nre-read    {} in {}, all hashes \
          right\ntotal      {}\nroot       {}",
         size(s.disk_bytes),
         size(s.data_bytes),
         rate(s.data_bytes, s.capture_ms),
         size(s.stored_bytes),
-        share_of_kept(s.stored_bytes, s.data_bytes),
+        share_of_data(s.stored_bytes, s.data_bytes),
         size(s.reread_bytes),
         seconds(s.verify_ms),
         seconds(s.total_ms),
@@ -108,14 +108,14 @@ fn rate(bytes: u64, ms: u64) -> String {
     format!("{} ({}/s)", seconds(ms), size(bytes.saturating_mul(1000) / ms.max(1)))
 }
 
-/// Nothing where nothing was kept: an empty disk has an image, too.
-fn share_of_kept(stored: u64, kept: u64) -> String {
-    if kept == 0 {
+/// Nothing where there are none: an empty disk has an image, too.
+fn share_of_data(stored: u64, data: u64) -> String {
+    if data == 0 {
         return String::new();
     }
     #[allow(clippy::cast_precision_loss, reason = "one decimal of a percentage")]
-    let share = stored as f64 / kept as f64;
-    format!(" ({:.1} % of what was kept)", share * 100.0)
+    let share = stored as f64 / data as f64;
+    format!(" ({:.1} % of the data)", share * 100.0)
 }
 
 /// Says something on standard error that the summary says as well.
@@ -130,8 +130,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_image_has_of_what_was_kept() {
-        assert_eq!(share_of_kept(1, 2), " (50.0 % of what was kept)");
-        assert_eq!(share_of_kept(13_976, 0), "");
+    fn what_an_image_has_of_the_data() {
+        assert_eq!(share_of_data(1, 2), " (50.0 % of the data)");
+        assert_eq!(share_of_data(13_976, 0), "");
     }
 }
