@@ -237,7 +237,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     };
     let dhcp_task = dhcp.map(|dhcp| {
         let mut stopped = stopped.clone();
-        tokio::spawn(dhcp::supervise(dhcp, async move {
+        tokio::spawn(dhcp::supervise(dhcp, controller.db.clone(), async move {
             // A sender that is gone means the same as `true`.
             let _ = stopped.wait_for(|stop| *stop).await;
         }))

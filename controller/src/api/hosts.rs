@@ -192,7 +192,7 @@ impl HostView {
     }
 }
 
-/// A machine that asked for a boot script and is no host.
+/// A machine that asked for an address or a boot script and is no host.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SeenView {
     /// MAC address.
@@ -391,7 +391,7 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Lists machines that asked for a boot script and are no hosts, the newest first.
+/// Lists machines that asked for an address or a boot script and are no hosts, the newest first.
 #[utoipa::path(get, path = "/v1/seen", tag = "hosts", responses((status = 200, description = "Machines", body = Vec<SeenView>)))]
 pub(super) async fn seen(
     State(controller): State<Arc<Controller>>,

@@ -28,7 +28,7 @@ pub(super) enum HostCommand {
     Set(SetArgs),
     /// List hosts
     List {
-        /// List machines that asked for a boot script and are no hosts
+        /// List machines that asked for an address or a boot script and are no hosts
         #[arg(long)]
         seen: bool,
         /// Print JSON

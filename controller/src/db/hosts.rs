@@ -101,7 +101,7 @@ pub struct HostChange {
     pub bmc: Option<BmcRow>,
 }
 
-/// A machine that asked for a boot script and is no host.
+/// A machine that asked for an address or a boot script and is no host.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct SeenMachine {
     /// MAC address.

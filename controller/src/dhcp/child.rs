@@ -14,12 +14,16 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
 use super::{Dhcp, DhcpError};
+use crate::db::Db;
+use crate::names::Mac;
 
 /// Waits before a child that died is started again.
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A child that ran so long had no trouble at its start.
 const RAN_WELL: Duration = Duration::from_secs(60);
+/// Strangers are noted no more often: whoever sends from ever new addresses does not keep the database busy.
+const BETWEEN_STRANGERS: Duration = Duration::from_millis(100);
 /// A left-over has so long to end, first asked, then made to.
 const END_LIMIT: Duration = Duration::from_secs(3);
 
@@ -44,8 +48,8 @@ impl Dhcp {
     }
 }
 
-/// Keeps a dnsmasq running until `stop` resolves, then ends it.
-pub async fn supervise(dhcp: Arc<Dhcp>, stop: impl Future<Output = ()>) {
+/// Keeps a dnsmasq running until `stop` resolves, then ends it. Machines that ask and are no hosts are noted in `db`.
+pub async fn supervise(dhcp: Arc<Dhcp>, db: Db, stop: impl Future<Output = ()>) {
     tokio::pin!(stop);
     let mut backoff = BACKOFF_MIN;
     loop {
@@ -55,7 +59,7 @@ pub async fn supervise(dhcp: Arc<Dhcp>, stop: impl Future<Output = ()>) {
                 let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
                 dhcp.set_child(pid);
                 tokio::select! {
-                    (status, last_words) = follow(&mut child) => {
+                    (status, last_words) = follow(&mut child, &db) => {
                         dhcp.set_child(None);
                         tracing::error!(?status, last_words, "dnsmasq ended: no machine gets an address until it runs again");
                     }
@@ -105,8 +109,9 @@ fn config_option(run_dir: &Path) -> OsString {
 }
 
 /// Passes on what the child says until it ends; how it ended, and its last words.
-async fn follow(child: &mut Child) -> (std::io::Result<std::process::ExitStatus>, String) {
+async fn follow(child: &mut Child, db: &Db) -> (std::io::Result<std::process::ExitStatus>, String) {
     let mut last = String::new();
+    let mut noted: Option<Instant> = None;
     if let Some(stderr) = child.stderr.take() {
         let mut lines = BufReader::new(stderr).lines();
         while let Ok(Some(line)) = lines.next_line().await {
@@ -116,10 +121,25 @@ async fn follow(child: &mut Child) -> (std::io::Result<std::process::ExitStatus>
             } else {
                 tracing::debug!(target: "imprint::dnsmasq", "{text}");
             }
+            if let Some(mac) = stranger(text)
+                && noted.is_none_or(|at| at.elapsed() > BETWEEN_STRANGERS)
+            {
+                noted = Some(Instant::now());
+                if let Err(error) = db.see_machine(mac, None).await {
+                    tracing::warn!(%error, %mac, "a machine that is no host was not noted");
+                }
+            }
             text.clone_into(&mut last);
         }
     }
     (child.wait().await, last)
+}
+
+/// The machine that was ignored since it is no host: `DHCPDISCOVER(eth1) 52:54:00:77:00:01 ignored`, with an address in front if it
+/// asked for one.
+fn stranger(text: &str) -> Option<Mac> {
+    let (_, said) = text.split_once("DHCPDISCOVER(")?;
+    said.strip_suffix(" ignored")?.rsplit(' ').next()?.parse().ok()
 }
 
 /// Ends the dnsmasq that a killed controller left over the same folder, after checking that it is one.
@@ -152,4 +172,30 @@ fn is_ours(pid: i32, run_dir: &Path) -> bool {
     let names_config = words.contains(&config.as_encoded_bytes());
     // A process that has ended but was not waited for yet has an empty command line: it does not count.
     names_dnsmasq && names_config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_are_told_from_hosts_and_from_others_lines() {
+        let mac: Mac = "52:54:00:77:00:01".parse().unwrap();
+        for text in [
+            "DHCPDISCOVER(eth1) 52:54:00:77:00:01 ignored",
+            "DHCPDISCOVER(eth1) 10.77.0.9 52:54:00:77:00:01 ignored",
+            "Nov 30 22:00:00 dnsmasq-dhcp[7]: DHCPDISCOVER(eth1) 52:54:00:77:00:01 ignored",
+        ] {
+            assert_eq!(stranger(text), Some(mac), "{text}");
+        }
+        for text in [
+            "DHCPDISCOVER(eth1) 52:54:00:77:00:01",
+            "DHCPDISCOVER(eth1) 52:54:00:77:00:01 no address available",
+            "DHCPOFFER(eth1) 10.77.0.100 52:54:00:77:00:01",
+            "DHCPDISCOVER(eth1) ignored",
+            "",
+        ] {
+            assert_eq!(stranger(text), None, "{text}");
+        }
+    }
 }

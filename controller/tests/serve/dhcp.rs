@@ -173,6 +173,12 @@ async fn a_rival_that_answers_anybody_is_refused_and_one_that_knows_its_machines
     // Ours answers known machines only, so a second one at the other end of the cable finds nobody.
     let mut second = cable.serve(&cable.there, &cable.path("second"));
     second.ready().await;
+    // The machine in whose name it looked for rivals is no host of ours: whoever enters machines finds its address.
+    wait("who asked is noted", async || {
+        let seen = ours.json(&["host", "list", "--seen", "--json"]);
+        seen.as_array().unwrap().first().map(|machine| assert!(machine["mac"].is_string()))
+    })
+    .await;
     drop(second);
 
     let lease_file = cable.path("leases");
