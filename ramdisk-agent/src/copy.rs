@@ -16,13 +16,12 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::image::{self, DELTA_SUFFIX, has_image_name};
-use crate::opening::store_options;
+use crate::opening::{open_own_reader, store_options};
 use crate::progress::{Progress, millis};
 use crate::restore::check_root;
 use crate::store::{self, Options, StoreError, StoreUrl, StoreWriter};
-use crate::telemetry::Metered;
 use crate::words::size;
-use crate::{capture, foreign, pipeline, trust, verify};
+use crate::{capture, pipeline, trust, verify};
 
 /// What lies between frames (index, tables) is moved in pieces of this length.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -57,7 +56,7 @@ pub fn copy(
 ) -> Result<CopySummary> {
     let start = Instant::now();
     let stores = store_options(progress);
-    let image = open_own(source, progress)?;
+    let image = open_own_reader(source, progress)?;
     check_root(&image, options.expect_root.as_deref())?;
     check_name(target, image.header().is_delta())?;
     if let Some(parent) = image.manifest().parent.as_ref().filter(|_| !options.without_base) {
@@ -103,22 +102,6 @@ pub fn copy(
         total_ms: millis(start),
         limited_by: checked.limited_by,
     })
-}
-
-/// Opens an image of our own by itself; says what to do with those of others.
-fn open_own(
-    url: &StoreUrl,
-    progress: &Arc<Progress>,
-) -> Result<ImageReader<Metered<Box<dyn store::ImageFile>>>> {
-    let opening = |e: Error| e.context(format!("opening {url}"));
-    match foreign::open(url, &store_options(progress)).map_err(opening)? {
-        foreign::Opened::Imprint(file) => {
-            ImageReader::open(Metered::new(file, progress)).map_err(|e| opening(e.into()))
-        }
-        foreign::Opened::Foreign(_) => Err(Error::refused(format!(
-            "{url} is no image of Imprint, so there are no hashes to check a copy by: make one of it with `imprint-agent convert`"
-        ))),
-    }
 }
 
 /// Refuses a name under which nobody would find the image again.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agent_api::{Layout, MAX_SOURCES, RestoreOptions};
+use agent_api::{ErrorKind, Layout, MAX_SOURCES, RestoreOptions};
 use image_format::ImageReader;
 
 use crate::disk::Disk;
@@ -11,13 +11,16 @@ use crate::foreign::{self, Limit, Opened};
 use crate::image::{self, DiskImage, Joined, Sources};
 use crate::progress::Progress;
 use crate::restore::{self, Assembly, RestorePlan};
-use crate::store::{self, StoreUrl};
+use crate::store::{self, ImageFile, StoreUrl};
 use crate::telemetry::Metered;
 use crate::trust::{self, PublicKey};
 use crate::words::note;
 
 /// An image opened from a store.
 pub type Image = Box<dyn DiskImage>;
+
+/// An image of our own by itself, a delta without those beneath it.
+pub type OwnReader = ImageReader<Box<dyn ImageFile>>;
 
 /// Where an image is, and what of it is known.
 #[derive(Debug)]
@@ -169,7 +172,8 @@ pub fn open_image(places: &Places<'_>, limit: Limit, progress: &Arc<Progress>) -
     if !places.also.is_empty() {
         let urls: Vec<StoreUrl> = places.all().cloned().collect();
         let options = store_options(progress);
-        let sources = image::open_sources(&urls, places.expect_root, &options).map_err(opening)?;
+        let sources = image::open_sources(&urls, places.expect_root, &options)
+            .map_err(|e| if is_others(url, &e, &options) { not_ours(url) } else { opening(e) })?;
         let Sources { urls, file, tallies } = sources;
         progress.set_sources(tallies);
         let file = Box::new(Metered::new(file, progress));
@@ -207,10 +211,31 @@ pub fn open_index(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
 
 /// Opens an image of our own, a delta without those beneath it; any other file is an error.
 pub fn open_own_image(url: &StoreUrl, progress: &Arc<Progress>) -> Result<Image> {
-    let file = store::open_with(url, &store_options(progress))?;
-    let image = ImageReader::open(Metered::new(file, progress))
-        .map_err(|e| Error::from(e).context(format!("opening {url}")))?;
-    Ok(Box::new(image))
+    Ok(Box::new(open_own_reader(url, progress)?))
+}
+
+/// The same as a reader. Another tool's image is no damaged one: it is refused with what to do.
+pub fn open_own_reader(url: &StoreUrl, progress: &Arc<Progress>) -> Result<OwnReader> {
+    let opening = |e: Error| e.context(format!("opening {url}"));
+    match foreign::open(url, &store_options(progress)).map_err(opening)? {
+        Opened::Imprint(file) => {
+            let file: Box<dyn ImageFile> = Box::new(Metered::new(file, progress));
+            ImageReader::open(file).map_err(|e| opening(e.into()))
+        }
+        Opened::Foreign(_) => Err(not_ours(url)),
+    }
+}
+
+/// Whether what is not taken for an image of ours is one of another tool.
+fn is_others(url: &StoreUrl, error: &Error, options: &store::Options) -> bool {
+    error.kind() == ErrorKind::ImageCorrupt
+        && matches!(foreign::open(url, options), Ok(Opened::Foreign(_)))
+}
+
+fn not_ours(url: &StoreUrl) -> Error {
+    Error::refused(format!(
+        "{url} is no image of Imprint: make one of it with `imprint-agent convert`"
+    ))
 }
 
 /// Refuses an image that the given key has not signed; without a key there is nothing to refuse. The signature may be at any of the

@@ -6,17 +6,14 @@
 
 use std::sync::Arc;
 
-use image_format::{
-    Decoder, EncodedFrame, Encoder, FrameEntry, FrameKind, Hash, ImageReader, Parent, Runs,
-};
+use image_format::{Decoder, EncodedFrame, Encoder, FrameEntry, FrameKind, Hash, Parent, Runs};
 
 use crate::convert::{IMAGE_SUFFIX, is_name_of_raw_disk};
 use crate::error::{Error, Result};
 use crate::image::{Chain, DELTA_SUFFIX, DiskImage, Fetch, MAX_CHAIN_LEN};
-use crate::opening::{parse_url, parse_urls, store_options};
+use crate::opening::{open_own_reader, parse_url, parse_urls, store_options};
 use crate::progress::Progress;
-use crate::store::{self, ImageFile, StoreUrl};
-use crate::telemetry::Metered;
+use crate::store::StoreUrl;
 
 /// The image that a capture is the difference to.
 pub struct Base {
@@ -53,10 +50,8 @@ impl Base {
             )));
         }
         let url = parse_url(base)?;
+        let image = open_own_reader(&url, progress).map_err(|e| e.context("the base"))?;
         let opening = |e: Error| e.context(format!("opening the base {url}"));
-        let file = store::open_with(&url, options).map_err(|e| opening(e.into()))?;
-        let file: Box<dyn ImageFile> = Box::new(Metered::new(file, progress));
-        let image = ImageReader::open(file).map_err(|e| opening(e.into()))?;
         let beneath = parse_urls(beneath)?;
         if !beneath.is_empty() && !image.header().is_delta() {
             return Err(Error::refused(format!(

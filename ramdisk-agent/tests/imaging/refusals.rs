@@ -110,6 +110,23 @@ fn an_image_is_never_overwritten() {
     });
 }
 
+/// Where an image of ours is wanted, one of another tool is no damaged one.
+#[test]
+fn another_tools_image_where_one_of_ours_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let [raw, target, delta] = ["a.raw", "t", "d.imgd"].map(|n| dir.path().join(n));
+    noise_file(&raw, 2 << 20, 1);
+    noise_file(&target, 2 << 20, 2);
+    let says = ["a.raw is no image of Imprint", "`imprint-agent convert`"];
+    let raw_text = raw.to_str().unwrap();
+    try_capture(&target, &delta, &["--base", raw_text]).refused("refused", &says);
+    untouched(&target, || {
+        try_restore(&raw, &target, &["--also", raw_text]).refused("refused", &says);
+    });
+    let copied = dir.path().join("c.img.zst");
+    agent(&["copy", raw_text, copied.to_str().unwrap()]).refused("refused", &says);
+}
+
 #[test]
 fn an_image_is_not_restored_over_itself() {
     let dir = tempfile::tempdir().unwrap();
