@@ -18,6 +18,7 @@
 
 mod access;
 mod error_kind;
+mod image_name;
 mod job;
 mod options;
 mod rate;
@@ -28,6 +29,7 @@ mod text_or_number;
 
 pub use access::{CA_FILE_VARIABLES, SecretText, StoreAccess};
 pub use error_kind::ErrorKind;
+pub use image_name::{DELTA_SUFFIX, IMAGE_SUFFIX, check_capture_name};
 pub use job::{
     CaptureSummary, Failure, FileAction, FileChange, Finish, JobAction, JobSpec, Note, Outcome,
     Part, PartTimes, PlanSummary, Report, RestoreSummary, SourceUse, Stage, StageProgress,

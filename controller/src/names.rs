@@ -157,6 +157,18 @@ text_type! {
     ImageUrl, "image URL", |text| url::fault(text, url::Wanted::Image)
 }
 
+impl ImageUrl {
+    /// The last part of its path as it is written, without options.
+    #[must_use]
+    pub fn file_name(&self) -> &str {
+        let text = self.as_str();
+        // A file of this machine may have a '?' in its path.
+        let is_local = text.starts_with('/') || text.starts_with("file:");
+        let path = if is_local { text } else { text.split('?').next().unwrap_or_default() };
+        path.rsplit('/').next().unwrap_or_default()
+    }
+}
+
 text_type! {
     /// Where a store is: a folder of a server.
     StoreUrl, "URL of a store", |text| url::fault(text, url::Wanted::Store)
@@ -344,6 +356,18 @@ mod tests {
             "a{b}",
         ] {
             assert!(text.parse::<KernelArgs>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_images_in_urls() {
+        for text in [
+            "nfs://h/i/a.raw",
+            "nfs://h/i/a.raw?uid=7&gid=7",
+            "file:///srv/a.raw",
+            "file:///srv/b?c/a.raw",
+        ] {
+            assert_eq!(text.parse::<ImageUrl>().unwrap().file_name(), "a.raw", "{text}");
         }
     }
 

@@ -13,7 +13,7 @@ mod same;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use agent_api::{JobAction, JobSpec, SecretText, StoreAccess};
+use agent_api::{DELTA_SUFFIX, IMAGE_SUFFIX, JobAction, JobSpec, SecretText, StoreAccess};
 
 pub use place::{Place, below, folder_of, shown};
 pub use same::{Spot, Spots};
@@ -26,10 +26,6 @@ use embedded::Embedded;
 
 /// What lies beside an image and belongs to it: see `imprint-agent sign`.
 pub const BESIDE_IMAGE: [&str; 2] = [".root", ".root.minisig"];
-/// What the name of an image file ends in; a delta is restored with images that lie beside it.
-pub const IMAGE_SUFFIX: &str = ".img.zst";
-/// The same for a delta image.
-pub const DELTA_SUFFIX: &str = ".imgd";
 
 /// Why a job cannot be handed out.
 #[derive(Debug, thiserror::Error)]

@@ -85,10 +85,10 @@ fn dispatch(cli: &Cli, progress: &Arc<Progress>) -> Result<u8> {
         }
         Command::Flatten(args) => {
             let FlattenArgs { source, target, level, base } = args;
-            if !target.ends_with(convert::IMAGE_SUFFIX) {
+            if !target.ends_with(agent_api::IMAGE_SUFFIX) {
                 return Err(Error::refused(format!(
                     "{target} does not end in {}, as whole images do",
-                    convert::IMAGE_SUFFIX
+                    agent_api::IMAGE_SUFFIX
                 )));
             }
             let (level, base) = (*level, base.clone());

@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use agent_api::{DirtyPolicy, MAX_LEVEL, MIN_LEVEL};
+use agent_api::{DirtyPolicy, IMAGE_SUFFIX, MAX_LEVEL, MIN_LEVEL};
 use image_format::{FrameEntry, FrameKind};
 use serde::Serialize;
 
@@ -29,11 +29,6 @@ use crate::words::size;
 
 /// The level of gzip streams unless another is asked for; the one of gzip itself.
 const GZIP_LEVEL: u32 = 6;
-
-/// What the name of a whole image ends in.
-pub const IMAGE_SUFFIX: &str = ".img.zst";
-/// What those of raw disks in a gzip stream end in.
-const GZIP_SUFFIX: &str = ".gz";
 
 /// Options of a conversion.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -102,7 +97,7 @@ impl Format {
             let level = range(MAX_LEVEL)?.unwrap_or(agent_api::CaptureOptions::default().level);
             return Ok(Self::Image { level });
         }
-        if name.ends_with(GZIP_SUFFIX) {
+        if name.ends_with(".gz") {
             let level = range(9)?.map_or(GZIP_LEVEL, i32::unsigned_abs);
             return Ok(Self::Gzip { level });
         }
@@ -117,12 +112,6 @@ impl Format {
              .gz (a raw disk, compressed)"
         )))
     }
-}
-
-/// Whether a name says that its file is a raw disk, or one in a gzip stream. `.img` does not: all kinds of images are called so.
-pub(crate) fn is_name_of_raw_disk(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    [".raw", ".dd", GZIP_SUFFIX].iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// Converts `source` to `target`.

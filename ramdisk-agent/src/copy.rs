@@ -10,12 +10,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use agent_api::{CaptureSummary, CopySummary, ErrorKind, Part, Stage};
+use agent_api::{CaptureSummary, CopySummary, DELTA_SUFFIX, ErrorKind, IMAGE_SUFFIX, Part, Stage};
 use image_format::{FrameBase, FrameEntry, ImageReader, Parent, ReadAt, Root};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::image::{self, DELTA_SUFFIX, has_image_name};
+use crate::image::{self, has_image_name};
 use crate::opening::{open_own_reader, store_options};
 use crate::progress::{Progress, millis};
 use crate::restore::check_root;
@@ -106,7 +106,7 @@ pub fn copy(
 
 /// Refuses a name under which nobody would find the image again.
 fn check_name(target: &StoreUrl, is_delta: bool) -> Result<()> {
-    let suffix = if is_delta { DELTA_SUFFIX } else { crate::convert::IMAGE_SUFFIX };
+    let suffix = if is_delta { DELTA_SUFFIX } else { IMAGE_SUFFIX };
     if target.file_name().is_some_and(|name| name.ends_with(suffix) && name != suffix) {
         return Ok(());
     }
@@ -239,7 +239,7 @@ pub fn remove(
 ) -> Result<()> {
     if !url.file_name().is_some_and(has_image_name) {
         return Err(Error::refused(format!(
-            "{url} is no image by its name, which ends in .img.zst or {DELTA_SUFFIX}: remove other files with other tools"
+            "{url} is no image by its name, which ends in {IMAGE_SUFFIX} or {DELTA_SUFFIX}: remove other files with other tools"
         )));
     }
     let stores = store_options(progress);

@@ -12,6 +12,7 @@ mod sources;
 
 use std::sync::Arc;
 
+use agent_api::{DELTA_SUFFIX, IMAGE_SUFFIX};
 use image_format::{
     Decoder, FrameBase, FrameEntry, FrameKind, ImageReader, Manifest, ReadAt, Root, StoredFrame,
 };
@@ -27,9 +28,6 @@ use crate::error::{Error, IoContext, Result};
 use crate::progress::Progress;
 use crate::store::{self, ImageFile, StoreUrl};
 use crate::verify;
-
-/// What the name of a delta image ends in.
-pub const DELTA_SUFFIX: &str = ".imgd";
 
 /// The image of a disk.
 pub trait DiskImage: Send + Sync {
@@ -101,7 +99,7 @@ pub trait Fetch: Send {
 /// Whether a file is, by its name, an image of our own.
 #[must_use]
 pub fn has_image_name(name: &str) -> bool {
-    name.ends_with(".img.zst") || name.ends_with(DELTA_SUFFIX)
+    name.ends_with(IMAGE_SUFFIX) || name.ends_with(DELTA_SUFFIX)
 }
 
 /// An image of our own in its file, which is at each of `urls`: with the images beneath it, if it is a delta. `bases` are where

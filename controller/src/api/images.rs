@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::ErrorKind;
+use agent_api::{ErrorKind, IMAGE_SUFFIX};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -20,7 +20,7 @@ use crate::names::{FileName, ImageName, ImageUrl, StoreName};
 use crate::secret::is_hex;
 use crate::store::agent_program::{self, ProgramError};
 use crate::store::embedded::EmbeddedError;
-use crate::store::{BESIDE_IMAGE, IMAGE_SUFFIX, Place, Places};
+use crate::store::{BESIDE_IMAGE, Place, Places};
 
 /// How long a store may take to remove a file: less than an answer of the API may take, with the time to end the program.
 const REMOVE_LIMIT: Duration = Duration::from_secs(110);

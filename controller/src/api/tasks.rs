@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agent_api::{Rate, RestoreOptions, StoreAccess};
+use agent_api::{DELTA_SUFFIX, IMAGE_SUFFIX, Rate, RestoreOptions, StoreAccess};
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -16,7 +16,7 @@ use crate::context::Controller;
 use crate::db::{CHECK_TOKEN_PREFIX, Image, LOCAL, StoreRow};
 use crate::names::{FileName, ImageName, StoreName};
 use crate::secret::{Secret, hex, random_bytes};
-use crate::store::{DELTA_SUFFIX, IMAGE_SUFFIX, Place, below};
+use crate::store::{Place, below};
 use crate::tasks::{NewTask, Outcome, Task, TaskError, Tasks, Work};
 
 /// A copy or a check of an image.

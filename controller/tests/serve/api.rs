@@ -78,6 +78,8 @@ async fn options_that_the_action_does_not_have_are_named() {
         (json!({"level": 20}), "level 20 is not between 1 and 19"),
         (json!({"disk": "seral=A"}), "by-path=…"),
         (json!({"dirty": "maybe"}), "dirty: unknown variant"),
+        (json!({"url": "nfs://h/i/a.raw?uid=7"}), "a.raw is the name of a raw disk"),
+        (json!({"url": "nfs://h/i/a.imgd"}), "base"),
     ] {
         let mut body = json!({"action": "capture", "host": "node7", "image": "debian"});
         body.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());

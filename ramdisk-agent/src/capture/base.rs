@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
+use agent_api::check_capture_name;
 use image_format::{Decoder, EncodedFrame, Encoder, FrameEntry, FrameKind, Hash, Parent, Runs};
 
-use crate::convert::{IMAGE_SUFFIX, is_name_of_raw_disk};
 use crate::error::{Error, Result};
-use crate::image::{Chain, DELTA_SUFFIX, DiskImage, Fetch, MAX_CHAIN_LEN};
+use crate::image::{Chain, DiskImage, Fetch, MAX_CHAIN_LEN};
 use crate::opening::{open_own_reader, parse_url, parse_urls, store_options};
 use crate::progress::Progress;
 use crate::store::StoreUrl;
@@ -30,25 +30,9 @@ impl Base {
         progress: &Arc<Progress>,
     ) -> Result<Option<Self>> {
         let options = &store_options(progress);
-        let is_delta = target.file_name().is_some_and(|name| name.ends_with(DELTA_SUFFIX));
-        let Some((base, beneath)) = bases.split_first() else {
-            if is_delta {
-                return Err(Error::refused(format!(
-                    "{target} ends in {DELTA_SUFFIX}, as the difference to another image does: give --base with that image"
-                )));
-            }
-            if target.file_name().is_some_and(is_name_of_raw_disk) {
-                return Err(Error::refused(format!(
-                    "{target} is the name of a raw disk, and a capture makes an image: end the name in {IMAGE_SUFFIX}"
-                )));
-            }
-            return Ok(None);
-        };
-        if !is_delta {
-            return Err(Error::refused(format!(
-                "with --base the image's name must end in {DELTA_SUFFIX}, not as {target}: stock tools cannot unpack it"
-            )));
-        }
+        let name = target.file_name().unwrap_or_default();
+        check_capture_name(name, !bases.is_empty()).map_err(Error::refused)?;
+        let Some((base, beneath)) = bases.split_first() else { return Ok(None) };
         let url = parse_url(base)?;
         let image = open_own_reader(&url, progress).map_err(|e| e.context("the base"))?;
         let opening = |e: Error| e.context(format!("opening the base {url}"));

@@ -2,7 +2,10 @@
 //!
 //! Nothing is changed here.
 
-use agent_api::{CaptureOptions, LayoutPartition, RestoreOptions, read_options};
+use agent_api::{
+    CaptureOptions, DELTA_SUFFIX, IMAGE_SUFFIX, LayoutPartition, RestoreOptions,
+    check_capture_name, read_options,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -16,7 +19,7 @@ use crate::db::{BmcRow, Host};
 use crate::job::{Action, NewJob, Options, Shutdown};
 use crate::names::{FreeText, ImageName, StoreName};
 use crate::reconcile;
-use crate::store::{DELTA_SUFFIX, IMAGE_SUFFIX, Place};
+use crate::store::Place;
 
 /// Checks a request and turns it into a job.
 pub(super) async fn plan(
@@ -49,7 +52,11 @@ pub(super) async fn plan(
                 (Some(_), Some(_)) => {
                     return Err(ApiError::invalid("give store or url, not both"));
                 }
-                (Some(url), None) => controller.stores.known(url),
+                (Some(url), None) => {
+                    let is_delta = !options.base.is_empty();
+                    check_capture_name(url.file_name(), is_delta).map_err(ApiError::invalid)?;
+                    controller.stores.known(url)
+                }
                 (None, store) => {
                     controller.stores.place(store, &format!("{}{suffix}", request.image)).await?
                 }
