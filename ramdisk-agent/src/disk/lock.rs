@@ -17,6 +17,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use agent_api::ErrorKind;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -46,7 +47,7 @@ impl Disk {
         let meta =
             self.file.metadata().on_disk(|| format!("looking at {}", self.path.display()))?;
         let place = Place::of(&self.path, &meta)?;
-        self.locks = match Lockable::of(&place, access) {
+        self.locks = match Lockable::of(&place, access)? {
             Lockable::Itself => {
                 let all = 0..u64::MAX;
                 let lock = |file: &File| range(file, access, all.clone());
@@ -69,7 +70,7 @@ impl Disk {
         self.take(&ground, &path, Duration::ZERO, |file| range(file, access, bytes.clone()))?;
         let mut locks = vec![ground];
         if let Some(node) = place.whole.as_deref().map(node_of)
-            && let Ok(disk) = open(&node, Access::Read)
+            && let Some(disk) = to_lock(&node, Access::Read)?
         {
             self.take(&disk, &node, PATIENCE, |file| whole(file, Access::Read))?;
             locks.push(disk);
@@ -84,7 +85,7 @@ impl Disk {
         let mut locks = Vec::new();
         for node in place.nodes()?.iter().filter(|node| is_other(node)) {
             // Who may not open it has no lock of it, and nobody else's is broken by that.
-            let Ok(device) = open(&node.path(), Access::Read) else { continue };
+            let Some(device) = to_lock(&node.path(), Access::Read)? else { continue };
             self.take(&device, &node.path(), PATIENCE, |file| whole(file, access))?;
             locks.push(device);
         }
@@ -133,34 +134,48 @@ enum Lockable {
 }
 
 impl Lockable {
-    fn of(place: &Place, access: Access) -> Self {
+    fn of(place: &Place, access: Access) -> Result<Self> {
         let path = match &place.ground {
-            Ground::Served(_) => return Self::None,
+            Ground::Served(_) => return Ok(Self::None),
             Ground::File(path, _) => path.clone(),
             Ground::Device(dir) => node_of(dir),
         };
         if !is_of_kernel(&path) {
-            return Self::None;
+            return Ok(Self::None);
         }
         if place.is_ground {
-            return Self::Itself;
+            return Ok(Self::Itself);
         }
         let is_it = |meta: &Metadata| match &place.ground {
             Ground::File(_, id) => (meta.dev(), meta.ino()) == *id,
             Ground::Device(dir) => sysfs_dir(meta.rdev()).as_ref() == Some(dir),
             Ground::Served(_) => false,
         };
-        match open(&path, access) {
-            Ok(file) if file.metadata().is_ok_and(|meta| is_it(&meta)) => Self::Other(file),
+        Ok(match to_lock(&path, access)? {
+            Some(file) if file.metadata().is_ok_and(|meta| is_it(&meta)) => Self::Other(file),
             _ => Self::None,
-        }
+        })
     }
 }
 
-/// An exclusive lock of a range is to be had of what is open for writing only.
-fn open(path: &Path, access: Access) -> io::Result<File> {
+/// Opens what is to be locked; `None` if it is not there, or not for this user. An exclusive lock of a range is to be had of what is open for
+/// writing only.
+fn to_lock(path: &Path, access: Access) -> Result<Option<File>> {
     let mut options = OpenOptions::new();
-    options.read(true).write(access == Access::Write).custom_flags(libc::O_NONBLOCK).open(path)
+    options.read(true).write(access == Access::Write).custom_flags(libc::O_NONBLOCK);
+    match options.open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if is_shortage(&error) => {
+            let doing = format!("opening {} to lock it", path.display());
+            Err(Error::new(ErrorKind::Internal, doing).because(error))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether this process or the system has too little of something: that says nothing of who else has a disk.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// Whether a regular file is what a restore writes to, or is to: the disk file that was given to it, or what is beneath its loop device. That may
@@ -226,4 +241,24 @@ fn holder(file: &File) -> Option<String> {
     })?;
     let name = super::inventory::read_text(&process.path().join("comm")).unwrap_or_default();
     Some(format!("process {} ({name})", process.file_name().display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_has_no_lock_and_a_shortage_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(to_lock(&dir.path().join("missing"), Access::Read).unwrap().is_none());
+        assert!(to_lock(dir.path(), Access::Read).unwrap().is_some());
+        for (errno, wanted) in [
+            (libc::EMFILE, true),
+            (libc::ENFILE, true),
+            (libc::EACCES, false),
+            (libc::ENXIO, false),
+        ] {
+            assert_eq!(is_shortage(&io::Error::from_raw_os_error(errno)), wanted, "{errno}");
+        }
+    }
 }
