@@ -208,16 +208,10 @@ pub(super) async fn let_in(
 
 /// The file's name in a place.
 fn file_of(place: &Place) -> Result<FileName, ApiError> {
-    match place {
-        Place::Store { file, .. } => Ok(file.clone()),
-        Place::Url(url) => {
-            let path = url.as_str().split('?').next().unwrap_or_default();
-            let name = path.rsplit('/').next().unwrap_or_default();
-            name.parse().map_err(|_| {
-                ApiError::invalid(format!("{name:?} is no name for a file of a store: give `as`"))
-            })
-        }
-    }
+    let name = place.file_name();
+    name.parse().map_err(|_| {
+        ApiError::invalid(format!("{name:?} is no name for a file of a store: give `as`"))
+    })
 }
 
 /// Copies an image into a store, as another image of the catalogue: byte for byte, every hash compared, nothing overwritten.

@@ -30,6 +30,15 @@ impl Place {
             Self::Store { store, .. } => Some(store),
         }
     }
+
+    /// The file's name there, as it is written.
+    #[must_use]
+    pub fn file_name(&self) -> &str {
+        match self {
+            Self::Url(url) => url.file_name(),
+            Self::Store { file, .. } => file.as_str(),
+        }
+    }
 }
 
 impl FromStr for Place {

@@ -132,9 +132,8 @@ fn place_of(controller: &Controller, text: &str) -> Result<Place, ApiError> {
 async fn also_place(controller: &Controller, also: &str, image: &str) -> Result<String, ApiError> {
     let place = match also.parse::<StoreName>() {
         Ok(store) => {
-            let path = image.split('?').next().unwrap_or_default();
-            let file = path.rsplit('/').next().unwrap_or_default();
-            Place::Store { store, file: file.parse()? }
+            let file = image.parse::<Place>()?.file_name().parse()?;
+            Place::Store { store, file }
         }
         Err(_) => place_of(controller, also)?,
     };
