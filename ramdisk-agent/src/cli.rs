@@ -141,9 +141,10 @@ fn wrong_places(usage: &str) -> ! {
 
 fn find(text: &str) -> Result<PathBuf> {
     // What reads as a selector is one, whatever files lie around.
-    let is_path = |text: &str| Path::new(text).exists() || text.contains('/');
     let selector = match disk::selector(text) {
-        Err(_) if is_path(text) => Selector::Path(PathBuf::from(text)),
+        Err(_) if text.contains('/') || Path::new(text).exists() => {
+            Selector::Path(PathBuf::from(text))
+        }
         parsed => parsed?,
     };
     disk::resolve(&selector, &disk::inventory())

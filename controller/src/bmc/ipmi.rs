@@ -158,6 +158,7 @@ mod tests {
         let busy = "Set Chassis Power Control to Up/On failed: Node busy\n";
         assert!(matches!(judge("", busy), Failure::Other(_)));
     }
+
     /// Each run takes 18 s, and a caller waits for four rounds of them.
     #[tokio::test]
     async fn a_bmc_that_does_not_answer_is_not_asked_for_another_cipher_suite() {

@@ -166,7 +166,7 @@ pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
 /// Makes a change of names durable, here of the name that `file` has now. A folder that this user may write to and not read (a drop box)
 /// is not opened for that, and some file systems have no such flush for folders (9p, vboxsf: `EINVAL`): then all of the file system is flushed.
 pub(super) fn sync_name(path: &Path, file: &File) -> io::Result<()> {
-    match open_folder(path).and_then(|folder| folder.sync_all()) {
+    match sync_folder(path) {
         Err(error) if has_no_flush(&error) => Ok(rustix::fs::syncfs(file)?),
         synced => synced,
     }
@@ -174,7 +174,7 @@ pub(super) fn sync_name(path: &Path, file: &File) -> io::Result<()> {
 
 /// The same where a name is gone. That it comes back after a power cut does no harm where it cannot be helped.
 pub(super) fn sync_removed(path: &Path) -> Result<()> {
-    match open_folder(path).and_then(|folder| folder.sync_all()) {
+    match sync_folder(path) {
         Err(error) if !has_no_flush(&error) => {
             Err(StoreError::local("flushing", folder_of(path).display(), error))
         }
@@ -187,8 +187,8 @@ fn has_no_flush(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| unknown.contains(&errno))
 }
 
-fn open_folder(path: &Path) -> io::Result<File> {
-    File::open(folder_of(path))
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
 }
 
 fn folder_of(path: &Path) -> &Path {
